@@ -1,0 +1,185 @@
+#include "checks.h"
+
+namespace fastscore {
+namespace {
+
+const char* dtype_name(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Bool:
+      return "bool";
+    default:
+      return "other dtype";
+  }
+}
+
+std::string shape_of(const Tensor& x) {
+  std::ostringstream out;
+  out << "(";
+  for (int64_t d = 0; d < x.dim(); ++d) out << (d ? ", " : "") << x.size(d);
+  out << (x.dim() == 1 ? ",)" : ")");
+  return out.str();
+}
+
+std::string device_of(const Tensor& x) {
+  if (x.is_cpu()) return "cpu";
+  if (x.is_cuda()) return "cuda:" + std::to_string(x.get_device_index());
+  return "another device";
+}
+
+}  // namespace
+
+std::string describe(const Tensor& x) {
+  return std::string("a ") + dtype_name(x.scalar_type()) + " tensor of shape " + shape_of(x) +
+         " on " + device_of(x);
+}
+
+bool same_shape(const Tensor& a, const Tensor& b) {
+  const auto sizes_a = a.sizes(), sizes_b = b.sizes();
+  if (sizes_a.size() != sizes_b.size()) return false;
+  for (size_t d = 0; d < sizes_a.size(); ++d) {
+    if (sizes_a[d] != sizes_b[d]) return false;
+  }
+  return true;
+}
+
+void check_data(const char* op, const char* arg, const Tensor& x) {
+  const ScalarType t = x.scalar_type();
+  if (t != ScalarType::Float && t != ScalarType::Double && t != ScalarType::BFloat16 &&
+      t != ScalarType::Half) {
+    fail(op, arg, "float32, float64, bfloat16 or float16, got ", describe(x));
+  }
+  if (x.dim() < 1) fail(op, arg, "a tensor whose first dimension is the batch, got ", describe(x));
+}
+
+void check_same_device(const char* op, const char* arg, const Tensor& x, const Tensor& like,
+                       const char* like_name) {
+  if (x.is_cpu() != like.is_cpu() || x.get_device_index() != like.get_device_index()) {
+    fail(op, arg, "on ", device_of(like), " like ", like_name, ", got ", describe(x));
+  }
+}
+
+void check_same_shape(const char* op, const char* arg, const Tensor& x, const Tensor& like,
+                      const char* like_name) {
+  if (!same_shape(x, like)) {
+    fail(op, arg, "of shape ", shape_of(like), " like ", like_name, ", got shape ", shape_of(x));
+  }
+}
+
+void check_same_dtype(const char* op, const char* arg, const Tensor& x, const Tensor& like,
+                      const char* like_name) {
+  if (x.scalar_type() != like.scalar_type()) {
+    fail(op, arg, dtype_name(like.scalar_type()), " like ", like_name, ", got ",
+         dtype_name(x.scalar_type()));
+  }
+}
+
+void check_key(const char* op, const Tensor& key, const Tensor& like) {
+  if (key.scalar_type() != ScalarType::Long || key.dim() != 1 || key.size(0) != 2 ||
+      key.stride(0) != 1) {
+    fail(op, "key", "a contiguous int64 tensor [seed, draw] (see fastscore.random.key), got ",
+         describe(key));
+  }
+  check_same_device(op, "key", key, like, "the data");
+}
+
+void check_stream(const char* op, int64_t stream) {
+  if (stream < 0 || stream > 0xffffffffll) {
+    fail(op, "stream", "a 32-bit stream number (see fastscore.random.Stream), got ", stream);
+  }
+}
+
+void check_sample_offset(const char* op, int64_t sample_offset) {
+  if (sample_offset < 0) fail(op, "sample_offset", "at least 0, got ", sample_offset);
+}
+
+void check_table(const char* op, const Tensor& table, int64_t columns, const Tensor& like) {
+  const int64_t dim = table.dim();
+  if (table.scalar_type() != ScalarType::Double || dim < 2 || table.size(dim - 1) != columns ||
+      table.size(0) < 1 || !table.is_contiguous()) {
+    fail(op, "table", "a contiguous float64 tensor with ", columns,
+         " columns and at least one row, got ", describe(table));
+  }
+  check_same_device(op, "table", table, like, "the data");
+}
+
+void check_labels(const char* op, const Tensor& labels, const Tensor& x) {
+  if (labels.scalar_type() != ScalarType::Long || labels.dim() != 1 ||
+      labels.size(0) != x.size(0) || !labels.is_contiguous()) {
+    fail(op, "labels", "a contiguous int64 tensor of shape (", x.size(0), ",), got ",
+         describe(labels));
+  }
+  check_same_device(op, "labels", labels, x, "the data");
+}
+
+int64_t batch_size(const Tensor& x) { return x.size(0); }
+
+int64_t sample_size(const Tensor& x) {
+  int64_t size = 1;
+  const auto sizes = x.sizes();
+  for (size_t d = 1; d < sizes.size(); ++d) size *= sizes[d];
+  return size;
+}
+
+View make_view(const char* op, const char* arg, const Tensor& x) {
+  View view;
+  view.data = x.data_ptr();
+  switch (x.scalar_type()) {
+    case ScalarType::Double:
+      view.dtype = DType::kFloat64;
+      break;
+    case ScalarType::BFloat16:
+      view.dtype = DType::kBFloat16;
+      break;
+    case ScalarType::Half:
+      view.dtype = DType::kFloat16;
+      break;
+    default:
+      view.dtype = DType::kFloat32;
+  }
+  view.sizes[0] = x.numel();
+  view.strides[0] = 1;
+  if (x.is_contiguous()) return view;
+  const auto sizes = x.sizes(), strides = x.strides();
+  int ndim = 0;
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    if (sizes[d] == 1) continue;
+    if (ndim > 0 && view.strides[ndim - 1] == sizes[d] * strides[d]) {
+      view.sizes[ndim - 1] *= sizes[d];
+      view.strides[ndim - 1] = strides[d];
+      continue;
+    }
+    if (ndim == kMaxDims) {
+      fail(op, arg, "a tensor with at most ", kMaxDims,
+           " dimensions that cannot be merged (call .contiguous()), got ", describe(x));
+    }
+    view.sizes[ndim] = sizes[d];
+    view.strides[ndim] = strides[d];
+    ++ndim;
+  }
+  view.ndim = ndim > 0 ? ndim : 1;
+  return view;
+}
+
+Tensor new_tensor(std::initializer_list<int64_t> shape, ScalarType dtype, const Tensor& like) {
+  return torch::stable::new_empty(like, shape, dtype);
+}
+
+Tensor new_like(const Tensor& x) { return torch::stable::empty_like(x); }
+
+ScalarType sum_dtype(ScalarType dtype) {
+  return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+}  // namespace fastscore

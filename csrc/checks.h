@@ -1,0 +1,64 @@
+// Argument checks and conversions shared by the CPU and CUDA sides of every op. A failed check
+// throws std::invalid_argument, which Python sees as ValueError, with the wording of
+// fastscore/_checks.py: "<op>: <argument> must be <expected>, got <what came>".
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+#include "core/streams.h"
+#include "core/view.h"
+
+namespace fastscore {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+std::string describe(const Tensor& x);
+
+template <class... Parts>
+[[noreturn]] void fail(const char* op, const char* arg, const Parts&... parts) {
+  std::ostringstream message;
+  message << op << ": " << arg << " must be ";
+  (message << ... << parts);
+  throw std::invalid_argument(message.str());
+}
+
+bool same_shape(const Tensor& a, const Tensor& b);
+
+// float32, float64, bfloat16 or float16, with at least one dimension.
+void check_data(const char* op, const char* arg, const Tensor& x);
+void check_same_device(const char* op, const char* arg, const Tensor& x, const Tensor& like,
+                       const char* like_name);
+void check_same_shape(const char* op, const char* arg, const Tensor& x, const Tensor& like,
+                      const char* like_name);
+void check_same_dtype(const char* op, const char* arg, const Tensor& x, const Tensor& like,
+                      const char* like_name);
+void check_key(const char* op, const Tensor& key, const Tensor& like);
+void check_stream(const char* op, int64_t stream);
+void check_sample_offset(const char* op, int64_t sample_offset);
+// A contiguous float64 table of `columns` columns with at least one row.
+void check_table(const char* op, const Tensor& table, int64_t columns, const Tensor& like);
+void check_labels(const char* op, const Tensor& labels, const Tensor& x);
+
+int64_t batch_size(const Tensor& x);
+int64_t sample_size(const Tensor& x);
+
+// The view of a tensor, its dimensions merged as far as its strides allow.
+View make_view(const char* op, const char* arg, const Tensor& x);
+
+// A new contiguous tensor.
+Tensor new_tensor(std::initializer_list<int64_t> shape, ScalarType dtype, const Tensor& like);
+// A new tensor like x; its memory format is kept, as torch.empty_like does.
+Tensor new_like(const Tensor& x);
+
+// float64 stays float64; the rest are computed and summed in float32.
+ScalarType sum_dtype(ScalarType dtype);
+
+}  // namespace fastscore

@@ -1,0 +1,32 @@
+// Denoising score matching (Vincent 2011; Song and Ermon 2019), for one element:
+//   perturbation  x~ = a x + sigma z
+//   residual      r  = p out + q z,   loss_b = w/2 sum r^2,   d loss_b / d out = w p r
+#pragma once
+
+#include "scalar.h"
+
+namespace fastscore::FASTSCORE_ISA {
+
+// One row of the perturbation table: what a label stands for.
+template <class T>
+struct PerturbRow {
+  T a, sigma;
+};
+
+// One row of the loss table.
+template <class T>
+struct ResidualRow {
+  T p, q, w;
+};
+
+template <class T>
+FASTSCORE_FN T perturbed(const PerturbRow<T>& row, T x, T z) {
+  return fma(row.sigma, z, row.a * x);
+}
+
+template <class T>
+FASTSCORE_FN T residual(const ResidualRow<T>& row, T out, T z) {
+  return fma(row.q, z, row.p * out);
+}
+
+}  // namespace fastscore::FASTSCORE_ISA

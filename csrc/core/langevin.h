@@ -1,0 +1,37 @@
+// One Langevin step, for one element:
+//   x <- a x + b s + c z,   and where the mask is set   x <- known + k z,   then clamped.
+#pragma once
+
+#include "scalar.h"
+
+namespace fastscore::FASTSCORE_ISA {
+
+// One row of the coefficient table.
+template <class T>
+struct LangevinRow {
+  T a, b, c, k;
+};
+
+template <class T>
+FASTSCORE_FN T langevin_update(const LangevinRow<T>& row, T x, T s, T z) {
+  return fma(row.c, z, fma(row.b, s, row.a * x));
+}
+
+template <class T>
+FASTSCORE_FN T langevin_known(const LangevinRow<T>& row, T known, T z) {
+  return fma(row.k, z, known);
+}
+
+// NaN stays NaN.
+template <class T>
+FASTSCORE_FN T clamped(T x, T low, T high) {
+  x = x < low ? low : x;
+  return x > high ? high : x;
+}
+
+// The row of the current draw; past the end, the last one.
+FASTSCORE_FN int64_t langevin_row(int64_t draw, int64_t rows) {
+  return draw < 0 ? 0 : (draw < rows ? draw : rows - 1);
+}
+
+}  // namespace fastscore::FASTSCORE_ISA

@@ -1,0 +1,92 @@
+// The scalar lane: one number at a time, on CUDA and on the portable CPU path. The vector lanes in
+// cpu/isa/lanes_*.h offer the same functions; the templates of core/ are written against them.
+// Only operations whose result IEEE 754 fixes are used, so all lanes agree to the last bit.
+#pragma once
+
+#include "config.h"
+
+#if !defined(__CUDA_ARCH__)
+#include <math.h>
+#include <string.h>
+#endif
+
+namespace fastscore::FASTSCORE_ISA {
+
+FASTSCORE_FN float fma(float a, float b, float c) { return ::fmaf(a, b, c); }
+FASTSCORE_FN double fma(double a, double b, double c) { return ::fma(a, b, c); }
+
+FASTSCORE_FN float square_root(float x) {
+#if defined(__CUDA_ARCH__)
+  return __fsqrt_rn(x);
+#else
+  return ::sqrtf(x);
+#endif
+}
+
+FASTSCORE_FN uint32_t bits_of(float x) {
+#if defined(__CUDA_ARCH__)
+  return __float_as_uint(x);
+#else
+  uint32_t u;
+  memcpy(&u, &x, sizeof u);
+  return u;
+#endif
+}
+
+FASTSCORE_FN float float_from_bits(uint32_t u) {
+#if defined(__CUDA_ARCH__)
+  return __uint_as_float(u);
+#else
+  float x;
+  memcpy(&x, &u, sizeof x);
+  return x;
+#endif
+}
+
+// The 32-bit word read as a signed integer, rounded to nearest.
+FASTSCORE_FN float float_of_signed(uint32_t u) {
+  return static_cast<float>(static_cast<int32_t>(u));
+}
+
+template <int K>
+FASTSCORE_FN uint32_t shift_left(uint32_t u) {
+  return u << K;
+}
+template <int K>
+FASTSCORE_FN uint32_t shift_right(uint32_t u) {
+  return u >> K;
+}
+// All ones where the top bit is set.
+FASTSCORE_FN uint32_t sign_mask(uint32_t u) { return 0u - (u >> 31); }
+FASTSCORE_FN uint32_t and_not(uint32_t mask, uint32_t u) { return ~mask & u; }
+
+// if_set where the top bit of u is set, else if_clear.
+FASTSCORE_FN float select_by_sign(uint32_t u, float if_set, float if_clear) {
+  return (u >> 31) ? if_set : if_clear;
+}
+// x with its sign flipped where the top bit of u is set.
+FASTSCORE_FN float flip_sign(float x, uint32_t u) {
+  return float_from_bits(bits_of(x) ^ (u & 0x80000000u));
+}
+
+// A Philox word and the 64-bit product of two.
+FASTSCORE_FN uint64_t mul_wide(uint32_t a, uint32_t b) { return static_cast<uint64_t>(a) * b; }
+FASTSCORE_FN uint32_t high_word(uint64_t p) { return static_cast<uint32_t>(p >> 32); }
+FASTSCORE_FN uint32_t low_word(uint64_t p) { return static_cast<uint32_t>(p); }
+FASTSCORE_FN uint32_t xor3(uint32_t a, uint32_t b, uint32_t c) { return a ^ b ^ c; }
+
+// Constants spread over a lane type: broadcast<F>(1.0f).
+template <class T>
+FASTSCORE_FN T broadcast(float x);
+template <class T>
+FASTSCORE_FN T broadcast(uint32_t x);
+template <>
+FASTSCORE_FN float broadcast<float>(float x) {
+  return x;
+}
+template <>
+FASTSCORE_FN uint32_t broadcast<uint32_t>(uint32_t x) {
+  return x;
+}
+
+}  // namespace fastscore::FASTSCORE_ISA

@@ -1,0 +1,17 @@
+// What random numbers are for: the fourth counter word. fastscore/_streams.py has the same list.
+#pragma once
+
+#include <stdint.h>
+
+namespace fastscore {
+
+enum class Stream : uint32_t {
+  kUser = 0,
+  kLangevin = 1,
+  kPerturb = 2,
+  kProjection = 3,
+  kLabel = 4,
+  kInit = 5,
+};
+
+}  // namespace fastscore

@@ -1,0 +1,113 @@
+// CPU side of the family `dsm`.
+#include <vector>
+
+#include "checks.h"
+#include "cpu/capability.h"
+#include "cpu/kernels.h"
+#include "cpu/noise_args.h"
+#include "cpu/parallel.h"
+#include "cpu/rows.h"
+
+namespace fastscore {
+namespace {
+
+void check_label_values(const char* op, const Tensor& labels, int64_t levels) {
+  const int64_t* values = labels.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < labels.numel(); ++i) {
+    if (values[i] < 0 || values[i] >= levels) {
+      fail(op, "labels", "in [0, ", levels, "), got ", values[i], " for sample ", i);
+    }
+  }
+}
+
+Tensor draw_labels(const Tensor& x, const Tensor& key, int64_t levels, int64_t sample_offset) {
+  Tensor labels = new_tensor({batch_size(x)}, ScalarType::Long, x);
+  FASTSCORE_BEST(draw_labels)
+  (noise_args(key, Stream::kLabel, sample_offset), levels, labels.mutable_data_ptr<int64_t>(), 0,
+   batch_size(x));
+  return labels;
+}
+
+std::tuple<Tensor, Tensor> perturb(const Tensor& x, const Tensor& table, const Tensor& key,
+                                   std::optional<Tensor> given, int64_t sample_offset) {
+  const char* op = "perturb";
+  check_data(op, "x", x);
+  check_table(op, table, 2, x);
+  check_key(op, key, x);
+  check_sample_offset(op, sample_offset);
+  if (given) {
+    check_labels(op, *given, x);
+    check_label_values(op, *given, table.size(0));
+  }
+  Tensor labels =
+      given ? torch::stable::clone(*given) : draw_labels(x, key, table.size(0), sample_offset);
+  Tensor out = new_like(x);
+  PerturbArgs args;
+  args.noise = noise_args(key, Stream::kPerturb, sample_offset * sample_size(x));
+  args.out = make_view(op, "out", out);
+  args.x = make_view(op, "x", x);
+  args.table = table.const_data_ptr<double>();
+  args.labels = labels.const_data_ptr<int64_t>();
+  args.numel = x.numel();
+  args.sample_size = sample_size(x);
+  run_tiles(FASTSCORE_BEST(perturb), args);
+  return {out, labels};
+}
+
+ResidualArgs residual_args(const char* op, const Tensor& output, const Tensor& table,
+                           const Tensor& labels, const Tensor& key, int64_t sample_offset) {
+  check_data(op, "output", output);
+  check_table(op, table, 3, output);
+  check_labels(op, labels, output);
+  check_label_values(op, labels, table.size(0));
+  check_key(op, key, output);
+  check_sample_offset(op, sample_offset);
+  ResidualArgs args;
+  args.noise = noise_args(key, Stream::kPerturb, sample_offset * sample_size(output));
+  args.output = make_view(op, "output", output);
+  args.table = table.const_data_ptr<double>();
+  args.labels = labels.const_data_ptr<int64_t>();
+  args.numel = output.numel();
+  args.sample_size = sample_size(output);
+  return args;
+}
+
+Tensor dsm_residual(const Tensor& output, const Tensor& table, const Tensor& labels,
+                    const Tensor& key, int64_t sample_offset) {
+  ResidualArgs args = residual_args("dsm_residual", output, table, labels, key, sample_offset);
+  RowSums sums(args.noise.origin, args.numel, batch_size(output), args.sample_size);
+  args.loss = sums.done();
+  args.head = sums.head();
+  args.tail = sums.tail();
+  run_tiles(FASTSCORE_BEST(dsm_residual), args);
+  sums.finish();
+  Tensor loss = new_tensor({batch_size(output)}, sum_dtype(output.scalar_type()), output);
+  const double* table_values = args.table;
+  write_doubles(
+      loss, [&](int64_t b) { return 0.5 * table_values[3 * args.labels[b] + 2] * sums.done()[b]; });
+  return loss;
+}
+
+Tensor dsm_residual_backward(const Tensor& grad, const Tensor& output, const Tensor& table,
+                             const Tensor& labels, const Tensor& key, int64_t sample_offset) {
+  const char* op = "dsm_residual_backward";
+  ResidualArgs args = residual_args(op, output, table, labels, key, sample_offset);
+  if (grad.dim() != 1 || grad.size(0) != batch_size(output)) {
+    fail(op, "grad", "of shape (", batch_size(output), ",), got ", describe(grad));
+  }
+  const std::vector<double> scale = read_doubles(op, "grad", grad);
+  Tensor grad_output = new_like(output);
+  args.grad = scale.data();
+  args.grad_output = make_view(op, "grad_output", grad_output);
+  run_tiles(FASTSCORE_BEST(dsm_residual_backward), args);
+  return grad_output;
+}
+
+}  // namespace
+}  // namespace fastscore
+
+STABLE_TORCH_LIBRARY_IMPL(fastscore, CPU, m) {
+  m.impl("perturb", TORCH_BOX(&fastscore::perturb));
+  m.impl("dsm_residual", TORCH_BOX(&fastscore::dsm_residual));
+  m.impl("dsm_residual_backward", TORCH_BOX(&fastscore::dsm_residual_backward));
+}

@@ -1,0 +1,96 @@
+// Kernel of the family `langevin`.
+#include "core/langevin.h"
+
+#include "tile.h"
+
+namespace fastscore::FASTSCORE_ISA {
+namespace {
+
+template <class T>
+void update_run(const LangevinRow<T>& row, const T* x, const T* s, const float* z, int64_t n,
+                T* out) {
+  // In place, out is x itself: no element is read after it is written.
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) out[i] = langevin_update(row, x[i], s[i], static_cast<T>(z[i]));
+}
+
+template <class T>
+void drift_run(const LangevinRow<T>& row, const T* x, const T* s, int64_t n, T* out) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) out[i] = langevin_update(row, x[i], s[i], T(0));
+}
+
+template <class T>
+void known_run(const LangevinRow<T>& row, const T* known, const float* z, const bool* mask,
+               int64_t n, T* out) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    const T value = langevin_known(row, known[i], static_cast<T>(z[i]));
+    out[i] = mask[i] ? value : out[i];
+  }
+}
+
+template <class T>
+void clamp_run(T low, T high, int64_t n, T* out) {
+  for (int64_t i = 0; i < n; ++i) out[i] = clamped(out[i], low, high);
+}
+
+template <class T>
+LangevinRow<T> row_of(const LangevinArgs& args, int64_t sample) {
+  const double* row = args.rows + (args.batch_rows == 1 ? 0 : 4 * sample);
+  return {static_cast<T>(row[0]), static_cast<T>(row[1]), static_cast<T>(row[2]),
+          static_cast<T>(row[3])};
+}
+
+bool draws_noise(const LangevinArgs& args) {
+  for (int64_t i = 0; i < args.batch_rows; ++i) {
+    if (args.rows[4 * i + 2] != 0 || (args.mask && args.rows[4 * i + 3] != 0)) return true;
+  }
+  return false;
+}
+
+template <class T>
+void step(const LangevinArgs& args, TileRange tiles) {
+  const NoiseKey key = noise_key(args.noise);
+  const bool noisy = draws_noise(args);
+  NoiseTile tile;
+  for (int64_t i = 0; !noisy && i < kTile; ++i) tile.values[i] = 0;
+  T x_buffer[kTile], s_buffer[kTile], known_buffer[kTile], out_buffer[kTile];
+  for_each_tile(
+      args.noise.origin, args.numel, tiles, [&](int64_t flat, int64_t begin, int64_t count) {
+        const float* z = noisy ? tile.normals(key, flat, flat + count) : tile.values;
+        const T* x = load_tile(args.x, begin, count, x_buffer);
+        const T* s = load_tile(args.score, begin, count, s_buffer);
+        const T* known = args.mask ? load_tile(args.known, begin, count, known_buffer) : nullptr;
+        T* out = output_tile(args.out, begin, out_buffer);
+        const auto run = [&](int64_t sample, int64_t first, int64_t n) {
+          const LangevinRow<T> row = row_of<T>(args, sample);
+          const int64_t at = first - begin;
+          if (noisy) {
+            update_run(row, x + at, s + at, z + at, n, out + at);
+          } else {
+            drift_run(row, x + at, s + at, n, out + at);
+          }
+          if (known) known_run(row, known + at, z + at, args.mask + first, n, out + at);
+        };
+        if (args.batch_rows == 1) {
+          run(0, begin, count);
+        } else {
+          for_each_sample(args.sample_size, begin, count, run);
+        }
+        if (args.clamp) clamp_run(static_cast<T>(args.low), static_cast<T>(args.high), count, out);
+        store_tile(args.out, begin, count, out);
+      });
+}
+
+}  // namespace
+
+void langevin_step(const LangevinArgs& args, TileRange tiles) {
+  if (args.x.dtype == DType::kFloat64) {
+    step<double>(args, tiles);
+  } else {
+    step<float>(args, tiles);
+  }
+}
+
+}  // namespace fastscore::FASTSCORE_ISA

@@ -1,0 +1,82 @@
+// What the per-instruction-set kernels take, and their declarations. Plain data only: the units in
+// cpu/isa include no torch header and no std template.
+#pragma once
+
+#include <stdint.h>
+
+#include "core/streams.h"
+#include "core/view.h"
+
+namespace fastscore {
+
+// A range [begin, end) of tiles of the flat index. Tile t holds elements
+// [t * 1024 - origin, (t + 1) * 1024 - origin) of the tensor, where `origin` is the flat index of
+// the tensor's first element.
+struct TileRange {
+  int64_t begin, end;
+};
+
+struct NoiseArgs {
+  int64_t seed, draw;
+  Stream stream;
+  int64_t origin;  // flat index of the first element
+};
+
+enum class Distribution : int32_t { kNormal, kUniform, kRademacher };
+
+struct RandomArgs {
+  NoiseArgs noise;
+  Distribution distribution;
+  View out;
+  int64_t numel;
+};
+
+struct LangevinArgs {
+  NoiseArgs noise;
+  View out, x, score, known;
+  const bool* mask;    // contiguous; null when there is none
+  const double* rows;  // the current row of each sample: batch_rows x 4
+  int64_t batch_rows;  // 1, or the batch size
+  int64_t numel, sample_size;
+  bool clamp;
+  double low, high;
+};
+
+struct PerturbArgs {
+  NoiseArgs noise;
+  View out, x;
+  const double* table;    // levels x 2
+  const int64_t* labels;  // batch
+  int64_t numel, sample_size;
+};
+
+struct ResidualArgs {
+  NoiseArgs noise;
+  View output;
+  const double* table;    // levels x 3
+  const int64_t* labels;  // batch
+  int64_t numel, sample_size;
+  double* loss;         // forward: batch
+  double *head, *tail;  // forward: one slot a tile, see isa/rows.h
+  const double* grad;   // backward: d loss, batch
+  View grad_output;     // backward
+};
+
+#define FASTSCORE_KERNELS(isa)                                                            \
+  namespace isa {                                                                         \
+  void random_fill(const RandomArgs& args, TileRange tiles);                              \
+  void langevin_step(const LangevinArgs& args, TileRange tiles);                          \
+  void perturb(const PerturbArgs& args, TileRange tiles);                                 \
+  void dsm_residual(const ResidualArgs& args, TileRange tiles);                           \
+  void dsm_residual_backward(const ResidualArgs& args, TileRange tiles);                  \
+  void draw_labels(const NoiseArgs& args, int64_t levels, int64_t* labels, int64_t begin, \
+                   int64_t end);                                                          \
+  void box_muller_words(const uint32_t* words, int64_t pairs, float* log, float* cosine,  \
+                        float* sine, float* normals);                                     \
+  }
+
+FASTSCORE_KERNELS(cpu_default)
+FASTSCORE_KERNELS(cpu_avx2)
+FASTSCORE_KERNELS(cpu_avx512)
+
+}  // namespace fastscore

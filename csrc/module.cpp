@@ -1,0 +1,45 @@
+// The Python module fastscore._C: build information, CPU capability, test hooks. Importing it loads
+// the library and so registers the ops.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "cpu/capability.h"
+#include "cpu/kernels.h"
+
+#ifndef FASTSCORE_CUDA_ARCHS
+#define FASTSCORE_CUDA_ARCHS ""
+#endif
+
+namespace py = pybind11;
+
+namespace {
+
+using Words = py::array_t<uint32_t, py::array::c_style | py::array::forcecast>;
+
+// (log, cos, sin, normals) of word pairs, through the kernels of the instruction set in use.
+py::tuple box_muller_words(const Words& words) {
+  if (words.ndim() != 2 || words.shape(1) != 2) {
+    throw py::value_error("box_muller_words: words must be of shape (n, 2)");
+  }
+  const py::ssize_t n = words.shape(0);
+  py::array_t<float> log(n), cosine(n), sine(n), normals({n, py::ssize_t{2}});
+  using namespace fastscore;
+  FASTSCORE_BEST(box_muller_words)
+  (words.data(), n, log.mutable_data(), cosine.mutable_data(), sine.mutable_data(),
+   normals.mutable_data());
+  return py::make_tuple(log, cosine, sine, normals);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Compiled part of fastscore: registers torch.ops.fastscore.*";
+  fastscore::capability();  // A wrong FASTSCORE_CPU_CAPABILITY is an import error, not a surprise.
+  m.def("cpu_capability", [] { return fastscore::capability_name(fastscore::capability()); });
+  m.def("cpu_capabilities", &fastscore::available_capabilities);
+  m.def("box_muller_words", &box_muller_words, py::arg("words"));
+  m.attr("cuda_archs") = FASTSCORE_CUDA_ARCHS;
+  m.attr("compiler") = __VERSION__;
+  m.attr("torch_version") = FASTSCORE_TORCH_VERSION;
+}

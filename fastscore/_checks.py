@@ -1,0 +1,114 @@
+"""Argument checks shared by every public function: one wording, one place.
+
+Each message reads ``<function>: <argument> must be <expected>, got <what came>``.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+
+def fail(fn: str, arg: str, expected: str, got: object) -> NoReturn:
+    """Raise the ValueError that names function, argument, expectation and what came."""
+    raise ValueError(f"{fn}: {arg} must be {expected}, got {got}")
+
+
+def fail_type(fn: str, arg: str, expected: str, got: object) -> NoReturn:
+    """Raise the TypeError of the same form, naming the type that came."""
+    raise TypeError(f"{fn}: {arg} must be {expected}, got {type(got).__name__}")
+
+
+def describe(x: Tensor) -> str:
+    """Shape, dtype and device of a tensor, for messages."""
+    return f"a {x.dtype} tensor of shape {tuple(x.shape)} on {x.device}"
+
+
+def check_tensor(fn: str, arg: str, x: Any, *, min_dim: int = 0) -> Tensor:
+    """A tensor with at least ``min_dim`` dimensions."""
+    if not isinstance(x, Tensor):
+        fail_type(fn, arg, "a torch.Tensor", x)
+    if x.dim() < min_dim:
+        fail(fn, arg, f"a tensor with at least {min_dim} dimension(s)", describe(x))
+    return x
+
+
+def check_floating(fn: str, arg: str, x: Any, *, min_dim: int = 0) -> Tensor:
+    """A tensor of a floating-point dtype."""
+    check_tensor(fn, arg, x, min_dim=min_dim)
+    if not x.is_floating_point():
+        fail(fn, arg, "a floating-point tensor", describe(x))
+    return x
+
+
+def check_shape(fn: str, arg: str, x: Tensor, shape: Sequence[int], like: str) -> None:
+    """Exactly ``shape``; ``like`` says in words whose shape that is."""
+    if tuple(x.shape) != tuple(shape):
+        fail(fn, arg, f"of shape {tuple(shape)} ({like})", f"shape {tuple(x.shape)}")
+
+
+def check_device(fn: str, arg: str, x: Tensor, device: torch.device, like: str) -> None:
+    """On ``device``; ``like`` says in words whose device that is."""
+    if x.device != device:
+        fail(fn, arg, f"on {device} ({like})", f"a tensor on {x.device}")
+
+
+def check_finite(fn: str, arg: str, x: Tensor) -> None:
+    """No NaN and no infinity. Synchronises with the device: call it before a loop, never in one."""
+    if x.numel() and not bool(torch.isfinite(x).all()):
+        bad = int((~torch.isfinite(x)).sum())
+        fail(fn, arg, "finite everywhere", f"{bad} NaN or infinite element(s) of {x.numel()}")
+
+
+def check_choice(fn: str, arg: str, value: Any, choices: Sequence[str]) -> str:
+    """One of the strings in ``choices``."""
+    if not isinstance(value, str):
+        fail_type(fn, arg, "one of " + ", ".join(map(repr, choices)), value)
+    if value not in choices:
+        fail(fn, arg, "one of " + ", ".join(map(repr, choices)), repr(value))
+    return value
+
+
+def check_int(fn: str, arg: str, value: Any, *, minimum: int) -> int:
+    """An integer (bool excluded) of at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        fail_type(fn, arg, "an integer", value)
+    if value < minimum:
+        fail(fn, arg, f"at least {minimum}", int(value))
+    return int(value)
+
+
+def check_number(
+    fn: str, arg: str, value: Any, *, positive: bool = False, minimum: float | None = None
+) -> float:
+    """A finite real number; positive, or at least ``minimum``, when asked."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        fail_type(fn, arg, "a real number", value)
+    number = float(value)
+    if not math.isfinite(number):
+        fail(fn, arg, "finite", number)
+    if positive and number <= 0:
+        fail(fn, arg, "positive", number)
+    if minimum is not None and number < minimum:
+        fail(fn, arg, f"at least {minimum}", number)
+    return number
+
+
+def check_sigmas(fn: str, sigmas: Any, *, minimum_levels: int = 1) -> Tensor:
+    """Noise scales: 1-D, positive, finite, strictly decreasing. Synchronises with the device."""
+    if isinstance(sigmas, (list, tuple)):
+        sigmas = torch.tensor(sigmas, dtype=torch.float64)
+    check_floating(fn, "sigmas", sigmas)
+    if sigmas.dim() != 1 or sigmas.numel() < minimum_levels:
+        fail(fn, "sigmas", f"a 1-D tensor of at least {minimum_levels} level(s)", describe(sigmas))
+    values = sigmas.detach().double().cpu()
+    if not bool((torch.isfinite(values) & (values > 0)).all()):
+        fail(fn, "sigmas", "positive and finite", values.tolist()[:8])
+    if not bool((values[1:] < values[:-1]).all()):
+        fail(fn, "sigmas", "strictly decreasing, from sigma_1 to sigma_L", values.tolist()[:8])
+    return sigmas

@@ -1,0 +1,24 @@
+"""The named streams of random numbers.
+
+Noise is a pure function of (seed, stream, draw, flat element index). Two uses of noise
+that must be independent of each other under one seed lie in different streams.
+"""
+
+from enum import IntEnum
+
+
+class Stream(IntEnum):
+    """The purpose that random numbers are drawn for: the last counter word of Philox."""
+
+    USER = 0
+    """Numbers that the caller draws for purposes of his own."""
+    LANGEVIN = 1
+    """The noise of Langevin and other sampling steps; the draw is the step number."""
+    PERTURB = 2
+    """The noise that perturbs data in denoising score matching."""
+    PROJECTION = 3
+    """The projection vectors of sliced score matching and of Hutchinson's trace estimator."""
+    LABEL = 4
+    """Noise-level labels, one for each sample."""
+    INIT = 5
+    """The initial state of a sampler."""

@@ -1,0 +1,146 @@
+"""The family ``dsm``: denoising score matching without a noise tensor.
+
+    perturb        x~ = a x + sigma z          read x, write x~
+    dsm_residual   w/2 |p out + q z|^2         forward reads out; backward reads out, writes grad
+
+Both regenerate z from the key (stream PERTURB). Vincent 2011; Song and Ermon 2019.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastscore.ops._library import ops
+
+
+def perturb(
+    x: Tensor,
+    table: Tensor,
+    key: Tensor,
+    *,
+    labels: Tensor | None = None,
+    sample_offset: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Perturbed data ``a x + sigma z`` at each sample's noise level, and the levels' labels.
+
+    Args:
+        x: data (batch, ...), any strides; float32, float64, bfloat16 or float16.
+        table: float64 (L, 2), columns a and sigma.
+        key: int64 [seed, draw] on x's device.
+        labels: int64 (batch,) in [0, L), drawn uniformly (stream LABEL) when None. On CUDA a label
+            out of range makes its sample NaN, for asking would wait for the device.
+        sample_offset: number of the first sample.
+
+    Raises:
+        ValueError: an argument does not fit.
+
+    Differentiable in x.
+    """
+    return ops.perturb.default(x, table, key, labels, sample_offset)
+
+
+def dsm_residual(
+    output: Tensor, table: Tensor, labels: Tensor, key: Tensor, *, sample_offset: int = 0
+) -> Tensor:
+    """``w/2 |p out + q z|^2`` of each sample, z being what :func:`perturb` drew with this key.
+
+    Args:
+        output: the network's output (batch, ...), any strides.
+        table: float64 (L, 3), columns p, q and w. Scores: p = sigma, q = 1,
+            w = lambda / sigma^2. Predicted noise: p = -1, q = 1, w = lambda / sigma^2.
+        labels: int64 (batch,), as :func:`perturb` returned them.
+        key: the key that :func:`perturb` had.
+        sample_offset: number of the first sample.
+
+    Returns:
+        float32 (batch,); float64 for a float64 output. Differentiable in output, twice. Sums run in
+        a fixed order: the same bytes for any number of threads and any split of the batch.
+
+    Raises:
+        ValueError: an argument does not fit.
+    """
+    return ops.dsm_residual.default(output, table, labels, key, sample_offset)
+
+
+# ---- perturb ---------------------------------------------------------------------------------
+
+
+@torch.library.register_fake("fastscore::perturb")
+def _(x, table, key, labels, sample_offset) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+    return torch.empty_like(x), x.new_empty(x.shape[0], dtype=torch.int64)
+
+
+def _perturb_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    _, table, _, _, _ = inputs
+    ctx.save_for_backward(table, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _perturb_backward(ctx, grad: Tensor, _):  # type: ignore[no-untyped-def]
+    table, labels = ctx.saved_tensors
+    a = table[:, 0].index_select(0, labels).to(grad.dtype)
+    return grad * a.reshape(-1, *[1] * (grad.dim() - 1)), None, None, None, None
+
+
+torch.library.register_autograd(
+    "fastscore::perturb", _perturb_backward, setup_context=_perturb_context
+)
+
+
+# ---- dsm_residual ----------------------------------------------------------------------------
+
+
+def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@torch.library.register_fake("fastscore::dsm_residual")
+def _(output, table, labels, key, sample_offset) -> Tensor:  # type: ignore[no-untyped-def]
+    return output.new_empty(output.shape[0], dtype=_sum_dtype(output.dtype))
+
+
+@torch.library.register_fake("fastscore::dsm_residual_backward")
+def _(grad, output, table, labels, key, sample_offset) -> Tensor:  # type: ignore[no-untyped-def]
+    return torch.empty_like(output)
+
+
+def _residual_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    out, table, labels, key, ctx.sample_offset = inputs
+    # The caller may advance the key in place before backward runs: keep its value.
+    ctx.save_for_backward(out, table, labels, key.clone())
+
+
+def _residual_backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
+    out, table, labels, key = ctx.saved_tensors
+    grad_out = ops.dsm_residual_backward.default(grad, out, table, labels, key, ctx.sample_offset)
+    return grad_out, None, None, None, None
+
+
+torch.library.register_autograd(
+    "fastscore::dsm_residual", _residual_backward, setup_context=_residual_context
+)
+
+
+def _double_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    grad, out, table, labels, key, ctx.sample_offset = inputs
+    ctx.save_for_backward(grad, out, table, labels, key.clone())
+
+
+def _double_backward(ctx, cotangent: Tensor):  # type: ignore[no-untyped-def]
+    # The first backward is grad_b w p (p out + q z): linear in grad_b and in out.
+    grad, out, table, labels, key = ctx.saved_tensors
+    ones = torch.ones_like(grad)
+    unit = ops.dsm_residual_backward.default(ones, out, table, labels, key, ctx.sample_offset)
+    work = _sum_dtype(out.dtype)
+    products = cotangent.to(work) * unit.to(work)
+    grad_grad = products.reshape(out.shape[0], -1).sum(1) if out.numel() else torch.zeros_like(grad)
+    row = table.index_select(0, labels)
+    scale = grad.to(work) * (row[:, 2] * row[:, 0].square()).to(work)
+    grad_out = cotangent * scale.reshape(-1, *[1] * (out.dim() - 1))
+    return grad_grad.to(grad.dtype), grad_out.to(out.dtype), None, None, None, None
+
+
+torch.library.register_autograd(
+    "fastscore::dsm_residual_backward", _double_backward, setup_context=_double_context
+)

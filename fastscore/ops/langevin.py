@@ -1,0 +1,112 @@
+"""The family ``langevin``: the affine noisy update, fused.
+
+    x <- a x + b s + c z,    z ~ N(0, I) of stream LANGEVIN
+
+Least traffic: read x and s, write x (12 bytes an element in float32). The noise is never stored.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastscore.ops._library import ops, refuse_grad
+
+Clamp = tuple[float | None, float | None] | None
+
+
+def langevin_step_(
+    x: Tensor,
+    score: Tensor,
+    table: Tensor,
+    key: Tensor,
+    *,
+    known: Tensor | None = None,
+    mask: Tensor | None = None,
+    clamp: Clamp = None,
+    sample_offset: int = 0,
+) -> Tensor:
+    """One Langevin step in place; returns ``x``.
+
+    Args:
+        x: state, (batch, ...), any strides; float32, float64, bfloat16 or float16.
+        score: of x's shape and dtype (or of half precision when x is float32).
+        table: float64 (rows, 4), or (rows, batch, 4) for coefficients of each sample's own;
+            columns a, b, c and k. The row is ``min(draw, rows - 1)``.
+        key: int64 [seed, draw]; the draw is the step number.
+        known, mask: where ``mask`` (bool, x's shape) is True, x becomes ``known + k z``.
+        clamp: (low, high) bounds of the result, either may be None.
+        sample_offset: number of the first sample, so that shards draw what the whole would.
+
+    Raises:
+        ValueError: an argument does not fit, or requires grad (:func:`langevin_step` has
+            a derivative).
+
+    Song and Ermon 2019, Algorithm 1; Welling and Teh 2011.
+    """
+    refuse_grad("langevin_step_", x, score)
+    low, high = clamp or (None, None)
+    ops.langevin_step_.default(x, score, table, key, known, mask, low, high, sample_offset)
+    return x
+
+
+def langevin_step(
+    x: Tensor,
+    score: Tensor,
+    table: Tensor,
+    key: Tensor,
+    *,
+    known: Tensor | None = None,
+    mask: Tensor | None = None,
+    clamp: Clamp = None,
+    sample_offset: int = 0,
+) -> Tensor:
+    """:func:`langevin_step_` into a new tensor, differentiable in x, score and known."""
+    low, high = clamp or (None, None)
+    return ops.langevin_step.default(x, score, table, key, known, mask, low, high, sample_offset)
+
+
+@torch.library.register_fake("fastscore::langevin_step_")
+def _(x, score, table, key, known, mask, low, high, sample_offset) -> None:  # type: ignore[no-untyped-def]
+    return None
+
+
+@torch.library.register_fake("fastscore::langevin_step")
+def _(x, score, table, key, known, mask, low, high, sample_offset) -> Tensor:  # type: ignore[no-untyped-def]
+    return torch.empty_like(x)
+
+
+def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    x, score, table, key, known, mask, low, high, _ = inputs
+    # The row is read now: the caller may advance the key before backward runs.
+    row = table.index_select(0, key[1:].clamp(0, table.shape[0] - 1))[0]
+    clamped = low is not None or high is not None
+    ctx.save_for_backward(row, mask, output if clamped else None)
+    ctx.bounds = (low, high)
+    ctx.score_dtype = score.dtype
+
+
+def _backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
+    row, mask, output = ctx.saved_tensors
+    low, high = ctx.bounds
+    if output is not None:
+        inside = torch.ones_like(output, dtype=torch.bool)
+        if low is not None:
+            inside &= output > low
+        if high is not None:
+            inside &= output < high
+        grad = grad * inside
+    grad_known = None
+    if mask is not None:
+        grad_known = grad * mask
+        grad = grad * ~mask
+    a, b = row[..., 0], row[..., 1]
+    if row.dim() == 2:
+        shape = (-1, *[1] * (grad.dim() - 1))
+        a, b = a.reshape(shape), b.reshape(shape)
+    grad_x = grad * a.to(grad.dtype)
+    grad_score = (grad * b.to(grad.dtype)).to(ctx.score_dtype)
+    return grad_x, grad_score, None, None, grad_known, None, None, None, None
+
+
+torch.library.register_autograd("fastscore::langevin_step", _backward, setup_context=_setup_context)

@@ -1,0 +1,118 @@
+"""Builds fastscore._C. Everything declarative is in pyproject.toml.
+
+Environment:
+  FASTSCORE_CUDA=0|1     leave CUDA out, or demand it (default: built when nvcc and a CUDA
+                         build of torch are both there)
+  TORCH_CUDA_ARCH_LIST   the CUDA architectures to build, as for any torch extension
+  MAX_JOBS               how many compilers run at once
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pybind11
+import torch
+from setuptools import setup
+from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+
+CSRC = Path("csrc")
+FAMILIES = sorted(path.stem for path in (CSRC / "cpu/isa").glob("*.cpp"))
+
+# Same results everywhere: no contraction but the fma that the code writes.
+STRICT = ["-O3", "-ffp-contract=off", "-fno-math-errno"]
+COMMON = [*STRICT, "-Wall", "-Wextra", "-fvisibility=hidden"]
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mprefer-vector-width=512"]
+INSTRUCTION_SETS = {
+    "default": [],
+    "avx2": [*AVX2, "-DFASTSCORE_LANES_AVX2"],
+    # GCC 12 warns of _mm512_undefined_ps in its own headers.
+    "avx512": [*AVX512, "-DFASTSCORE_LANES_AVX512", "-Wno-maybe-uninitialized"],
+}
+# LibTorch's stable ABI of 2.10: one build serves every torch from there on.
+STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000ULL", "-DTORCH_STABLE_ONLY"]
+
+
+def wants_cuda() -> bool:
+    """Whether to build CUDA kernels; FASTSCORE_CUDA=1 without what it needs is an error."""
+    wish = os.environ.get("FASTSCORE_CUDA", "")
+    if wish not in ("", "0", "1"):
+        raise SystemExit(f"FASTSCORE_CUDA must be 0 or 1, got {wish!r}")
+    if wish == "0":
+        return False
+    nvcc = shutil.which("nvcc") or (CUDA_HOME and shutil.which("nvcc", path=f"{CUDA_HOME}/bin"))
+    missing = []
+    if not nvcc or not CUDA_HOME:
+        missing.append("nvcc (set CUDA_HOME)")
+    if torch.version.cuda is None:
+        missing.append(f"a CUDA build of torch (found {torch.__version__})")
+    if wish == "1" and missing:
+        raise SystemExit("FASTSCORE_CUDA=1 needs " + " and ".join(missing))
+    return not missing
+
+
+class BuildWithInstructionSets(BuildExtension):
+    """Compiles csrc/cpu/isa/*.cpp once per instruction set, each with flags of its own."""
+
+    def build_extension(self, ext) -> None:
+        ext.extra_objects = [*ext.extra_objects, *self.compile_instruction_sets()]
+        super().build_extension(ext)
+
+    def compile_instruction_sets(self) -> list[str]:
+        build = Path(self.build_temp)
+        headers = [*CSRC.glob("core/*.h"), *CSRC.glob("cpu/*.h"), *CSRC.glob("cpu/isa/*.h")]
+        newest = max(path.stat().st_mtime for path in [*headers, Path(__file__)])
+        jobs = []
+        for name, flags in INSTRUCTION_SETS.items():
+            for family in FAMILIES:
+                source = CSRC / "cpu/isa" / f"{family}.cpp"
+                target = build / "isa" / name / f"{family}.o"
+                jobs.append((source, target, [f"-DFASTSCORE_ISA=cpu_{name}", *flags]))
+        stale = [
+            (source, target, flags)
+            for source, target, flags in jobs
+            if not target.exists() or target.stat().st_mtime < max(newest, source.stat().st_mtime)
+        ]
+        workers = int(os.environ.get("MAX_JOBS", 0)) or os.cpu_count() or 1
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(lambda job: self.compile_unit(*job), stale))
+        return [str(target) for _, target, _ in jobs]
+
+    def compile_unit(self, source: Path, target: Path, flags: list[str]) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        compiler = os.environ.get("CXX", "c++").split()
+        common = [*compiler, "-std=c++20", "-fPIC", f"-I{CSRC}", *COMMON]
+        self.spawn([*common, *flags, "-c", str(source), "-o", str(target)])
+
+
+def extension():
+    """The one extension module, with CUDA where it can be had."""
+    cuda = wants_cuda()
+    sources = [CSRC / "library.cpp", CSRC / "module.cpp", CSRC / "checks.cpp"]
+    sources += sorted((CSRC / "cpu").glob("*.cpp"))
+    macros = [f'-DFASTSCORE_TORCH_VERSION="{torch.__version__}"']
+    flags = {"cxx": ["-std=c++20", *COMMON, *STABLE_ABI, *macros]}
+    make = CppExtension
+    if cuda:
+        make = CUDAExtension
+        sources += sorted((CSRC / "cuda").glob("*.cu"))
+        archs = os.environ.get("TORCH_CUDA_ARCH_LIST", "native")
+        flags["cxx"] += ["-DUSE_CUDA", f'-DFASTSCORE_CUDA_ARCHS="{archs}"']
+        flags["nvcc"] = ["-std=c++20", "-O3", "-fmad=false", "-DUSE_CUDA", "--threads=2"]
+        flags["nvcc"] += ["-DFASTSCORE_ISA=cuda", *STABLE_ABI, "-Xcompiler", "-fvisibility=hidden"]
+    return make(
+        "fastscore._C",
+        [str(path) for path in sources],
+        include_dirs=[str(CSRC.resolve()), pybind11.get_include()],
+        extra_compile_args=flags,
+    )
+
+
+setup(
+    ext_modules=[extension()],
+    cmdclass={"build_ext": BuildWithInstructionSets.with_options(use_ninja=True)},
+)
