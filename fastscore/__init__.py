@@ -24,6 +24,6 @@ __all__ = [
     "noise_scales",
     "ops",
     "random",
-    "sigma_max_from_data",
     "scores",
+    "sigma_max_from_data",
 ]

@@ -12,7 +12,26 @@
 
 namespace fastscore::FASTSCORE_ISA {
 
-FASTSCORE_FN float fma(float a, float b, float c) { return ::fmaf(a, b, c); }
+FASTSCORE_FN float fma(float a, float b, float c) {
+#if defined(__CUDA_ARCH__) || defined(__FMA__)
+  return ::fmaf(a, b, c);
+#else
+  // Without the instruction, libm's fmaf costs a call. The product is exact in double; making the
+  // sum's last bit odd when it was rounded keeps the second rounding right (Boldo and Melquiond
+  // 2008).
+  const double product = static_cast<double>(a) * b;
+  double sum = product + c;
+  const double share = sum - product;
+  const double error = (product - (sum - share)) + (c - share);
+  const uint64_t inexact = (error > 0) | (error < 0);
+  const uint64_t away = (error > 0) == (sum > 0) ? 1 : ~uint64_t{0};
+  uint64_t u;
+  memcpy(&u, &sum, sizeof u);
+  u += (inexact & ~u & 1) * away;
+  memcpy(&sum, &u, sizeof u);
+  return static_cast<float>(sum);
+#endif
+}
 FASTSCORE_FN double fma(double a, double b, double c) { return ::fma(a, b, c); }
 
 FASTSCORE_FN float square_root(float x) {

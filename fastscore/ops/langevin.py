@@ -77,7 +77,7 @@ def _(x, score, table, key, known, mask, low, high, sample_offset) -> Tensor:  #
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    x, score, table, key, known, mask, low, high, _ = inputs
+    _, score, table, key, _, mask, low, high, _ = inputs
     # The row is read now: the caller may advance the key before backward runs.
     row = table.index_select(0, key[1:].clamp(0, table.shape[0] - 1))[0]
     clamped = low is not None or high is not None

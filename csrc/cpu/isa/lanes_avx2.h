@@ -77,6 +77,12 @@ FASTSCORE_FN LaneW broadcast<LaneW>(uint32_t x) {
 }
 
 FASTSCORE_FN void store(float* out, LaneF x) { _mm256_storeu_ps(out, x.v); }
+FASTSCORE_FN LaneU load_words(const void* in) {
+  return {_mm256_load_si256(static_cast<const __m256i*>(in))};
+}
+FASTSCORE_FN void store_words(void* out, LaneU u) {
+  _mm256_store_si256(static_cast<__m256i*>(out), u.v);
+}
 
 // One group: the eight blocks that two Philox chains make, 32 elements. Block b of the group sits
 // in lane kLaneOfBlock order 0 2 4 6 | 1 3 5 7, so that transposing within 128-bit halves is enough

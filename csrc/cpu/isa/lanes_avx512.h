@@ -77,6 +77,8 @@ FASTSCORE_FN LaneW broadcast<LaneW>(uint32_t x) {
 }
 
 FASTSCORE_FN void store(float* out, LaneF x) { _mm512_storeu_ps(out, x.v); }
+FASTSCORE_FN LaneU load_words(const void* in) { return {_mm512_load_si512(in)}; }
+FASTSCORE_FN void store_words(void* out, LaneU u) { _mm512_store_si512(out, u.v); }
 
 // One group: the sixteen blocks that two Philox chains make, 64 elements. 128-bit lane k holds
 // blocks k, 4 + k, 8 + k and 12 + k, so that transposing within 128-bit lanes is enough to bring

@@ -13,6 +13,12 @@ constexpr int kChains = 1;
 constexpr int kBlocksPerGroup = 1;
 
 FASTSCORE_FN void store(float* out, LaneF x) { *out = x; }
+FASTSCORE_FN LaneU load_words(const void* in) {
+  LaneU u;
+  memcpy(&u, in, sizeof u);
+  return u;
+}
+FASTSCORE_FN void store_words(void* out, LaneU u) { memcpy(out, &u, sizeof u); }
 FASTSCORE_FN LaneW first_counter(uint32_t block, int) { return block; }
 FASTSCORE_FN LaneU merge(LaneW only, LaneW) { return only; }
 

@@ -58,6 +58,8 @@ void step(const LangevinArgs& args, TileRange tiles) {
   T x_buffer[kTile], s_buffer[kTile], known_buffer[kTile], out_buffer[kTile];
   for_each_tile(
       args.noise.origin, args.numel, tiles, [&](int64_t flat, int64_t begin, int64_t count) {
+        prefetch_tile(args.x, begin, count);
+        prefetch_tile(args.score, begin, count);
         const float* z = noisy ? tile.normals(key, flat, flat + count) : tile.values;
         const T* x = load_tile(args.x, begin, count, x_buffer);
         const T* s = load_tile(args.score, begin, count, s_buffer);

@@ -25,27 +25,47 @@ struct MakeUniforms {
   }
 };
 
-template <class Make>
-FASTSCORE_FN void make_group(const NoiseKey& key, uint64_t block, const Make& make, float* out) {
-  PhiloxBlock<LaneW> words[kChains];
-  for (int chain = 0; chain < kChains; ++chain) {
-    words[chain] = {first_counter(static_cast<uint32_t>(block), chain),
-                    broadcast<LaneW>(static_cast<uint32_t>(block >> 32)),
-                    broadcast<LaneW>(key.draw), broadcast<LaneW>(key.stream)};
+// The words of `groups` groups, round by round over all their chains: independent work hides the
+// multiplier's latency. A group's words go to out[0], out[kGroup / 4], ... : one lane vector each.
+template <int kGroups>
+FASTSCORE_FN void make_words(const NoiseKey& key, uint64_t block, float* out) {
+  constexpr int kAll = kGroups * kChains;
+  PhiloxBlock<LaneW> words[kAll];
+#pragma GCC unroll 8
+  for (int i = 0; i < kAll; ++i) {
+    const uint32_t first = static_cast<uint32_t>(block) + i / kChains * kBlocksPerGroup;
+    words[i] = {first_counter(first, i % kChains),
+                broadcast<LaneW>(static_cast<uint32_t>(block >> 32)), broadcast<LaneW>(key.draw),
+                broadcast<LaneW>(key.stream)};
   }
-  // Round by round over all chains: independent work hides the multiplier's latency.
 #pragma GCC unroll 10
   for (int round = 0; round < kPhiloxRounds; ++round) {
-    for (int chain = 0; chain < kChains; ++chain) {
-      words[chain] = philox_round(words[chain], key.seed_low + round * kPhiloxW0,
-                                  key.seed_high + round * kPhiloxW1);
+#pragma GCC unroll 8
+    for (int i = 0; i < kAll; ++i) {
+      words[i] = philox_round(words[i], key.seed_low + round * kPhiloxW0,
+                              key.seed_high + round * kPhiloxW1);
     }
   }
-  const auto &a = words[0], &b = words[kChains - 1];
+#pragma GCC unroll 8
+  for (int g = 0; g < kGroups; ++g) {
+    const auto &a = words[g * kChains], &b = words[g * kChains + kChains - 1];
+    float* to = out + g * kGroup;
+    store_words(to, merge(a.w0, b.w0));
+    store_words(to + kGroup / 4, merge(a.w1, b.w1));
+    store_words(to + 2 * kGroup / 4, merge(a.w2, b.w2));
+    store_words(to + 3 * kGroup / 4, merge(a.w3, b.w3));
+  }
+}
+
+// Turns a group's words into its numbers, in place and in natural order.
+template <class Make>
+FASTSCORE_FN void make_numbers(const Make& make, float* group) {
+  const LaneU w0 = load_words(group), w1 = load_words(group + kGroup / 4);
+  const LaneU w2 = load_words(group + 2 * kGroup / 4), w3 = load_words(group + 3 * kGroup / 4);
   LaneF z0, z1, z2, z3;
-  make(merge(a.w0, b.w0), merge(a.w1, b.w1), z0, z1);
-  make(merge(a.w2, b.w2), merge(a.w3, b.w3), z2, z3);
-  store_group(out, z0, z1, z2, z3);
+  make(w0, w1, z0, z1);
+  make(w2, w3, z2, z3);
+  store_group(group, z0, z1, z2, z3);
 }
 
 // Holds the noise of flat indices [begin, end) of one tile.
@@ -57,9 +77,12 @@ struct NoiseTile {
   const float* fill(const NoiseKey& key, const Make& make, int64_t begin, int64_t end) {
     const int64_t origin = begin - begin % kTile;
     const int64_t first = (begin - origin) / kGroup * kGroup;
-    for (int64_t i = first; i < end - origin; i += kGroup) {
-      make_group(key, static_cast<uint64_t>(origin + i) / kNormalsPerBlock, make, values + i);
-    }
+    const int64_t last = end - origin;
+    // Two passes over the cached tile: each loop has few live values and much independent work.
+    int64_t i = first;
+    for (; i + kGroup < last; i += 2 * kGroup) make_words<2>(key, block_of(origin + i), values + i);
+    for (; i < last; i += kGroup) make_words<1>(key, block_of(origin + i), values + i);
+    for (i = first; i < last; i += kGroup) make_numbers(make, values + i);
     return values + (begin - origin);
   }
 
@@ -70,6 +93,8 @@ struct NoiseTile {
   const float* uniforms(const NoiseKey& key, int64_t begin, int64_t end) {
     return fill(key, MakeUniforms{}, begin, end);
   }
+
+  static uint64_t block_of(int64_t flat) { return static_cast<uint64_t>(flat) / kNormalsPerBlock; }
 
   // Rademacher signs, +1 where the bit is set.
   const float* signs(const NoiseKey& key, int64_t begin, int64_t end);

@@ -1,0 +1,105 @@
+"""The Langevin step in pure PyTorch.
+
+    x <- a x + b s(x) + c z,    z ~ N(0, I)
+
+With a = 1, b = alpha/2 and c = sqrt(alpha) this is the step of Song and Ermon 2019 (the "half"
+convention); with b = alpha and c = sqrt(2 alpha) that of Song and Ermon 2020 ("full"); and with
+b = eta sigma_i^2 and c = beta sigma_{i+1} consistent annealed sampling (Jolicoeur-Martineau et
+al. 2020).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastscore._streams import Stream
+from fastscore.reference.random import normal
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that arithmetic is done in: half precision computes in float32, rounds once."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def per_sample(coefficient: Tensor, x: Tensor) -> Tensor:
+    """A coefficient for all samples, or one for each, shaped to broadcast against ``x``."""
+    coefficient = coefficient.to(compute_dtype(x.dtype))
+    if coefficient.dim() == 0:
+        return coefficient
+    return coefficient.reshape(-1, *[1] * (x.dim() - 1))
+
+
+def update(
+    x: Tensor,
+    score: Tensor,
+    z: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    k: Tensor | None = None,
+    known: Tensor | None = None,
+    mask: Tensor | None = None,
+    clamp: tuple[float, float] | None = None,
+) -> Tensor:
+    """One step with the noise ``z`` given.
+
+    Coefficients are tensors of shape () or (batch,). Where ``mask`` is True the new state is
+    ``known + k z``; ``clamp = (lo, hi)`` bounds the result. NaN stays NaN.
+    """
+    work = compute_dtype(x.dtype)
+    z = z.to(work)
+    new = per_sample(a, x) * x.to(work)
+    new = new + per_sample(b, x) * score.to(work)
+    new = new + per_sample(c, x) * z
+    if mask is not None:
+        new = torch.where(mask, known.to(work) + per_sample(k, x) * z, new)
+    if clamp is not None:
+        new = torch.clamp(new, *clamp)
+    return new.to(x.dtype)
+
+
+def coefficients(table: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """a, b, c, k of the step number key[1]; the last row serves every step after it."""
+    row = key[1:].clamp(0, table.shape[0] - 1)
+    return table.index_select(0, row)[0].unbind(-1)
+
+
+def langevin_step(
+    x: Tensor,
+    score: Tensor,
+    table: Tensor,
+    key: Tensor,
+    *,
+    known: Tensor | None = None,
+    mask: Tensor | None = None,
+    clamp: tuple[float, float] | None = None,
+    sample_offset: int = 0,
+) -> Tensor:
+    """One step, noise drawn from ``key = [seed, step number]`` in stream LANGEVIN.
+
+    ``table`` is float64 of shape (rows, 4), or (rows, batch, 4) for coefficients of each sample's
+    own; its columns are a, b, c and k. Differentiable in x, score and known.
+    """
+    z = normal(key, x.shape, stream=Stream.LANGEVIN, sample_offset=sample_offset)
+    a, b, c, k = coefficients(table, key)
+    return update(x, score, z, a, b, c, k, known, mask, clamp)
+
+
+def langevin_step_(
+    x: Tensor,
+    score: Tensor,
+    table: Tensor,
+    key: Tensor,
+    *,
+    known: Tensor | None = None,
+    mask: Tensor | None = None,
+    clamp: tuple[float, float] | None = None,
+    sample_offset: int = 0,
+) -> Tensor:
+    """:func:`langevin_step` in place, without gradients; returns ``x``."""
+    with torch.no_grad():
+        new = langevin_step(
+            x, score, table, key, known=known, mask=mask, clamp=clamp, sample_offset=sample_offset
+        )
+    return x.copy_(new)

@@ -1,0 +1,205 @@
+"""Counter-based random numbers in pure PyTorch.
+
+Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") is a keyed
+bijection of 128-bit counters. The counter holds (block low, block high, draw, stream) and the key
+the two halves of the seed, so that every random number is a pure function of
+(seed, stream, draw, flat element index).
+
+PyTorch has no full set of operations on unsigned 32-bit words, so a word is an int64 between 0 and
+2^32 - 1 here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from fastscore._streams import Stream
+
+MASK32 = 0xFFFFFFFF
+ROUNDS = 10
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+WEYL = (0x9E3779B9, 0xBB67AE85)  # the golden ratio and sqrt(3) - 1, in units of 2^-32
+
+WORDS_PER_BLOCK = 4
+BITS_PER_BLOCK = 128
+
+Counter = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+# ---- bits ------------------------------------------------------------------------------------
+
+
+def mul_hi_lo(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
+    """High and low word of the 64-bit product of two words."""
+    product = b * a  # wraps around 2^64: the bits are those of the unsigned product
+    return (product >> 32) & MASK32, product & MASK32
+
+
+def philox4x32(counter: Counter, key: tuple[Tensor, Tensor]) -> Counter:
+    """The ten rounds of Philox4x32-10: four random words for each counter.
+
+    ``counter`` is four and ``key`` two int64 tensors of words that broadcast against each other.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(ROUNDS):
+        hi0, lo0 = mul_hi_lo(MULTIPLIERS[0], c0)
+        hi1, lo1 = mul_hi_lo(MULTIPLIERS[1], c2)
+        c0, c1, c2, c3 = hi1 ^ c1 ^ k0, lo1, hi0 ^ c3 ^ k1, lo0
+        k0 = (k0 + WEYL[0]) & MASK32
+        k1 = (k1 + WEYL[1]) & MASK32
+    return c0, c1, c2, c3
+
+
+def random_words(key: Tensor, stream: int, first_block: int, blocks: int) -> Tensor:
+    """The words of ``blocks`` blocks from ``first_block`` on: int64 of shape (blocks, 4).
+
+    ``key`` is the int64 tensor [seed, draw].
+    """
+    seed, draw = key.unbind()
+    block = first_block + torch.arange(blocks, dtype=torch.int64, device=key.device)
+    counter = (
+        block & MASK32,
+        (block >> 32) & MASK32,
+        (draw & MASK32).expand(blocks),
+        torch.full_like(block, stream),
+    )
+    words = philox4x32(counter, (seed & MASK32, (seed >> 32) & MASK32))
+    return torch.stack(words, dim=-1)
+
+
+# ---- from words to numbers -------------------------------------------------------------------
+
+
+def uniform_from_word(word: Tensor) -> Tensor:
+    """Uniform in [0, 1): the top 24 bits of the word times 2^-24, exact in float32."""
+    return (word >> 8).to(torch.float32) * 2.0**-24
+
+
+def cos_sin_of_turn(word: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin of 2 pi word 2^-32 in float64.
+
+    The word is reduced to the nearest quarter turn first, in exact integer arithmetic, so that
+    the zeros of cos and sin are exact and their neighbours keep their relative accuracy.
+    """
+    quarter = (word + 2**29) >> 30
+    rest = (word - (quarter << 30)).to(torch.float64) * (2.0 * math.pi * 2.0**-32)
+    cos, sin = torch.cos(rest), torch.sin(rest)
+    quarter = quarter & 3
+    swap = (quarter & 1).bool()
+    cos_sign = torch.where((quarter == 1) | (quarter == 2), -1.0, 1.0).to(torch.float64)
+    sin_sign = torch.where(quarter >= 2, -1.0, 1.0).to(torch.float64)
+    return cos_sign * torch.where(swap, sin, cos), sin_sign * torch.where(swap, cos, sin)
+
+
+def normal_from_words(even: Tensor, odd: Tensor) -> tuple[Tensor, Tensor]:
+    """Two independent standard normals in float64 from two words (Box and Muller 1958).
+
+    The even word gives the radius through (w + 1/2) 2^-32, which is never 0; the odd one the angle.
+    """
+    radius = torch.sqrt(-2.0 * torch.log((even.to(torch.float64) + 0.5) * 2.0**-32))
+    cos, sin = cos_sin_of_turn(odd)
+    return radius * cos, radius * sin
+
+
+def _normal_block(words: Tensor) -> Tensor:
+    z0, z1 = normal_from_words(words[:, 0], words[:, 1])
+    z2, z3 = normal_from_words(words[:, 2], words[:, 3])
+    return torch.stack([z0, z1, z2, z3], dim=-1).to(torch.float32)
+
+
+def _rademacher_block(words: Tensor) -> Tensor:
+    shifts = torch.arange(32, device=words.device)
+    bits = (words.unsqueeze(-1) >> shifts) & 1  # least significant bit first
+    return (2 * bits - 1).flatten(1).to(torch.float32)
+
+
+def _flat(
+    block: Callable[[Tensor], Tensor],
+    per_block: int,
+    key: Tensor,
+    shape: Sequence[int],
+    stream: int,
+    sample_offset: int,
+) -> Tensor:
+    """The numbers of the flat indices that ``shape`` covers, in float32."""
+    count = math.prod(shape)
+    start = sample_offset * math.prod(shape[1:])
+    first = start // per_block
+    blocks = -(-(start + count) // per_block) - first
+    skip = start - first * per_block
+    numbers = block(random_words(key, stream, first, blocks)).flatten()
+    return numbers[skip : skip + count].reshape(tuple(shape))
+
+
+def normal(
+    key: Tensor,
+    shape: Sequence[int],
+    *,
+    dtype: torch.dtype = torch.float32,
+    stream: int = Stream.USER,
+    sample_offset: int = 0,
+) -> Tensor:
+    """Standard normals, made in float32 and then converted to ``dtype``."""
+    return _flat(_normal_block, WORDS_PER_BLOCK, key, shape, stream, sample_offset).to(dtype)
+
+
+def uniform(
+    key: Tensor,
+    shape: Sequence[int],
+    *,
+    dtype: torch.dtype = torch.float32,
+    stream: int = Stream.USER,
+    sample_offset: int = 0,
+) -> Tensor:
+    """Uniform numbers in [0, 1), made in float32 and then converted to ``dtype``."""
+    return _flat(uniform_from_word, WORDS_PER_BLOCK, key, shape, stream, sample_offset).to(dtype)
+
+
+def rademacher(
+    key: Tensor,
+    shape: Sequence[int],
+    *,
+    dtype: torch.dtype = torch.float32,
+    stream: int = Stream.USER,
+    sample_offset: int = 0,
+) -> Tensor:
+    """-1 or +1 with equal probability: one bit each, +1 where the bit is set."""
+    return _flat(_rademacher_block, BITS_PER_BLOCK, key, shape, stream, sample_offset).to(dtype)
+
+
+def labels(key: Tensor, count: int, levels: int, *, sample_offset: int = 0) -> Tensor:
+    """Uniform integers in [0, levels): the high word of word * levels, stream LABEL."""
+
+    def block(words: Tensor) -> Tensor:
+        return (words * levels) >> 32
+
+    return _flat(block, WORDS_PER_BLOCK, key, (count,), Stream.LABEL, sample_offset)
+
+
+# ---- the ops ---------------------------------------------------------------------------------
+
+
+def normal_(
+    out: Tensor, key: Tensor, *, stream: int = Stream.USER, sample_offset: int = 0
+) -> Tensor:
+    """Fill ``out`` (batch first) with standard normals; returns ``out``."""
+    return out.copy_(normal(key, out.shape, stream=stream, sample_offset=sample_offset))
+
+
+def uniform_(
+    out: Tensor, key: Tensor, *, stream: int = Stream.USER, sample_offset: int = 0
+) -> Tensor:
+    """Fill ``out`` (batch first) with uniform numbers in [0, 1); returns ``out``."""
+    return out.copy_(uniform(key, out.shape, stream=stream, sample_offset=sample_offset))
+
+
+def rademacher_(
+    out: Tensor, key: Tensor, *, stream: int = Stream.USER, sample_offset: int = 0
+) -> Tensor:
+    """Fill ``out`` (batch first) with -1 and +1 at equal odds; returns ``out``."""
+    return out.copy_(rademacher(key, out.shape, stream=stream, sample_offset=sample_offset))
