@@ -1,0 +1,145 @@
+"""How a score model is told the noise level: the one place where samplers and losses call it.
+
+A model of this library is called ``model(x, sigma)`` with ``sigma`` of shape (batch,) and returns
+the score, the gradient of the log density, in the shape of ``x``. Networks from elsewhere plug in
+by naming what they expect instead:
+
+===============  =======================  ==================================================
+``conditioning`` call                     who expects it
+===============  =======================  ==================================================
+``"sigma"``      ``model(x, sigma)``      NCSNv2-style networks, everything in this library
+``"index"``      ``model(x, labels)``     NCSN's networks: int64 labels, 0 for the largest sigma
+``"log_sigma"``  ``model(x, log sigma)``  NCSN++-style networks with a Fourier embedding
+``"none"``       ``model(x)``             one noise level, or an energy or score of x alone
+===============  =======================  ==================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fastscore._checks import check_choice, check_device, check_number, describe, fail, fail_type
+
+CONDITIONINGS = ("sigma", "index", "log_sigma", "none")
+
+
+def condition(conditioning: str, sigma: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    """What a model is given after ``x``: a tuple of one tensor, or an empty one for ``"none"``.
+
+    Args:
+        conditioning: one of ``CONDITIONINGS``.
+        sigma: noise levels of the samples, shape (batch,).
+        labels: their indices into the sigmas, shape (batch,), int64.
+
+    Raises:
+        ValueError: ``conditioning`` is not one of ``CONDITIONINGS``.
+
+    Example:
+        >>> import torch
+        >>> condition("log_sigma", torch.ones(2), torch.tensor([4, 4]))
+        (tensor([0., 0.]),)
+        >>> condition("none", torch.ones(2), torch.tensor([4, 4]))
+        ()
+    """
+    check_choice("condition", "conditioning", conditioning, CONDITIONINGS)
+    if conditioning == "sigma":
+        return (sigma,)
+    if conditioning == "index":
+        return (labels,)
+    if conditioning == "log_sigma":
+        return (sigma.log(),)
+    return ()
+
+
+def call_model(
+    fn: str,
+    model: Callable[..., Tensor],
+    x: Tensor,
+    sigma: Tensor,
+    labels: Tensor,
+    conditioning: str,
+) -> Tensor:
+    """Call ``model`` as ``conditioning`` says and check that its output has the shape of ``x``.
+
+    The output may have another floating dtype than ``x`` (a model under autocast). Nothing here
+    reads a value from the device, so a sampling loop stays free of host synchronisation.
+
+    Args:
+        fn: the public function on whose behalf the model is called, for messages.
+        model: the score model.
+        x: points, shape (batch, ...).
+        sigma: their noise levels, shape (batch,).
+        labels: the indices of those levels, shape (batch,), int64.
+        conditioning: one of ``CONDITIONINGS``.
+
+    Returns:
+        The model's output, of the shape and on the device of ``x``.
+
+    Raises:
+        ValueError: an unknown ``conditioning``, or an output of another shape, device or kind.
+        TypeError: a model that can't be called, or an output that is not a tensor.
+
+    Example:
+        >>> import torch
+        >>> x, sigma, labels = torch.ones(2, 3), torch.full((2,), 2.0), torch.tensor([0, 0])
+        >>> call_model("dsm_loss", lambda x, s: -x / s[:, None], x, sigma, labels, "sigma")[0]
+        tensor([-0.5000, -0.5000, -0.5000])
+    """
+    if not callable(model):
+        fail_type(fn, "model", "callable", model)
+    check_choice(fn, "conditioning", conditioning, CONDITIONINGS)
+    output = model(x, *condition(conditioning, sigma, labels))
+    if not isinstance(output, Tensor):
+        fail_type(fn, "model", _expected(x), output)
+    if output.shape != x.shape or not output.is_floating_point():
+        fail(fn, "model", _expected(x), describe(output))
+    if output.device != x.device:
+        fail(fn, "model", f"a model whose output is on {x.device}, as x is", describe(output))
+    return output
+
+
+def _expected(x: Tensor) -> str:
+    return f"a model whose output is a floating-point tensor of x's shape {tuple(x.shape)}"
+
+
+def as_sigma(fn: str, x: Tensor, sigma: Tensor | float) -> Tensor:
+    """One noise level per sample of ``x``, from a number, a 0-D tensor or a (batch,) tensor.
+
+    Args:
+        fn: the public function on whose behalf this is done, for messages.
+        x: points, shape (batch, ...).
+        sigma: noise level(s). A number must be at least 0; the values of a tensor are not read.
+
+    Returns:
+        Tensor of shape (batch,) on the device of ``x``, float64 if ``x`` is, else float32.
+
+    Raises:
+        ValueError: a negative or non-finite number; a tensor of another shape, on another device
+            or of integers (the labels of ``conditioning="index"``).
+        TypeError: neither a number nor a tensor.
+
+    Example:
+        >>> as_sigma("score", torch.zeros(3, 2), 0.5)
+        tensor([0.5000, 0.5000, 0.5000])
+    """
+    batch = x.shape[0]
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if not isinstance(sigma, Tensor):
+        return x.new_full((batch,), check_number(fn, "sigma", sigma, minimum=0.0), dtype=dtype)
+    expected = f"floating-point noise levels of shape ({batch},), one for each sample"
+    if not sigma.is_floating_point() or sigma.dim() > 1:
+        fail(fn, "sigma", expected, describe(sigma))
+    if sigma.dim() == 0:
+        return sigma.to(device=x.device, dtype=dtype).expand(batch)
+    if len(sigma) != batch:
+        fail(fn, "sigma", expected, describe(sigma))
+    check_device(fn, "sigma", sigma, x.device, "as x is")
+    return sigma.to(dtype)
+
+
+def per_sample(value: Tensor, x: Tensor) -> Tensor:
+    """View a (batch,) tensor so that it broadcasts against ``x`` of shape (batch, ...)."""
+    return value.reshape(-1, *(1,) * (x.dim() - 1))

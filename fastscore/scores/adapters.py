@@ -1,0 +1,101 @@
+"""Adapters from what other libraries' networks predict to the score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from fastscore._checks import check_choice, check_floating, fail_type
+from fastscore.conditioning import as_sigma, call_model, per_sample
+
+# An adapter knows sigma but not the list it comes from, so it can't know its index.
+_CONDITIONINGS = ("sigma", "log_sigma", "none")
+
+
+class _Adapter(nn.Module):
+    """A network and how it is told the noise level."""
+
+    def __init__(self, net: Callable[..., Tensor], *, conditioning: str = "sigma") -> None:
+        super().__init__()
+        name = type(self).__name__
+        if not callable(net):
+            fail_type(name, "net", "callable", net)
+        self.net = net
+        self.conditioning = check_choice(name, "conditioning", conditioning, _CONDITIONINGS)
+        self.data_shape: tuple[int, ...] | None = getattr(net, "data_shape", None)
+
+    def _predict(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
+        """The network's output and sigma, shaped to broadcast against it."""
+        name = type(self).__name__
+        check_floating(name, "x", x, min_dim=1)
+        level = as_sigma(name, x, sigma)
+        output = call_model(name, self.net, x, level, level, self.conditioning)
+        return output, per_sample(level, x)
+
+
+class EpsScore(_Adapter):
+    """The score of a network that predicts the noise: s(x, sigma) = -eps(x, sigma) / sigma.
+
+    Here x = x_0 + sigma z and eps predicts z, of unit variance (Ho et al. 2020, "Denoising
+    Diffusion Probabilistic Models", https://arxiv.org/abs/2006.11239, in the variance-exploding
+    scaling of Song et al. 2021).
+
+    Args:
+        net: eps network, a module or function ``net(x, sigma)``, sigma of shape (batch,).
+        conditioning: what ``net`` is given beside x: ``"sigma"``, ``"log_sigma"`` or ``"none"``.
+            The adapter itself is always called ``model(x, sigma)``.
+
+    Attributes:
+        data_shape: that of ``net``, None if it has none.
+
+    Raises:
+        ValueError: an unknown ``conditioning``; on call, an output that has not the shape of x, or
+            a sigma of a wrong shape.
+        TypeError: ``net`` can't be called.
+
+    Example:
+        >>> import torch
+        >>> model = EpsScore(lambda x, sigma: torch.ones_like(x))
+        >>> model(torch.zeros(2, 1), torch.tensor([1.0, 4.0]))
+        tensor([[-1.0000],
+                [-0.2500]])
+    """
+
+    def forward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """The score at ``x``, shape (batch, ...), of noise level ``sigma``, shape (batch,)."""
+        eps, level = self._predict(x, sigma)
+        return (-eps / level).to(x.dtype)
+
+
+class DenoiserScore(_Adapter):
+    """The score of a denoiser: s(x, sigma) = (D(x, sigma) - x) / sigma^2.
+
+    Tweedie's formula: D(x, sigma) predicts the clean sample behind x = x_0 + sigma z (Vincent
+    2011; the parametrisation of Karras et al. 2022, https://arxiv.org/abs/2206.00364).
+
+    Args:
+        net: denoiser, a module or function ``net(x, sigma)``, sigma of shape (batch,).
+        conditioning: what ``net`` is given beside x: ``"sigma"``, ``"log_sigma"`` or ``"none"``.
+            The adapter itself is always called ``model(x, sigma)``.
+
+    Attributes:
+        data_shape: that of ``net``, None if it has none.
+
+    Raises:
+        ValueError: an unknown ``conditioning``; on call, an output that has not the shape of x, or
+            a sigma of a wrong shape.
+        TypeError: ``net`` can't be called.
+
+    Example:
+        >>> import torch
+        >>> model = DenoiserScore(lambda x, sigma: torch.zeros_like(x))
+        >>> model(torch.ones(2, 1), torch.tensor([1.0, 2.0]))
+        tensor([[-1.0000],
+                [-0.2500]])
+    """
+
+    def forward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """The score at ``x``, shape (batch, ...), of noise level ``sigma``, shape (batch,)."""
+        clean, level = self._predict(x, sigma)
+        return ((clean - x) / level.square()).to(x.dtype)
