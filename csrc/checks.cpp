@@ -100,8 +100,38 @@ void check_stream(const char* op, int64_t stream) {
   }
 }
 
-void check_sample_offset(const char* op, int64_t sample_offset) {
+void check_sample_offset(const char* op, int64_t sample_offset, const Tensor& x) {
   if (sample_offset < 0) fail(op, "sample_offset", "at least 0, got ", sample_offset);
+  int64_t samples, end;
+  if (__builtin_add_overflow(sample_offset, batch_size(x), &samples) ||
+      __builtin_mul_overflow(samples, sample_size(x), &end) ||
+      __builtin_add_overflow(end, int64_t{1} << 20, &end)) {
+    fail(op, "sample_offset", "such that every flat index fits 63 bits, got ", sample_offset,
+         " with ", describe(x));
+  }
+}
+
+void check_writable(const char* op, const char* arg, const Tensor& x) {
+  if (x.numel() == 0) return;
+  const auto sizes = x.sizes(), strides = x.strides();
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    if (sizes[d] > 1 && strides[d] == 0) {
+      fail(op, arg, "a tensor whose elements have memory of their own (not an expanded one), got ",
+           describe(x), " with stride 0 in dimension ", d);
+    }
+  }
+}
+
+void check_no_partial_overlap(const char* op, const char* arg, const Tensor& x, const Tensor& out,
+                              const char* out_name) {
+  if (!x.is_contiguous() || !out.is_contiguous()) return;
+  const char* a = static_cast<const char*>(x.data_ptr());
+  const char* b = static_cast<const char*>(out.data_ptr());
+  if (a == b && x.scalar_type() == out.scalar_type()) return;
+  if (a < b + out.numel() * static_cast<int64_t>(out.element_size()) &&
+      b < a + x.numel() * static_cast<int64_t>(x.element_size())) {
+    fail(op, arg, "apart from ", out_name, " in memory or exactly the same, got an overlap");
+  }
 }
 
 void check_table(const char* op, const Tensor& table, int64_t columns, const Tensor& like) {

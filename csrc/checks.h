@@ -42,7 +42,13 @@ void check_same_dtype(const char* op, const char* arg, const Tensor& x, const Te
                       const char* like_name);
 void check_key(const char* op, const Tensor& key, const Tensor& like);
 void check_stream(const char* op, int64_t stream);
-void check_sample_offset(const char* op, int64_t sample_offset);
+// At least 0, and no flat index of x beyond 63 bits.
+void check_sample_offset(const char* op, int64_t sample_offset, const Tensor& x);
+// A tensor to write to: no two of its elements may share memory.
+void check_writable(const char* op, const char* arg, const Tensor& x);
+// Memory that is read while `out` is written: apart from it, or exactly the same.
+void check_no_partial_overlap(const char* op, const char* arg, const Tensor& x, const Tensor& out,
+                              const char* out_name);
 // A contiguous float64 table of `columns` columns with at least one row.
 void check_table(const char* op, const Tensor& table, int64_t columns, const Tensor& like);
 void check_labels(const char* op, const Tensor& labels, const Tensor& x);

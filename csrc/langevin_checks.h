@@ -36,8 +36,8 @@ inline void check_langevin(const char* op, const Tensor& x, const Tensor& score,
     check_same_device(op, "known", *known, x, "x");
     check_same_shape(op, "mask", *mask, x, "x");
     check_same_device(op, "mask", *mask, x, "x");
-    if (mask->scalar_type() != ScalarType::Bool || !mask->is_contiguous()) {
-      fail(op, "mask", "a contiguous bool tensor, got ", describe(*mask));
+    if (mask->scalar_type() != ScalarType::Bool) {
+      fail(op, "mask", "a bool tensor, got ", describe(*mask));
     }
   }
   const double infinity = std::numeric_limits<double>::infinity();
@@ -45,7 +45,7 @@ inline void check_langevin(const char* op, const Tensor& x, const Tensor& score,
   if (!(bottom <= top)) {
     fail(op, "clamp", "(low, high) with low <= high, got (", bottom, ", ", top, ")");
   }
-  check_sample_offset(op, sample_offset);
+  check_sample_offset(op, sample_offset, x);
 }
 
 }  // namespace fastscore

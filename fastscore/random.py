@@ -58,6 +58,8 @@ def key(
     check_int("key", "draw", draw, minimum=0)
     if draw >= 2**32:
         fail("key", "draw", "below 2^32", draw)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        fail_type("key", "generator", "a torch.Generator or None", generator)
     if seed is None:
         source = generator.device if generator is not None else device
         drawn = torch.randint(-(2**63), 2**63 - 1, (2,), generator=generator, device=source)
@@ -83,6 +85,8 @@ def _filled(
     sample_offset: int,
 ) -> Tensor:
     check_tensor(fn, "key", key)
+    if not isinstance(dtype, torch.dtype):
+        fail_type(fn, "dtype", "a torch.dtype", dtype)
     if dtype not in _FLOATING:
         fail(fn, "dtype", "float32, float64, bfloat16 or float16", dtype)
     if not isinstance(shape, Sequence) or not all(isinstance(n, int) for n in shape):

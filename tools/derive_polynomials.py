@@ -24,14 +24,17 @@ def fit(target: np.ndarray, basis: np.ndarray, weight: np.ndarray) -> np.ndarray
     b = target * weight
     n = a.shape[1]
     ones = np.ones((len(b), 1))
-    result = linprog(
-        np.r_[np.zeros(n), 1.0],
-        A_ub=np.block([[a, -ones], [-a, -ones]]),
-        b_ub=np.r_[b, -b],
-        bounds=[(None, None)] * n + [(0, None)],
-        method="highs",
-    )
-    return result.x[:n]
+    for method in ("highs", "highs-ipm"):  # the simplex method sometimes gives up
+        result = linprog(
+            np.r_[np.zeros(n), 1.0],
+            A_ub=np.block([[a, -ones], [-a, -ones]]),
+            b_ub=np.r_[b, -b],
+            bounds=[(None, None)] * n + [(0, None)],
+            method=method,
+        )
+        if result.x is not None:
+            return result.x[:n]
+    raise RuntimeError(f"no solution: {result.message}")
 
 
 def minimax(
@@ -65,16 +68,16 @@ def main() -> None:
     one = mpmath.mpf(1)
     quarter = mpmath.pi / 4
 
-    def neg2log1p(f: mpmath.mpf) -> mpmath.mpf:
-        return -2 * mpmath.log1p(f)
+    def neg2log(h: mpmath.mpf) -> mpmath.mpf:
+        return -2 * mpmath.log1p(-h)
 
     minimax(
-        "log: -2 log(1+f) = -2f + f^2 R(f)",
-        9,
-        -0.5,
-        -1e-6,
-        lambda f: (neg2log1p(f) + 2 * f) / (f * f),
-        lambda f: neg2log1p(f) / (f * f),
+        "log: -2 log(1-h) = 2h + h^2 R(h)",
+        8,
+        1e-6,
+        0.5,
+        lambda h: (neg2log(h) - 2 * h) / (h * h),
+        lambda h: neg2log(h) / (h * h),
     )
     head = np.float32(float(quarter))
     print(

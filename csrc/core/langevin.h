@@ -12,14 +12,22 @@ struct LangevinRow {
   T a, b, c, k;
 };
 
+// Without noise (c or k is 0) z plays no part, not even in the sign of a zero: a sample then has
+// the same bytes whether or not noise was drawn for its neighbours.
+template <class T>
+FASTSCORE_FN T langevin_drift(const LangevinRow<T>& row, T x, T s) {
+  return fma(row.b, s, row.a * x);
+}
+
 template <class T>
 FASTSCORE_FN T langevin_update(const LangevinRow<T>& row, T x, T s, T z) {
-  return fma(row.c, z, fma(row.b, s, row.a * x));
+  const T drift = langevin_drift(row, x, s);
+  return row.c == 0 ? drift : fma(row.c, z, drift);
 }
 
 template <class T>
 FASTSCORE_FN T langevin_known(const LangevinRow<T>& row, T known, T z) {
-  return fma(row.k, z, known);
+  return row.k == 0 ? known : fma(row.k, z, known);
 }
 
 // NaN stays NaN.

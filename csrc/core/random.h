@@ -20,22 +20,22 @@ FASTSCORE_FN F neg2_log_uniform(U w) {
   const U upper = sign_mask(w);
   const F x = float_of_signed(w ^ upper);
   const F g = fma(x, broadcast<F>(0x1p-32f), broadcast<F>(0x1p-33f));
-  // u = m 2^e with m in [1/2, 1) and e <= 0: every term of the sum below has one sign.
+  // u = (1 - h) 2^e with h in [0, 1/2] and e <= 0: every term of the sum below is positive.
   const U b = bits_of(g);
   const F m = float_from_bits((b & broadcast<U>(0x007fffffu)) | broadcast<U>(0x3f000000u));
   const U e = and_not(upper, b - broadcast<U>(0x3f000000u)) & broadcast<U>(0xff800000u);
-  const F f = select_by_sign(w, flip_sign(g, broadcast<U>(0x80000000u)), m - broadcast<F>(1.0f));
-  F r = broadcast<F>(0x1.be5254p+1f);
-  r = fma(r, f, broadcast<F>(0x1.3cfc78p+2f));
-  r = fma(r, f, broadcast<F>(0x1.f88f2ep+1f));
-  r = fma(r, f, broadcast<F>(0x1.2f3e04p+0f));
-  r = fma(r, f, broadcast<F>(0x1.5c3ae6p-1f));
-  r = fma(r, f, broadcast<F>(-0x1.6830e8p-2f));
-  r = fma(r, f, broadcast<F>(0x1.01e9dap-1f));
-  r = fma(r, f, broadcast<F>(-0x1.5542f6p-1f));
-  r = fma(r, f, broadcast<F>(0x1.00001ep+0f));
-  const F neg2_log_m = fma(f * f, r, f * broadcast<F>(-2.0f));
-  return fma(float_of_signed(e), broadcast<F>(-0x1.62e43p-23f), neg2_log_m);
+  const F h = select_by_sign(w, g, broadcast<F>(1.0f) - m);
+  // -2 ln(1 - h) = 2 h + h^2 R(h), by Estrin's scheme: a short chain of dependent operations.
+  const F h2 = h * h;
+  const F r01 = fma(broadcast<F>(0x1.5542f6p-1f), h, broadcast<F>(0x1.00001ep+0f));
+  const F r23 = fma(broadcast<F>(0x1.6830e8p-2f), h, broadcast<F>(0x1.01e9dap-1f));
+  const F r45 = fma(broadcast<F>(-0x1.2f3e04p+0f), h, broadcast<F>(0x1.5c3ae6p-1f));
+  const F r67 = fma(broadcast<F>(-0x1.3cfc78p+2f), h, broadcast<F>(0x1.f88f2ep+1f));
+  const F h4 = h2 * h2;
+  const F r03 = fma(r23, h2, r01);
+  const F r68 = fma(broadcast<F>(0x1.be5254p+1f), h2, r67);
+  const F r = fma(fma(r68, h2, r45), h4, r03);
+  return fma(float_of_signed(e), broadcast<F>(-0x1.62e43p-23f), fma(h2, r, h + h));
 }
 
 // cos and sin of the angle 2 pi w 2^-32.
@@ -62,10 +62,27 @@ FASTSCORE_FN void cos_sin_turn(U w, F& cosine, F& sine) {
   sine = flip_sign(select_by_sign(odd, c, s), v);
 }
 
+// The square root of a radius squared, 2^-32 to 46.
+template <class F>
+FASTSCORE_FN F root_of_radius(F x) {
+  return square_root(x);
+}
+#if defined(__CUDA_ARCH__)
+// Correctly rounded as well: the very instructions that sqrt.rn becomes, without the test for
+// arguments out of [2^-101, infinity) and the call that serves them.
+template <>
+FASTSCORE_FN float root_of_radius<float>(float x) {
+  float inverse;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(x));
+  const float root = x * inverse;
+  return fma(fma(-root, root, x), inverse * 0.5f, root);
+}
+#endif
+
 // Two independent standard normals from two words (Box and Muller 1958).
 template <class F, class U>
 FASTSCORE_FN void box_muller(U w_radius, U w_angle, F& z0, F& z1) {
-  const F radius = square_root(neg2_log_uniform<F>(w_radius));
+  const F radius = root_of_radius(neg2_log_uniform<F>(w_radius));
   F cosine, sine;
   cos_sin_turn<F>(w_angle, cosine, sine);
   z0 = radius * cosine;

@@ -1,12 +1,12 @@
 // CPU side of the family `dsm`.
 #include <vector>
 
-#include "checks.h"
 #include "cpu/capability.h"
 #include "cpu/kernels.h"
 #include "cpu/noise_args.h"
 #include "cpu/parallel.h"
 #include "cpu/rows.h"
+#include "dsm_checks.h"
 
 namespace fastscore {
 namespace {
@@ -31,14 +31,8 @@ Tensor draw_labels(const Tensor& x, const Tensor& key, int64_t levels, int64_t s
 std::tuple<Tensor, Tensor> perturb(const Tensor& x, const Tensor& table, const Tensor& key,
                                    std::optional<Tensor> given, int64_t sample_offset) {
   const char* op = "perturb";
-  check_data(op, "x", x);
-  check_table(op, table, 2, x);
-  check_key(op, key, x);
-  check_sample_offset(op, sample_offset);
-  if (given) {
-    check_labels(op, *given, x);
-    check_label_values(op, *given, table.size(0));
-  }
+  check_perturb(op, x, table, key, given, sample_offset);
+  if (given) check_label_values(op, *given, table.size(0));
   Tensor labels =
       given ? torch::stable::clone(*given) : draw_labels(x, key, table.size(0), sample_offset);
   Tensor out = new_like(x);
@@ -56,12 +50,8 @@ std::tuple<Tensor, Tensor> perturb(const Tensor& x, const Tensor& table, const T
 
 ResidualArgs residual_args(const char* op, const Tensor& output, const Tensor& table,
                            const Tensor& labels, const Tensor& key, int64_t sample_offset) {
-  check_data(op, "output", output);
-  check_table(op, table, 3, output);
-  check_labels(op, labels, output);
+  check_residual(op, output, table, labels, key, sample_offset);
   check_label_values(op, labels, table.size(0));
-  check_key(op, key, output);
-  check_sample_offset(op, sample_offset);
   ResidualArgs args;
   args.noise = noise_args(key, Stream::kPerturb, sample_offset * sample_size(output));
   args.output = make_view(op, "output", output);
@@ -92,9 +82,7 @@ Tensor dsm_residual_backward(const Tensor& grad, const Tensor& output, const Ten
                              const Tensor& labels, const Tensor& key, int64_t sample_offset) {
   const char* op = "dsm_residual_backward";
   ResidualArgs args = residual_args(op, output, table, labels, key, sample_offset);
-  if (grad.dim() != 1 || grad.size(0) != batch_size(output)) {
-    fail(op, "grad", "of shape (", batch_size(output), ",), got ", describe(grad));
-  }
+  check_residual_grad(op, grad, output);
   const std::vector<double> scale = read_doubles(op, "grad", grad);
   Tensor grad_output = new_like(output);
   args.grad = scale.data();

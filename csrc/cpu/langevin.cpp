@@ -21,7 +21,9 @@ void step(const char* op, const Tensor& x, const Tensor& score, const Tensor& ta
   args.out = make_view(op, "out", out);
   args.x = make_view(op, "x", x);
   args.score = make_view(op, "score", score);
-  args.mask = mask ? mask->const_data_ptr<bool>() : nullptr;
+  std::optional<Tensor> dense_mask;
+  if (mask) dense_mask = torch::stable::contiguous(*mask);
+  args.mask = dense_mask ? dense_mask->const_data_ptr<bool>() : nullptr;
   if (known) args.known = make_view(op, "known", *known);
   args.batch_rows = table.dim() == 3 ? table.size(1) : 1;
   const int64_t last = table.size(0) - 1;
@@ -38,6 +40,9 @@ void step(const char* op, const Tensor& x, const Tensor& score, const Tensor& ta
 void langevin_step_(Tensor x, const Tensor& score, const Tensor& table, const Tensor& key,
                     std::optional<Tensor> known, std::optional<Tensor> mask,
                     std::optional<double> low, std::optional<double> high, int64_t sample_offset) {
+  check_writable("langevin_step_", "x", x);
+  check_no_partial_overlap("langevin_step_", "score", score, x, "x");
+  if (known) check_no_partial_overlap("langevin_step_", "known", *known, x, "x");
   step("langevin_step_", x, score, table, key, known, mask, low, high, sample_offset, x);
 }
 

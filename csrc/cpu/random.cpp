@@ -13,7 +13,8 @@ void fill(const char* op, Distribution distribution, Tensor& out, const Tensor& 
   check_data(op, "out", out);
   check_key(op, key, out);
   check_stream(op, stream);
-  check_sample_offset(op, sample_offset);
+  check_writable(op, "out", out);
+  check_sample_offset(op, sample_offset, out);
   RandomArgs args;
   args.noise = noise_args(key, static_cast<Stream>(stream), sample_offset * sample_size(out));
   args.distribution = distribution;

@@ -23,8 +23,8 @@ from fastscore.info import info
 from fastscore.quality import frechet_distance, nearest_distance
 
 SIGMA_MIN = 0.01
-BATCH = 128
-LEARNING_RATE = 2e-3
+BATCH = 64
+LEARNING_RATE = 4e-3
 STEPS_PER_SIGMA = 5
 EMA_DECAY = 0.999
 Say = Callable[[str], None]
@@ -38,9 +38,10 @@ def train(
 
     torch.manual_seed(seed)
     model = fastscore.nn.ScoreConvNet(channels=1, image_size=8)
+    model = model.to(memory_format=torch.channels_last)  # twice as fast on a CPU
     average = fastscore.nn.EMA(model, decay=EMA_DECAY)
     optimiser = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, iterations)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, iterations)
     loss_fn = fastscore.DSMLoss(sigmas)
     losses: list[float] = []
     for _ in (bar := tqdm(range(iterations), desc="training", disable=not progress)):

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastscore._checks import check_int, check_number, fail
-from fastscore.nn.mlp import per_sample
+from fastscore._checks import check_floating, check_int, check_number, check_shape, fail
+from fastscore.conditioning import as_sigma, per_sample
 
 GROUPS = 8
 
@@ -23,9 +23,9 @@ class NoiseEmbedding(nn.Module):
             nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
         )
 
-    def forward(self, log_sigma: Tensor) -> Tensor:
+    def forward(self, log_sigma: Tensor, dtype: torch.dtype) -> Tensor:
         angles = log_sigma[:, None] * self.rates
-        return self.layers(torch.cat([angles.sin(), angles.cos()], dim=1))
+        return self.layers(torch.cat([angles.sin(), angles.cos()], dim=1).to(dtype))
 
 
 class ResidualBlock(nn.Module):
@@ -67,9 +67,11 @@ class ScoreConvNet(nn.Module):
 
     Attributes:
         data_shape: (channels, image_size, image_size), from which samplers know what to draw.
+        config: the arguments that make this network again.
 
     Raises:
-        TypeError, ValueError: sizes that do not fit.
+        TypeError, ValueError: sizes that do not fit; on call, an x that is not
+            (batch, *data_shape) or a sigma that is not (batch,).
 
     >>> model = ScoreConvNet(channels=1, image_size=8)
     >>> model(torch.zeros(2, 1, 8, 8), torch.ones(2)).shape
@@ -97,13 +99,13 @@ class ScoreConvNet(nn.Module):
         if base_channels % GROUPS:
             fail(fn, "base_channels", f"a multiple of {GROUPS}", base_channels)
         self.config: dict[str, Any] = {
-            "channels": channels,
-            "image_size": image_size,
-            "base_channels": base_channels,
-            "blocks": blocks,
-            "data_std": data_std,
+            "channels": int(channels),
+            "image_size": int(image_size),
+            "base_channels": int(base_channels),
+            "blocks": int(blocks),
+            "data_std": float(data_std),
         }
-        self.data_shape = (channels, image_size, image_size)
+        self.data_shape = (int(channels), int(image_size), int(image_size))
         self.data_std = data_std
         low, embedding = 2 * base_channels, 4 * base_channels
 
@@ -124,12 +126,14 @@ class ScoreConvNet(nn.Module):
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
 
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """The score at x and noise levels sigma (batch,)."""
-        sigma = sigma.to(x.dtype)
-        embedding = self.embed(sigma.log())
-        sigma = per_sample(sigma, x)
-        h = self.enter(x / (sigma * sigma + self.data_std**2).sqrt())
+        check_floating("ScoreConvNet", "x", x, min_dim=1)
+        check_shape("ScoreConvNet", "x", x, (len(x), *self.data_shape), "batch and data_shape")
+        level = as_sigma("ScoreConvNet", x, sigma)
+        embedding = self.embed(level.log(), x.dtype)
+        level = per_sample(level, x)
+        h = self.enter((x / (level.square() + self.data_std**2).sqrt()).to(x.dtype))
         for block in self.encode:
             h = block(h, embedding)
         skip = h
@@ -139,4 +143,4 @@ class ScoreConvNet(nn.Module):
         h = self.merge(torch.cat([self.up(h), skip], dim=1))
         for block in self.decode:
             h = block(h, embedding)
-        return self.leave(self.activation(self.norm(h))) / sigma
+        return (self.leave(self.activation(self.norm(h))) / level).to(x.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +19,9 @@ class EMA:
 
     After each optimiser step call :meth:`update`:
     ``average <- decay * average + (1 - decay) * weight``. After n updates the decay is at most
-    (1 + n)/(10 + n), so that the start is soon forgotten. Buffers are copied.
+    (1 + n)/(10 + n), so that the start is soon forgotten. Buffers are copied. Averages of bfloat16
+    and float16 weights are kept in float32, for a thousandth of a difference is lost in them:
+    ``module`` is then a float32 network.
 
     Args:
         model: the network being trained; not changed.
@@ -46,13 +49,20 @@ class EMA:
         self.model = model
         self.updates = 0
         self.module = copy.deepcopy(model).eval().requires_grad_(False)
+        for average in itertools.chain(self.module.parameters(), self.module.buffers()):
+            if average.dtype in (torch.bfloat16, torch.float16):
+                average.data = average.data.float()
 
     @torch.no_grad()
     def update(self) -> None:
         """Take the network's current weights into the average."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        averages, weights = list(self.module.parameters()), list(self.model.parameters())
+        averages = list(self.module.parameters())
+        weights = [
+            weight.to(average.dtype)
+            for average, weight in zip(averages, self.model.parameters(), strict=True)
+        ]
         torch._foreach_lerp_(averages, weights, 1 - decay)
         for average, buffer in zip(self.module.buffers(), self.model.buffers(), strict=True):
             average.copy_(buffer)
@@ -72,6 +82,13 @@ class EMA:
         return {"updates": self.updates, "module": self.module.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a :meth:`state_dict`."""
+        """Go on from a :meth:`state_dict`.
+
+        Raises:
+            ValueError: ``state`` is not a state_dict of an EMA.
+            RuntimeError: its weights don't fit the network.
+        """
+        if not {"updates", "module"} <= set(state):
+            fail("EMA.load_state_dict", "state", "an EMA's state_dict", f"entries {list(state)}")
         self.updates = int(state["updates"])
         self.module.load_state_dict(state["module"])

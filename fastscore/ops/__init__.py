@@ -5,15 +5,40 @@ mathematics, ``csrc/cpu/<family>.cpp`` and ``csrc/cuda/<family>.cu`` the kernels
 """
 
 from fastscore.ops.dsm import dsm_residual, perturb
+from fastscore.ops.dual import (
+    dual,
+    dual_elu,
+    dual_gelu,
+    dual_leaky_relu,
+    dual_relu,
+    dual_sigmoid,
+    dual_silu,
+    dual_softplus,
+    dual_stacked,
+    dual_tanh,
+)
 from fastscore.ops.langevin import langevin_step, langevin_step_
 from fastscore.ops.random import normal_, rademacher_, uniform_
+from fastscore.ops.sliced import projections, sliced_terms
 
 __all__ = [
     "dsm_residual",
+    "dual",
+    "dual_elu",
+    "dual_gelu",
+    "dual_leaky_relu",
+    "dual_relu",
+    "dual_sigmoid",
+    "dual_silu",
+    "dual_softplus",
+    "dual_stacked",
+    "dual_tanh",
     "langevin_step",
     "langevin_step_",
     "normal_",
     "perturb",
+    "projections",
     "rademacher_",
+    "sliced_terms",
     "uniform_",
 ]

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import numbers
+import re
+from collections.abc import Callable
+from typing import Any, NoReturn
+
 import torch
+from torch import Tensor
+
+from fastscore._checks import fail, fail_type
 
 try:
     from fastscore import _C
@@ -13,14 +21,108 @@ except ImportError as error:
         "`pip install --no-build-isolation .` in a checkout, with the torch that you run."
     ) from error
 
+__all__ = ["_C", "Differentiable", "call", "call_", "check_same_device", "ops"]
+
 ops = torch.ops.fastscore
-__all__ = ["_C", "ops", "refuse_grad"]
+
+_WRONG_TYPE = re.compile(
+    r"of type '([^']+)' for argument '([^']+)' but instead found type '([^']+)'"
+)
 
 
-def refuse_grad(fn: str, *tensors: torch.Tensor) -> None:
-    """An in-place op has no derivative: say so instead of losing the gradient."""
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        raise ValueError(
-            f"{fn}: its tensors must be without requires_grad (or call it under torch.no_grad()), "
-            "got one that requires grad; the differentiable form is the one without underscore"
-        )
+def _raise_type_error(fn: str, error: RuntimeError) -> NoReturn:
+    """The dispatcher's complaint of a wrong Python type, in this library's words."""
+    found = _WRONG_TYPE.search(str(error))
+    if found is None:
+        raise error
+    kind, arg, got = found.groups()
+    raise TypeError(f"{fn}: {arg} must be a {kind}, got {got}") from None
+
+
+def call(fn: str, op: Callable[..., Any], *args: Any) -> Any:
+    """``op(*args)``; a wrong type is a TypeError, as everywhere else."""
+    try:
+        return op(*args)
+    except RuntimeError as error:
+        _raise_type_error(fn, error)
+
+
+def call_(
+    fn: str, op: Callable[..., Any], names: tuple[str, ...], out: Tensor, *args: Any
+) -> Tensor:
+    """``op(out, *args)`` in place: refuses gradients, and tells autograd that ``out`` changed.
+
+    ``names`` are those of ``out`` and of the leading ``args``, the ones that may require grad.
+    """
+    if torch.compiler.is_compiling():
+        op(out, *args)
+        return out
+    if torch.is_grad_enabled() and torch._C._any_requires_grad(out, *args):
+        for name, arg in zip(names, (out, *args), strict=False):
+            if isinstance(arg, Tensor) and arg.requires_grad:
+                expected = "a tensor that needs no gradient (or call it under torch.no_grad())"
+                fail(fn, name, expected, "one that requires grad")
+    try:
+        op(out, *args)
+    except RuntimeError as error:
+        _raise_type_error(fn, error)
+    torch._C._increment_version((out,))
+    return out
+
+
+def check_same_device(fn: str, like: Tensor, **others: Tensor | None) -> None:
+    """For fake kernels, which are also what a meta tensor among real ones ends up in."""
+    for name, other in others.items():
+        if other is not None and other.device != like.device:
+            fail(fn, name, f"on {like.device}", f"a tensor on {other.device}")
+
+
+def check_bounds(fn: str, clamp: Any) -> tuple[float | None, float | None]:
+    """(low, high) of ``clamp``, either or both None."""
+    if clamp is None:
+        return None, None
+    if not isinstance(clamp, (tuple, list)):
+        fail_type(fn, "clamp", "None or a pair (low, high)", clamp)
+    if len(clamp) != 2:
+        fail(fn, "clamp", "None or a pair (low, high)", clamp)
+    for end in clamp:
+        if end is not None and (isinstance(end, bool) or not isinstance(end, numbers.Real)):
+            fail_type(fn, "clamp", "None or a pair of numbers (low, high)", end)
+    return clamp[0], clamp[1]
+
+
+class Differentiable(torch.autograd.Function):
+    """An op with a derivative; subclasses give forward, setup_context and backward.
+
+    ``run`` is what wrappers call. PyTorch binds the arguments of a function with a setup_context by
+    their names in each call, which costs more than a small kernel does; so eager calls go through a
+    twin without one, and only torch.func and torch.compile see the function itself.
+    """
+
+    generate_vmap_rule = True
+    _eager: type[torch.autograd.Function]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if Differentiable not in cls.__bases__:
+            return
+
+        def forward(ctx: Any, *args: Any) -> Any:
+            out = cls.forward(*args)
+            cls.setup_context(ctx, args, out)
+            return out
+
+        members = {"forward": staticmethod(forward), "backward": staticmethod(cls.backward)}
+        cls._eager = type(f"{cls.__name__}Eager", (torch.autograd.Function,), members)
+
+    @classmethod
+    def run(cls, fn: str, *args: Any) -> Any:
+        """The op, recorded for autograd where that is on."""
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return cls.apply(*args)
+        try:
+            if torch.is_grad_enabled():
+                return cls._eager.apply(*args)
+            return cls.forward(*args)
+        except RuntimeError as error:
+            _raise_type_error(fn, error)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastscore.ops._library import ops
+from fastscore.ops._library import Differentiable, check_same_device, ops
 
 
 def perturb(
@@ -37,7 +37,7 @@ def perturb(
 
     Differentiable in x.
     """
-    return ops.perturb.default(x, table, key, labels, sample_offset)
+    return _Perturb.run("perturb", x, table, key, labels, sample_offset)
 
 
 def dsm_residual(
@@ -60,87 +60,105 @@ def dsm_residual(
     Raises:
         ValueError: an argument does not fit.
     """
-    return ops.dsm_residual.default(output, table, labels, key, sample_offset)
+    return _Residual.run("dsm_residual", output, table, labels, key, sample_offset)
 
 
-# ---- perturb ---------------------------------------------------------------------------------
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """A number for each sample, (batch,), shaped to broadcast against ``like``."""
+    return values.reshape(-1, *[1] * (like.dim() - 1))
 
 
-@torch.library.register_fake("fastscore::perturb")
-def _(x, table, key, labels, sample_offset) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
-    return torch.empty_like(x), x.new_empty(x.shape[0], dtype=torch.int64)
-
-
-def _perturb_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    _, table, _, _, _ = inputs
-    ctx.save_for_backward(table, output[1])
-    ctx.mark_non_differentiable(output[1])
-
-
-def _perturb_backward(ctx, grad: Tensor, _):  # type: ignore[no-untyped-def]
-    table, labels = ctx.saved_tensors
-    a = table[:, 0].index_select(0, labels).to(grad.dtype)
-    return grad * a.reshape(-1, *[1] * (grad.dim() - 1)), None, None, None, None
-
-
-torch.library.register_autograd(
-    "fastscore::perturb", _perturb_backward, setup_context=_perturb_context
-)
-
-
-# ---- dsm_residual ----------------------------------------------------------------------------
+def _rows_of(table: Tensor, labels: Tensor) -> Tensor:
+    """The row of each label; a label out of range, which has made its sample NaN, reads row 0."""
+    inside = (labels >= 0) & (labels < table.shape[0])
+    return table.index_select(0, labels * inside)
 
 
 def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+@torch.library.register_fake("fastscore::perturb")
+def _(x, table, key, labels, sample_offset) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+    check_same_device("perturb", x, table=table, key=key, labels=labels)
+    return torch.empty_like(x), x.new_empty(x.shape[0], dtype=torch.int64)
+
+
 @torch.library.register_fake("fastscore::dsm_residual")
 def _(output, table, labels, key, sample_offset) -> Tensor:  # type: ignore[no-untyped-def]
+    check_same_device("dsm_residual", output, table=table, labels=labels, key=key)
     return output.new_empty(output.shape[0], dtype=_sum_dtype(output.dtype))
 
 
 @torch.library.register_fake("fastscore::dsm_residual_backward")
 def _(grad, output, table, labels, key, sample_offset) -> Tensor:  # type: ignore[no-untyped-def]
+    check_same_device(
+        "dsm_residual_backward", output, grad=grad, table=table, labels=labels, key=key
+    )
     return torch.empty_like(output)
 
 
-def _residual_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    out, table, labels, key, ctx.sample_offset = inputs
-    # The caller may advance the key in place before backward runs: keep its value.
-    ctx.save_for_backward(out, table, labels, key.clone())
+class _Perturb(Differentiable):
+    @staticmethod
+    def forward(x, table, key, labels, sample_offset):  # type: ignore[no-untyped-def, override]
+        return ops.perturb.default(x, table, key, labels, sample_offset)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def, override]
+        _, labels = output
+        ctx.mark_non_differentiable(labels)
+        ctx.save_for_backward(inputs[1], labels)
+
+    @staticmethod
+    def backward(ctx, grad, _):  # type: ignore[no-untyped-def, override]
+        table, labels = ctx.saved_tensors
+        a = _rows_of(table, labels)[:, 0].to(grad.dtype)
+        return grad * per_sample(a, grad), None, None, None, None
 
 
-def _residual_backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
-    out, table, labels, key = ctx.saved_tensors
-    grad_out = ops.dsm_residual_backward.default(grad, out, table, labels, key, ctx.sample_offset)
-    return grad_out, None, None, None, None
+class _Residual(Differentiable):
+    @staticmethod
+    def forward(output, table, labels, key, sample_offset):  # type: ignore[no-untyped-def, override]
+        return ops.dsm_residual.default(output, table, labels, key, sample_offset)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def, override]
+        out, table, labels, key, ctx.sample_offset = inputs
+        # The caller may advance the key in place before backward runs: keep its value.
+        ctx.save_for_backward(out, table, labels, key.clone())
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def, override]
+        out, table, labels, key = ctx.saved_tensors
+        grad_out = _ResidualBackward.run(
+            "dsm_residual_backward", grad, out, table, labels, key, ctx.sample_offset
+        )
+        return grad_out, None, None, None, None
 
 
-torch.library.register_autograd(
-    "fastscore::dsm_residual", _residual_backward, setup_context=_residual_context
-)
+class _ResidualBackward(Differentiable):
+    """grad_b w p (p out + q z): linear in grad_b and in out."""
 
+    @staticmethod
+    def forward(grad, out, table, labels, key, sample_offset):  # type: ignore[no-untyped-def, override]
+        return ops.dsm_residual_backward.default(grad, out, table, labels, key, sample_offset)
 
-def _double_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    grad, out, table, labels, key, ctx.sample_offset = inputs
-    ctx.save_for_backward(grad, out, table, labels, key.clone())
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def, override]
+        grad, out, table, labels, key, ctx.sample_offset = inputs
+        ctx.save_for_backward(grad, out, table, labels, key)
 
-
-def _double_backward(ctx, cotangent: Tensor):  # type: ignore[no-untyped-def]
-    # The first backward is grad_b w p (p out + q z): linear in grad_b and in out.
-    grad, out, table, labels, key = ctx.saved_tensors
-    ones = torch.ones_like(grad)
-    unit = ops.dsm_residual_backward.default(ones, out, table, labels, key, ctx.sample_offset)
-    work = _sum_dtype(out.dtype)
-    products = cotangent.to(work) * unit.to(work)
-    grad_grad = products.reshape(out.shape[0], -1).sum(1) if out.numel() else torch.zeros_like(grad)
-    row = table.index_select(0, labels)
-    scale = grad.to(work) * (row[:, 2] * row[:, 0].square()).to(work)
-    grad_out = cotangent * scale.reshape(-1, *[1] * (out.dim() - 1))
-    return grad_grad.to(grad.dtype), grad_out.to(out.dtype), None, None, None, None
-
-
-torch.library.register_autograd(
-    "fastscore::dsm_residual_backward", _double_backward, setup_context=_double_context
-)
+    @staticmethod
+    def backward(ctx, cotangent):  # type: ignore[no-untyped-def, override]
+        grad, out, table, labels, key = ctx.saved_tensors
+        ones = torch.ones_like(grad)
+        unit = ops.dsm_residual_backward.default(ones, out, table, labels, key, ctx.sample_offset)
+        work = _sum_dtype(out.dtype)
+        products = cotangent.to(work) * unit.to(work)
+        grad_grad = (
+            products.sum(tuple(range(1, products.dim()))) if products.dim() > 1 else products
+        )
+        row = _rows_of(table, labels)
+        scale = grad.to(work) * (row[:, 2] * row[:, 0].square()).to(work)
+        grad_out = (cotangent * per_sample(scale, out)).to(out.dtype)
+        return grad_grad.to(grad.dtype), grad_out, None, None, None, None

@@ -10,9 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastscore.ops._library import ops, refuse_grad
+from fastscore.ops._library import Differentiable, call_, check_bounds, check_same_device, ops
 
 Clamp = tuple[float | None, float | None] | None
+_NAMES = ("x", "score", "table", "key", "known")
 
 
 def langevin_step_(
@@ -44,10 +45,10 @@ def langevin_step_(
 
     Song and Ermon 2019, Algorithm 1; Welling and Teh 2011.
     """
-    refuse_grad("langevin_step_", x, score)
-    low, high = clamp or (None, None)
-    ops.langevin_step_.default(x, score, table, key, known, mask, low, high, sample_offset)
-    return x
+    fn = "langevin_step_"
+    low, high = (None, None) if clamp is None else check_bounds(fn, clamp)
+    op = ops.langevin_step_.default
+    return call_(fn, op, _NAMES, x, score, table, key, known, mask, low, high, sample_offset)
 
 
 def langevin_step(
@@ -62,51 +63,57 @@ def langevin_step(
     sample_offset: int = 0,
 ) -> Tensor:
     """:func:`langevin_step_` into a new tensor, differentiable in x, score and known."""
-    low, high = clamp or (None, None)
-    return ops.langevin_step.default(x, score, table, key, known, mask, low, high, sample_offset)
+    fn = "langevin_step"
+    low, high = check_bounds(fn, clamp)
+    return _LangevinStep.run(fn, x, score, table, key, known, mask, low, high, sample_offset)
 
 
 @torch.library.register_fake("fastscore::langevin_step_")
 def _(x, score, table, key, known, mask, low, high, sample_offset) -> None:  # type: ignore[no-untyped-def]
-    return None
+    check_same_device(
+        "langevin_step_", x, score=score, table=table, key=key, known=known, mask=mask
+    )
 
 
 @torch.library.register_fake("fastscore::langevin_step")
 def _(x, score, table, key, known, mask, low, high, sample_offset) -> Tensor:  # type: ignore[no-untyped-def]
+    check_same_device("langevin_step", x, score=score, table=table, key=key, known=known, mask=mask)
     return torch.empty_like(x)
 
 
-def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    _, score, table, key, _, mask, low, high, _ = inputs
-    # The row is read now: the caller may advance the key before backward runs.
-    row = table.index_select(0, key[1:].clamp(0, table.shape[0] - 1))[0]
-    clamped = low is not None or high is not None
-    ctx.save_for_backward(row, mask, output if clamped else None)
-    ctx.bounds = (low, high)
-    ctx.score_dtype = score.dtype
+class _LangevinStep(Differentiable):
+    @staticmethod
+    def forward(x, score, table, key, known, mask, low, high, sample_offset):  # type: ignore[no-untyped-def, override]
+        return ops.langevin_step.default(
+            x, score, table, key, known, mask, low, high, sample_offset
+        )
 
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def, override]
+        _, score, table, key, _, mask, low, high, _ = inputs
+        # The row is read now: the caller may advance the key before backward runs.
+        row = table.index_select(0, key[1:].clamp(0, table.shape[0] - 1))[0]
+        clamped = low is not None or high is not None
+        ctx.save_for_backward(row, mask, output if clamped else None)
+        ctx.bounds = (low, high)
+        ctx.score_dtype = score.dtype
 
-def _backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
-    row, mask, output = ctx.saved_tensors
-    low, high = ctx.bounds
-    if output is not None:
-        inside = torch.ones_like(output, dtype=torch.bool)
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def, override]
+        row, mask, output = ctx.saved_tensors
+        low, high = ctx.bounds
         if low is not None:
-            inside &= output > low
+            grad = torch.where(output > low, grad, 0)
         if high is not None:
-            inside &= output < high
-        grad = grad * inside
-    grad_known = None
-    if mask is not None:
-        grad_known = grad * mask
-        grad = grad * ~mask
-    a, b = row[..., 0], row[..., 1]
-    if row.dim() == 2:
-        shape = (-1, *[1] * (grad.dim() - 1))
-        a, b = a.reshape(shape), b.reshape(shape)
-    grad_x = grad * a.to(grad.dtype)
-    grad_score = (grad * b.to(grad.dtype)).to(ctx.score_dtype)
-    return grad_x, grad_score, None, None, grad_known, None, None, None, None
-
-
-torch.library.register_autograd("fastscore::langevin_step", _backward, setup_context=_setup_context)
+            grad = torch.where(output < high, grad, 0)
+        grad_known = None
+        if mask is not None:
+            grad_known = torch.where(mask, grad, 0)
+            grad = torch.where(mask, 0, grad)
+        a, b = row[..., 0], row[..., 1]
+        if row.dim() == 2:
+            shape = (-1, *[1] * (grad.dim() - 1))
+            a, b = a.reshape(shape), b.reshape(shape)
+        grad_x = grad * a.to(grad.dtype)
+        grad_score = (grad * b.to(grad.dtype)).to(ctx.score_dtype)
+        return grad_x, grad_score, None, None, grad_known, None, None, None, None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastscore._streams import Stream
-from fastscore.ops._library import ops
+from fastscore.ops._library import call_, check_same_device, ops
 
 
 def normal_(
@@ -21,28 +21,30 @@ def normal_(
     ``key`` is the int64 tensor [seed, draw] on the device of ``out``. The first element has flat
     index ``sample_offset * out[0].numel()``.
     """
-    ops.random_normal_.default(out, key, int(stream), sample_offset)
-    return out
+    return call_("normal_", ops.random_normal_.default, ("out",), out, key, stream, sample_offset)
 
 
 def uniform_(
     out: Tensor, key: Tensor, *, stream: int = Stream.USER, sample_offset: int = 0
 ) -> Tensor:
     """Fill ``out`` (batch first, any strides) with uniform numbers in [0, 1); returns ``out``."""
-    ops.random_uniform_.default(out, key, int(stream), sample_offset)
-    return out
+    return call_("uniform_", ops.random_uniform_.default, ("out",), out, key, stream, sample_offset)
 
 
 def rademacher_(
     out: Tensor, key: Tensor, *, stream: int = Stream.USER, sample_offset: int = 0
 ) -> Tensor:
     """Fill ``out`` (batch first, any strides) with -1 and +1 at equal odds; returns ``out``."""
-    ops.random_rademacher_.default(out, key, int(stream), sample_offset)
-    return out
+    return call_(
+        "rademacher_", ops.random_rademacher_.default, ("out",), out, key, stream, sample_offset
+    )
 
 
-@torch.library.register_fake("fastscore::random_normal_")
-@torch.library.register_fake("fastscore::random_uniform_")
-@torch.library.register_fake("fastscore::random_rademacher_")
-def _(out: Tensor, key: Tensor, stream: int, sample_offset: int) -> None:
-    return None
+def _register_fake(name: str) -> None:
+    @torch.library.register_fake(f"fastscore::random_{name}_")
+    def _(out: Tensor, key: Tensor, stream: int, sample_offset: int) -> None:
+        check_same_device(f"{name}_", out, key=key)
+
+
+for _name in ("normal", "uniform", "rademacher"):
+    _register_fake(_name)

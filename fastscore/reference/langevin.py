@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastscore._checks import fail
 from fastscore._streams import Stream
 from fastscore.reference.random import normal
 
@@ -97,7 +98,10 @@ def langevin_step_(
     clamp: tuple[float, float] | None = None,
     sample_offset: int = 0,
 ) -> Tensor:
-    """:func:`langevin_step` in place, without gradients; returns ``x``."""
+    """:func:`langevin_step` in place; returns ``x``. No derivative: refuses what requires grad."""
+    inputs = (x, score) if known is None else (x, score, known)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+        fail("langevin_step_", "its tensors", "without requires_grad", "one that requires grad")
     with torch.no_grad():
         new = langevin_step(
             x, score, table, key, known=known, mask=mask, clamp=clamp, sample_offset=sample_offset

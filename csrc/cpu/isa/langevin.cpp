@@ -17,16 +17,18 @@ void update_run(const LangevinRow<T>& row, const T* x, const T* s, const float* 
 template <class T>
 void drift_run(const LangevinRow<T>& row, const T* x, const T* s, int64_t n, T* out) {
 #pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) out[i] = langevin_update(row, x[i], s[i], T(0));
+  for (int64_t i = 0; i < n; ++i) out[i] = langevin_drift(row, x[i], s[i]);
 }
 
 template <class T>
-void known_run(const LangevinRow<T>& row, const T* known, const float* z, const bool* mask,
-               int64_t n, T* out) {
+void masked_run(const LangevinRow<T>& row, const T* x, const T* s, const float* z, const T* known,
+                const bool* mask, int64_t n, T* out) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
-    const T value = langevin_known(row, known[i], static_cast<T>(z[i]));
-    out[i] = mask[i] ? value : out[i];
+    const T noise = static_cast<T>(z[i]);
+    const T free = langevin_update(row, x[i], s[i], noise);
+    const T held = langevin_known(row, known[i], noise);
+    out[i] = mask[i] ? held : free;
   }
 }
 
@@ -58,8 +60,6 @@ void step(const LangevinArgs& args, TileRange tiles) {
   T x_buffer[kTile], s_buffer[kTile], known_buffer[kTile], out_buffer[kTile];
   for_each_tile(
       args.noise.origin, args.numel, tiles, [&](int64_t flat, int64_t begin, int64_t count) {
-        prefetch_tile(args.x, begin, count);
-        prefetch_tile(args.score, begin, count);
         const float* z = noisy ? tile.normals(key, flat, flat + count) : tile.values;
         const T* x = load_tile(args.x, begin, count, x_buffer);
         const T* s = load_tile(args.score, begin, count, s_buffer);
@@ -68,12 +68,13 @@ void step(const LangevinArgs& args, TileRange tiles) {
         const auto run = [&](int64_t sample, int64_t first, int64_t n) {
           const LangevinRow<T> row = row_of<T>(args, sample);
           const int64_t at = first - begin;
-          if (noisy) {
+          if (known) {
+            masked_run(row, x + at, s + at, z + at, known + at, args.mask + first, n, out + at);
+          } else if (row.c != 0) {
             update_run(row, x + at, s + at, z + at, n, out + at);
           } else {
             drift_run(row, x + at, s + at, n, out + at);
           }
-          if (known) known_run(row, known + at, z + at, args.mask + first, n, out + at);
         };
         if (args.batch_rows == 1) {
           run(0, begin, count);

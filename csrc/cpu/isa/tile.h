@@ -165,15 +165,6 @@ const T* load_tile(const View& view, int64_t begin, int64_t count, T* buffer) {
   return buffer;
 }
 
-// Asks for a tile ahead of its use: making the noise takes longer than memory does.
-FASTSCORE_FN void prefetch_tile(const View& view, int64_t begin, int64_t count) {
-  if (!view.contiguous()) return;
-  constexpr int64_t kLine = 64;
-  const int64_t size = view.dtype == DType::kFloat64 ? 8 : view.dtype == DType::kFloat32 ? 4 : 2;
-  const char* data = static_cast<const char*>(view.data) + begin * size;
-  for (int64_t i = 0; i < count * size; i += kLine) __builtin_prefetch(data + i);
-}
-
 // Where the kernel writes elements [begin, ...): the memory itself, or the buffer.
 template <class T>
 FASTSCORE_FN T* output_tile(const View& view, int64_t begin, T* buffer) {

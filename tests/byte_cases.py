@@ -1,0 +1,126 @@
+"""One run of every op over many sizes and dtypes, as digests: for comparisons to the last byte.
+
+Run as a program it prints them as JSON, so that a test can start it under another
+``FASTSCORE_CPU_CAPABILITY``. ``ELEMENTWISE`` results are the same bytes everywhere. ``ROW_SUMS``
+are the same for any number of threads and any split of the batch; between instruction sets they
+may differ in the last bits, so that their values are printed instead.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+
+import torch
+from helpers import DTYPES, digest, make_key, ragged_shapes, randn
+from torch import Tensor
+
+import fastscore
+from fastscore import ops
+from fastscore.random import Stream
+
+# Long enough that several threads get work, and ragged.
+LARGE = (7, 3, 5_021)
+
+Case = Callable[[torch.dtype, tuple[int, ...]], tuple[Tensor, ...]]
+
+
+def langevin_table(rows: int = 3, seed: int = 1) -> Tensor:
+    """Coefficients a, b, c, k of a few steps."""
+    return randn(rows, 4, dtype=torch.float64, seed=seed).abs() + 0.1
+
+
+def dsm_tables(levels: int = 6) -> tuple[Tensor, Tensor]:
+    """The tables of perturb and of dsm_residual for geometric noise levels."""
+    sigma = torch.logspace(1, -2, levels, dtype=torch.float64)
+    one = torch.ones_like(sigma)
+    return torch.stack([one, sigma], dim=1), torch.stack([sigma, one, one], dim=1)
+
+
+def random_case(dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    key = make_key(0x0123456789ABCDEF, 3)
+    fills = (ops.normal_, ops.uniform_, ops.rademacher_)
+    return tuple(
+        fill(torch.empty(shape, dtype=dtype), key, stream=Stream.USER, sample_offset=offset)
+        for fill in fills
+        for offset in (0, 13)
+    )
+
+
+def langevin_case(dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    x, score, known = (randn(*shape, dtype=dtype, seed=seed) for seed in (2, 3, 4))
+    mask = known > 0.3
+    key = make_key(77, 1)
+    plain = ops.langevin_step(x, score, langevin_table(), key, sample_offset=5)
+    inpainted = ops.langevin_step(
+        x, score, langevin_table(), key, known=known, mask=mask, clamp=(-1.5, 1.25)
+    )
+    return plain, inpainted
+
+
+def langevin_mixed_case(dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """The score in ``dtype``, the state as a sampler keeps it."""
+    state = torch.float64 if dtype == torch.float64 else torch.float32
+    x, score = randn(*shape, dtype=state, seed=2), randn(*shape, dtype=dtype, seed=3)
+    return (ops.langevin_step_(x, score, langevin_table(), make_key(78, 2)),)
+
+
+def perturb_case(dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    table, _ = dsm_tables()
+    x = randn(*shape, dtype=dtype, seed=5)
+    return ops.perturb(x, table, make_key(-3, 9), sample_offset=2)
+
+
+def dsm_gradient_case(dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    _, table = dsm_tables()
+    output = randn(*shape, dtype=dtype, seed=6).requires_grad_()
+    labels = torch.arange(shape[0]) % len(table)
+    loss = ops.dsm_residual(output, table, labels, make_key(8, 9))
+    weights = torch.linspace(0.5, 1.5, shape[0], dtype=loss.dtype)
+    return torch.autograd.grad(loss, output, weights)
+
+
+def dsm_loss_case(dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    _, table = dsm_tables()
+    output = randn(*shape, dtype=dtype, seed=6)
+    labels = torch.arange(shape[0]) % len(table)
+    return (ops.dsm_residual(output, table, labels, make_key(8, 9)),)
+
+
+ELEMENTWISE: dict[str, Case] = {
+    "random": random_case,
+    "langevin": langevin_case,
+    "langevin_mixed": langevin_mixed_case,
+    "perturb": perturb_case,
+    "dsm_gradient": dsm_gradient_case,
+}
+ROW_SUMS: dict[str, Case] = {"dsm_loss": dsm_loss_case}
+
+
+def runs(cases: dict[str, Case], shapes: list[tuple[int, ...]]) -> Iterator[tuple[str, Tensor]]:
+    """Every case for every dtype and shape, with a name that says which."""
+    for name, case in cases.items():
+        for dtype in DTYPES:
+            for shape in shapes:
+                for i, result in enumerate(case(dtype, shape)):
+                    yield f"{name} {dtype} {shape} [{i}]", result
+
+
+def digests(cases: dict[str, Case], shapes: list[tuple[int, ...]]) -> dict[str, str]:
+    """A digest for each result of :func:`runs`."""
+    return {name: digest(result) for name, result in runs(cases, shapes)}
+
+
+def main() -> None:
+    shapes = [*ragged_shapes(), LARGE]
+    report = {
+        "capability": fastscore._C.cpu_capability(),
+        "elementwise": digests(ELEMENTWISE, shapes),
+        "row_sums": {name: result.tolist() for name, result in runs(ROW_SUMS, shapes)},
+    }
+    json.dump(report, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""One family, one name, in every room; and no code shared between instruction sets."""
+
+import importlib
+import inspect
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastscore
+
+ROOT = Path(__file__).parents[1]
+FAMILIES = ["random", "langevin", "dsm", "sliced", "dual"]
+ROOMS = [
+    "csrc/core/{}.h",
+    "csrc/cpu/{}.cpp",
+    "csrc/cpu/isa/{}.cpp",
+    "csrc/cuda/{}.cu",
+    "fastscore/ops/{}.py",
+    "fastscore/reference/{}.py",
+    "tests/test_{}.py",
+    "benchmarks/bench_{}.py",
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_family_is_in_every_room(family, room):
+    assert (ROOT / room.format(family)).is_file()
+
+
+@pytest.mark.parametrize("name", fastscore.ops.__all__)
+def test_reference_has_the_same_signature(name):
+    fused, plain = getattr(fastscore.ops, name), getattr(fastscore.reference, name)
+
+    def arguments(function):
+        return [
+            (p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()
+        ]
+
+    assert arguments(fused) == arguments(plain)
+
+
+def test_every_schema_is_written_in_one_place():
+    text = (ROOT / "csrc/library.cpp").read_text()
+    defined = set(re.findall(r'"(\w+)\(Tensor', text))
+    registered = {
+        name.partition("::")[2].partition(".")[0]
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("fastscore::")
+    }
+    assert defined == registered
+
+
+def test_streams_have_the_same_numbers_on_both_sides():
+    text = (ROOT / "csrc/core/streams.h").read_text()
+    numbers = {name.upper(): int(n) for name, n in re.findall(r"k(\w+) = (\d+)", text)}
+    assert numbers == {s.name: s.value for s in fastscore.random.Stream}
+
+
+@pytest.mark.skipif(not shutil.which("nm"), reason="needs nm to read the symbols")
+def test_instruction_sets_share_no_function():
+    library = importlib.import_module("fastscore._C").__file__
+    run = ["nm", "-C", "--defined-only", library]
+    names = subprocess.run(run, capture_output=True, text=True, check=True).stdout.splitlines()
+    kernels = [line for line in names if re.search(r"fastscore::cpu_(avx2|avx512|default)::", line)]
+    assert {m for line in kernels for m in re.findall(r"cpu_(\w+?)::", line)} == {
+        "avx2",
+        "avx512",
+        "default",
+    }
+    # What a kernel unit emits for others to use (weak) must carry its instruction set's name. A
+    # weak std:: or fastscore:: function could be taken from the AVX-512 unit on any machine.
+    mixed = [line for line in kernels if len(set(re.findall(r"cpu_(\w+?)::", line))) > 1]
+    assert not mixed
+
+
+@pytest.mark.skipif(not shutil.which("nm"), reason="needs nm to read the symbols")
+def test_kernel_units_define_only_names_of_their_own(tmp_path):
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("needs a C++ compiler")
+    for unit in sorted((ROOT / "csrc/cpu/isa").glob("*.cpp")):
+        target = tmp_path / f"{unit.stem}.o"
+        # -O0 emits every inline function that is not forced inline.
+        flags = ["-std=c++20", "-O1", "-fno-inline", "-mavx2", "-mfma", "-mf16c", f"-I{ROOT}/csrc"]
+        macros = ["-DFASTSCORE_LANES_AVX2", "-DFASTSCORE_ISA=cpu_avx2"]
+        subprocess.run([compiler, *flags, *macros, "-c", unit, "-o", target], check=True)
+        run = ["nm", "-C", "--defined-only", "--extern-only", target]
+        lines = subprocess.run(run, capture_output=True, text=True, check=True).stdout.splitlines()
+        foreign = [line for line in lines if "cpu_avx2::" not in line]
+        assert not foreign, f"{unit.name}: {foreign}"

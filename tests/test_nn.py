@@ -1,0 +1,411 @@
+"""The networks: their contract, closed forms, that they learn; and the average of weights."""
+
+from __future__ import annotations
+
+import copy
+import doctest
+import io
+import json
+import math
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from fastscore.nn import EMA, ScoreConvNet, ScoreMLP, conv, ema, mlp
+from fastscore.scores import GaussianMixture
+
+
+def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Give every weight a random value: layers that start at 0 would hide what they do."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            fan_in = parameter[0].numel() if parameter.dim() > 1 else 4
+            parameter.normal_(0, fan_in**-0.5, generator=generator)
+    return model
+
+
+NETWORKS = {
+    "mlp": lambda: ScoreMLP(6, hidden=(16, 12)),
+    "unconditional mlp": lambda: ScoreMLP(6, hidden=(16, 12), noise_conditional=False),
+    "conv 8": lambda: ScoreConvNet(1, 8, base_channels=8),
+    "conv 32": lambda: ScoreConvNet(3, 32, base_channels=8, blocks=2),
+}
+each_network = pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS.keys())
+SIGMA = torch.tensor([0.01, 0.5, 3.0, 50.0])
+
+
+@each_network
+def test_score_has_the_shape_of_x_and_data_shape(make) -> None:
+    model = make()
+    x = randn(4, *model.data_shape)
+    assert model(x, SIGMA).shape == x.shape
+    assert model(x[:0], SIGMA[:0]).shape == x[:0].shape
+    torch.testing.assert_close(model(x, 0.5), model(x, torch.full((4,), 0.5)))
+
+
+@each_network
+def test_score_at_the_start_is_near_zero(make) -> None:
+    # At sigma 1 the score of noise has size 1: an untrained network starts far below it.
+    model = make()
+    assert model(randn(4, *model.data_shape), torch.ones(4)).abs().max() < 0.1
+
+
+@each_network
+def test_samples_do_not_depend_on_their_neighbours(make) -> None:
+    model = randomise(make()).double()
+    x, sigma = randn(4, *model.data_shape, dtype=torch.float64), SIGMA.double()
+    together = model(x, sigma)
+    for i in range(4):
+        alone = model(x[i : i + 1], sigma[i : i + 1])
+        torch.testing.assert_close(together[i : i + 1], alone)
+    order = torch.tensor([2, 0, 3, 1])
+    torch.testing.assert_close(model(x[order], sigma[order]), together[order])
+
+
+@each_network
+def test_the_score_scales_as_one_over_sigma(make) -> None:
+    # Technique 3: f = sigma * s keeps its size over the whole range of levels, for x = noise.
+    model = randomise(make())
+    noise = randn(4, *model.data_shape)
+    if make is NETWORKS["unconditional mlp"]:
+        torch.testing.assert_close(model(noise, SIGMA) * SIGMA[:, None], model(noise))
+        return
+    size = [(sigma * model(sigma * noise, sigma)).norm() for sigma in SIGMA]
+    assert max(size) / min(size) < 30  # where 1 / sigma spans a factor of 5000
+    assert all(torch.isfinite(s) for s in size)
+
+
+@each_network
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes(make, dtype: torch.dtype) -> None:
+    model = randomise(make())
+    x = randn(4, *model.data_shape)
+    expected = model(x, SIGMA).double()
+    out = model.to(dtype)(x.to(dtype), SIGMA)
+    assert out.dtype == dtype
+    error = (SIGMA.reshape(-1, *[1] * (x.dim() - 1)) * (out.double() - expected)).abs().max()
+    assert error < {torch.float64: 1e-4, torch.bfloat16: 0.5}[dtype]
+
+
+@each_network
+def test_autocast_gives_float32(make) -> None:
+    model = randomise(make())
+    x = randn(4, *model.data_shape)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = model(x, SIGMA)
+    assert out.dtype == torch.float32
+    assert not torch.equal(out, model(x, SIGMA))
+    level = SIGMA.reshape(-1, *[1] * (x.dim() - 1))
+    torch.testing.assert_close(level * out, level * model(x, SIGMA), rtol=0.1, atol=0.3)
+
+
+@each_network
+def test_traces_as_one_graph(make) -> None:
+    model = randomise(make())
+    x = randn(4, *model.data_shape)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x, SIGMA), model(x, SIGMA))
+
+
+@each_network
+def test_config_and_state_dict_make_the_network_again(make) -> None:
+    model = randomise(make())
+    again = type(model)(**json.loads(json.dumps(model.config)))
+    again.load_state_dict(model.state_dict())
+    x = randn(4, *model.data_shape)
+    assert torch.equal(again(x, SIGMA), model(x, SIGMA))
+
+
+@each_network
+def test_inputs_that_do_not_fit(make) -> None:
+    model = make()
+    name, x = type(model).__name__, torch.zeros(4, *model.data_shape)
+    with pytest.raises(ValueError, match=rf"^{name}: x must be of shape \(4, .* got shape"):
+        model(x[..., 1:], SIGMA)
+    with pytest.raises(ValueError, match=rf"^{name}: x must be of shape"):
+        model(x[0], SIGMA)
+    with pytest.raises(ValueError, match=rf"^{name}: x must be a floating-point tensor"):
+        model(x.long(), SIGMA)
+    with pytest.raises(ValueError, match=rf"^{name}: sigma must be floating-point .* \(4,\)"):
+        model(x, SIGMA[:3])
+    with pytest.raises(ValueError, match=rf"^{name}: sigma must be floating-point .*int64"):
+        model(x, torch.arange(4))
+    with pytest.raises(TypeError, match=rf"^{name}: x must be a torch\.Tensor, got list"):
+        model([0.0], SIGMA)
+
+
+@each_network
+def test_every_weight_has_a_part_in_the_score(make) -> None:
+    model = randomise(make())
+    model(randn(4, *model.data_shape), SIGMA).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+
+
+# ScoreMLP
+
+
+def test_jacobian_trace_can_be_read_off_the_layers() -> None:
+    # tr J = sum_ij W1_ij phi'(h)_i W3_ji / sigma, for one hidden layer and f of x alone.
+    model = randomise(ScoreMLP(3, (5,), activation="tanh", noise_conditional=False)).double()
+    first, _, last = model.layers
+    x = randn(1, 3, dtype=torch.float64)
+    slope = 1 - torch.tanh(first(x)).square()
+    trace = (last.weight @ (slope.T * first.weight)).trace() / 0.7
+    jacobian = torch.autograd.functional.jacobian(lambda x: model(x, 0.7), x)
+    torch.testing.assert_close(jacobian.reshape(3, 3).trace(), trace)
+
+
+def test_scaled_input_and_log_sigma_are_what_the_layers_see() -> None:
+    model = randomise(ScoreMLP(2, (5,), data_std=2.0))
+    x = randn(4, 2)
+    level = SIGMA[:, None]
+    features = torch.cat([x / (4 + level**2).sqrt(), level.log()], dim=1)
+    torch.testing.assert_close(model(x, SIGMA), model.layers(features) / level)
+
+
+@pytest.mark.parametrize("activation", list(mlp.ACTIVATIONS))
+def test_every_activation(activation: str) -> None:
+    model = ScoreMLP(2, (5, 4), activation=activation)
+    assert len(model.layers) == 5
+    assert [type(m) for m in model.layers[::2]] == [nn.Linear] * 3
+    x = torch.tensor([-1.5, 0.5])
+    named = getattr(torch, activation, None) or getattr(torch.nn.functional, activation)
+    torch.testing.assert_close(model.layers[1](x), named(x))
+
+
+def test_mlp_learns_the_scores_of_a_mixture_at_several_levels() -> None:
+    torch.manual_seed(0)
+    truth = GaussianMixture([0.8, 0.2], [[2.0, 2.0], [-2.0, -2.0]], 0.5)
+    model = ScoreMLP(2, (64, 64), activation="silu", data_std=2.0)
+    optimiser = torch.optim.Adam(model.parameters(), lr=5e-3)
+    levels = torch.tensor([0.5, 1.5, 5.0])
+
+    def draw(n: int) -> tuple[Tensor, Tensor, Tensor]:
+        sigma = levels[torch.randint(3, (n,))]
+        z = torch.randn(n, 2)
+        return truth.sample(n) + sigma[:, None] * z, sigma, z
+
+    for _ in range(400):
+        x, sigma, z = draw(256)
+        loss = (sigma[:, None] * model(x, sigma) + z).square().sum(1).mean() / 2
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    x, sigma, _ = draw(4000)
+    with torch.no_grad():
+        error = (sigma[:, None] * (model(x, sigma) - truth(x, sigma))).square().sum(1).mean()
+        size = (sigma[:, None] * truth(x, sigma)).square().sum(1).mean()
+    assert error < 0.03 * size
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "error", "message"),
+    [
+        ((0,), {}, ValueError, "dim must be at least 1, got 0"),
+        ((2.0,), {}, TypeError, "dim must be an integer, got float"),
+        ((2, (8, 0)), {}, ValueError, "hidden must be at least 1, got 0"),
+        ((2, ()), {}, ValueError, "hidden must be at least one width"),
+        ((2, 64), {}, TypeError, "hidden must be a sequence of widths, got int"),
+        ((2,), {"activation": "swish"}, ValueError, "activation must be one of 'softplus'"),
+        ((2,), {"data_std": 0.0}, ValueError, "data_std must be positive"),
+    ],
+)
+def test_mlp_bad_input(args, kwargs, error, message) -> None:
+    with pytest.raises(error, match="^ScoreMLP: " + message):
+        ScoreMLP(*args, **kwargs)
+
+
+def test_conditional_mlp_needs_sigma() -> None:
+    with pytest.raises(ValueError, match=r"^ScoreMLP: sigma must be given"):
+        ScoreMLP(2)(torch.zeros(1, 2))
+
+
+# ScoreConvNet
+
+
+def test_conv_net_starts_at_zero_and_gets_a_gradient() -> None:
+    model = ScoreConvNet(1, 8)
+    x = randn(4, 1, 8, 8)
+    assert torch.equal(model(x, SIGMA), torch.zeros_like(x))
+    (SIGMA[:, None, None, None] * model(x, SIGMA) + x).square().sum().backward()
+    assert model.leave.weight.grad.abs().max() > 0
+
+
+def test_conv_net_scales_its_input_to_unit_size() -> None:
+    model = ScoreConvNet(1, 8, data_std=0.25)
+    seen = []
+    model.enter.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
+    x = randn(4, 1, 8, 8)
+    model(x, SIGMA)
+    torch.testing.assert_close(seen[0], x / (0.25**2 + SIGMA**2).sqrt()[:, None, None, None])
+
+
+def test_conv_net_is_small() -> None:
+    parameters = sum(p.numel() for p in ScoreConvNet(1, 8).parameters())
+    assert 150_000 <= parameters <= 300_000
+
+
+def test_conv_net_sees_the_whole_image_and_sigma() -> None:
+    model = randomise(ScoreConvNet(1, 8, base_channels=8)).double()
+    x = randn(1, 1, 8, 8, dtype=torch.float64).requires_grad_()
+    (gradient,) = torch.autograd.grad(model(x, 0.5)[0, 0, 0, 0], x)
+    assert (gradient != 0).all()
+    with torch.no_grad():
+        f = [sigma * model(x * math.sqrt(0.25 + sigma**2), sigma) for sigma in (0.1, 0.2)]
+    assert not torch.allclose(f[0], f[1], rtol=0.05, atol=0.05)
+
+
+def test_conv_net_learns_digits() -> None:
+    torch.manual_seed(0)
+    digits = torch.tensor(load_digits().images, dtype=torch.float32)[:, None] / 16
+    model = ScoreConvNet(1, 8, base_channels=16)
+    optimiser = torch.optim.Adam(model.parameters(), lr=4e-3)
+    losses = []
+    for _ in range(80):
+        x = digits[torch.randint(len(digits), (64,))]
+        sigma = 0.05 * 100 ** torch.rand(64)
+        level, z = sigma[:, None, None, None], torch.randn_like(x)
+        loss = (level * model(x + level * z, sigma) + z).square().flatten(1).sum(1).mean() / 2
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    # A score of 0 costs D / 2 = 32, the best one that looks at each pixel alone and linearly 9.4.
+    assert losses[0] == pytest.approx(32, rel=0.1)
+    assert sum(losses[-20:]) / 20 < 8.8
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "message"),
+    [
+        ((0, 8), {}, "channels must be at least 1, got 0"),
+        ((1, 7), {}, "image_size must be even, got 7"),
+        ((1, 0), {}, "image_size must be at least 2, got 0"),
+        ((1, 8), {"base_channels": 12}, "base_channels must be a multiple of 8, got 12"),
+        ((1, 8), {"blocks": 0}, "blocks must be at least 1, got 0"),
+        ((1, 8), {"data_std": -1.0}, "data_std must be positive, got -1.0"),
+    ],
+)
+def test_conv_net_bad_input(args, kwargs, message) -> None:
+    with pytest.raises(ValueError, match="^ScoreConvNet: " + message):
+        ScoreConvNet(*args, **kwargs)
+
+
+# EMA
+
+
+def small(seed: int = 0) -> nn.Sequential:
+    """A network with parameters and with buffers of both kinds."""
+    return randomise(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), seed)
+
+
+def test_average_follows_technique_5() -> None:
+    model = small()
+    average = EMA(model, decay=0.5)
+    expected = copy.deepcopy(list(model.parameters()))
+    for n in range(12):
+        randomise(model, seed=n + 1)
+        average.update()
+        m = min(0.5, (1 + n) / (10 + n))
+        expected = [
+            m * e + (1 - m) * p.detach() for e, p in zip(expected, model.parameters(), strict=True)
+        ]
+    assert m == 0.5
+    for a, e in zip(average.module.parameters(), expected, strict=True):
+        torch.testing.assert_close(a, e)
+
+
+def test_averaged_module_is_a_copy_to_sample_from() -> None:
+    model = small().train()
+    average = EMA(model)
+    assert not average.module.training
+    assert all(not p.requires_grad for p in average.module.parameters())
+    assert all(p.requires_grad for p in model.parameters())
+    before = copy.deepcopy(model.state_dict())
+    model(randn(5, 3))
+    average.update()
+    assert average.module[1].num_batches_tracked == 1
+    assert torch.equal(average.module[1].running_mean, model[1].running_mean)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_swapped_gives_the_model_back_its_own_weights(fails: bool) -> None:
+    model = small()
+    average = EMA(model, decay=0.9)
+    randomise(model, seed=1)
+    average.update()
+    own = copy.deepcopy(model.state_dict())
+    averaged = copy.deepcopy(average.module.state_dict())
+    inside = {}
+    with average.swapped() as swapped:
+        assert swapped is model
+        inside = copy.deepcopy(model.state_dict())
+    if fails:
+        with pytest.raises(RuntimeError, match="inside"), average.swapped():
+            raise RuntimeError("inside")
+    for name, value in model.state_dict().items():
+        assert torch.equal(inside[name], averaged[name])
+        assert torch.equal(value, own[name])
+        assert torch.equal(average.module.state_dict()[name], averaged[name])
+    assert not torch.equal(own["0.weight"], averaged["0.weight"])
+
+
+def test_average_goes_on_after_loading() -> None:
+    model = small()
+    average = EMA(model, decay=0.9)
+    for n in range(3):
+        randomise(model, seed=n)
+        average.update()
+    file = io.BytesIO()
+    torch.save(average.state_dict(), file)
+    file.seek(0)
+    resumed = EMA(model, decay=0.9)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    randomise(model, seed=9)
+    for which in (average, resumed):
+        which.update()
+    assert resumed.updates == average.updates == 4
+    for a, b in zip(resumed.module.parameters(), average.module.parameters(), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(ValueError, match=r"^EMA.load_state_dict: state must be an EMA's state_d"):
+        resumed.load_state_dict(model.state_dict())
+
+
+def test_average_of_half_precision_weights_is_not_lost() -> None:
+    # 0.001 * (2 - 1) vanishes when added to 1 in bfloat16.
+    model = nn.Linear(1, 1, bias=False).bfloat16()
+    nn.init.ones_(model.weight)
+    average = EMA(model, decay=0.999)
+    average.updates = 10**6
+    nn.init.constant_(model.weight, 2.0)
+    for _ in range(100):
+        average.update()
+    assert average.module.weight.item() == pytest.approx(2 - 0.999**100, rel=1e-4)
+    assert model.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, 1.5, math.nan])
+def test_average_bad_decay(decay: float) -> None:
+    with pytest.raises(ValueError, match=r"^EMA: decay must be"):
+        EMA(small(), decay)
+
+
+def test_average_of_something_else() -> None:
+    with pytest.raises(TypeError, match=r"^EMA: model must be a torch\.nn\.Module, got function"):
+        EMA(lambda x: x)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("module", [mlp, conv, ema], ids=lambda m: m.__name__)
+def test_docstring_examples(module) -> None:
+    assert doctest.testmod(module).failed == 0
