@@ -8,6 +8,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <optional>
+#include <span>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -61,6 +62,7 @@ View make_view(const char* op, const char* arg, const Tensor& x);
 
 // A new contiguous tensor.
 Tensor new_tensor(std::initializer_list<int64_t> shape, ScalarType dtype, const Tensor& like);
+Tensor new_tensor(std::span<const int64_t> shape, ScalarType dtype, const Tensor& like);
 // A new tensor like x; its memory format is kept, as torch.empty_like does.
 Tensor new_like(const Tensor& x);
 

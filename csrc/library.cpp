@@ -23,4 +23,22 @@ STABLE_TORCH_LIBRARY(fastscore, m) {
   m.def(
       "dsm_residual_backward(Tensor grad, Tensor output, Tensor table, Tensor labels, Tensor key, "
       "int sample_offset) -> Tensor");
+  // sliced
+  m.def("project_(Tensor(a!) out, Tensor key, int distribution, int sample_offset) -> ()");
+  m.def(
+      "sliced_terms(Tensor score, Tensor jvp, Tensor key, int distribution, int sample_offset) "
+      "-> (Tensor vjv, Tensor vs, Tensor half_vs2, Tensor half_s2)");
+  m.def(
+      "sliced_terms_backward(Tensor grad_vjv, Tensor? grad_vs, Tensor? grad_half_s2, Tensor score, "
+      "Tensor key, int distribution, int sample_offset) -> (Tensor grad_score, Tensor grad_jvp)");
+  // dual
+  m.def(
+      "dual(Tensor h, Tensor hdot, int activation, float a, float b) "
+      "-> (Tensor value, Tensor tangents)");
+  m.def(
+      "dual_backward(Tensor grad_value, Tensor grad_tangents, Tensor h, Tensor hdot, "
+      "int activation, float a, float b) -> (Tensor grad_h, Tensor grad_hdot)");
+  m.def("dual_stacked(Tensor h, int activation, float a, float b) -> Tensor");
+  m.def(
+      "dual_stacked_backward(Tensor grad, Tensor h, int activation, float a, float b) -> Tensor");
 }

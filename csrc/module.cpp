@@ -31,6 +31,18 @@ py::tuple box_muller_words(const Words& words) {
   return py::make_tuple(log, cosine, sine, normals);
 }
 
+// The four words of one Philox4x32-10 block.
+py::array_t<uint32_t> philox4x32(const Words& counter, const Words& key) {
+  if (counter.ndim() != 1 || counter.shape(0) != 4 || key.ndim() != 1 || key.shape(0) != 2) {
+    throw py::value_error("philox4x32: counter must be of shape (4,) and key of shape (2,)");
+  }
+  py::array_t<uint32_t> out(4);
+  using namespace fastscore;
+  FASTSCORE_BEST(philox_words)
+  (counter.data(), key.data(), out.mutable_data());
+  return out;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -38,6 +50,7 @@ PYBIND11_MODULE(_C, m) {
   fastscore::capability();  // A wrong FASTSCORE_CPU_CAPABILITY is an import error, not a surprise.
   m.def("cpu_capability", [] { return fastscore::capability_name(fastscore::capability()); });
   m.def("cpu_capabilities", &fastscore::available_capabilities);
+  m.def("philox4x32", &philox4x32, py::arg("counter"), py::arg("key"));
   m.def("box_muller_words", &box_muller_words, py::arg("words"));
   m.attr("cuda_archs") = FASTSCORE_CUDA_ARCHS;
   m.attr("compiler") = __VERSION__;

@@ -36,7 +36,7 @@ template <class W>
 FASTSCORE_FN PhiloxBlock<W> philox(PhiloxBlock<W> counter, uint32_t k0, uint32_t k1) {
 #if defined(__CUDA_ARCH__)
 #pragma unroll
-#elif defined(__GNUC__)
+#elif defined(__GNUC__) && !defined(__CUDACC__)
 #pragma GCC unroll 10
 #endif
   for (int round = 0; round < kPhiloxRounds; ++round) {

@@ -88,11 +88,43 @@ FASTSCORE_FN float flip_sign(float x, uint32_t u) {
   return float_from_bits(bits_of(x) ^ (u & 0x80000000u));
 }
 
-// A Philox word and the 64-bit product of two.
+// x > y ? if_so : if_not, and the same for <=. With a NaN both take if_not.
+FASTSCORE_FN float select_greater(float x, float y, float if_so, float if_not) {
+  return x > y ? if_so : if_not;
+}
+FASTSCORE_FN float select_less_equal(float x, float y, float if_so, float if_not) {
+  return x <= y ? if_so : if_not;
+}
+
+// The 64-bit product of two Philox words.
+#if defined(__CUDA_ARCH__)
+// As two words: of a 64-bit integer's shift the compiler makes one more addition a product.
+struct WidePair {
+  uint32_t low, high;
+};
+FASTSCORE_FN WidePair mul_wide(uint32_t a, uint32_t b) {
+  WidePair p;
+  asm("{\n\t.reg .b64 p;\n\tmul.wide.u32 p, %2, %3;\n\tmov.b64 {%0, %1}, p;\n\t}"
+      : "=r"(p.low), "=r"(p.high)
+      : "r"(a), "r"(b));
+  return p;
+}
+FASTSCORE_FN uint32_t high_word(WidePair p) { return p.high; }
+FASTSCORE_FN uint32_t low_word(WidePair p) { return p.low; }
+#else
 FASTSCORE_FN uint64_t mul_wide(uint32_t a, uint32_t b) { return static_cast<uint64_t>(a) * b; }
 FASTSCORE_FN uint32_t high_word(uint64_t p) { return static_cast<uint32_t>(p >> 32); }
 FASTSCORE_FN uint32_t low_word(uint64_t p) { return static_cast<uint32_t>(p); }
-FASTSCORE_FN uint32_t xor3(uint32_t a, uint32_t b, uint32_t c) { return a ^ b ^ c; }
+#endif
+FASTSCORE_FN uint32_t xor3(uint32_t a, uint32_t b, uint32_t c) {
+#if defined(__CUDA_ARCH__)
+  uint32_t x;  // One instruction, which the compiler does not always find.
+  asm("lop3.b32 %0, %1, %2, %3, 0x96;" : "=r"(x) : "r"(a), "r"(b), "r"(c));
+  return x;
+#else
+  return a ^ b ^ c;
+#endif
+}
 
 // Constants spread over a lane type: broadcast<F>(1.0f).
 template <class T>

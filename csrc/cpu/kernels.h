@@ -4,6 +4,8 @@
 
 #include <stdint.h>
 
+#include "core/activations.h"
+#include "core/projections.h"
 #include "core/streams.h"
 #include "core/view.h"
 
@@ -62,6 +64,38 @@ struct ResidualArgs {
   View grad_output;     // backward
 };
 
+// Where a kernel files its sums over samples, see isa/rows.h: `columns` of them, each `rows` sums
+// and `tiles` slots long.
+struct SumSlots {
+  double *done, *head, *tail;
+  int64_t rows, tiles;
+};
+
+struct SlicedArgs {
+  NoiseArgs noise;
+  Projection distribution;
+  int64_t projections;
+  View out;                   // project: projections x numel
+  View score, jvp;            // terms; jvp is projections x numel
+  SumSlots sums;              // norms: |g|^2; terms: v'Jv and v's of each projection, then |s|^2
+  const double* square_norm;  // sphere: |g|^2, projections x batch
+  const double* grad_vjv;     // backward: projections x batch
+  const double* grad_vs;      // backward: the same, or null
+  const double* grad_s2;      // backward: batch, or null
+  View grad_score, grad_jvp;
+  int64_t numel, sample_size, batch;  // of the score
+};
+
+struct DualArgs {
+  Activation activation;
+  double a, b;  // its parameters
+  View h, hdot;
+  View grad_value, grad_out;  // backward: upstream
+  View value, out;            // forward: results; backward: gradients of h and hdot
+  int64_t first_tangent;      // index in hdot, grad_out and out of the first tangent's elements
+  int64_t tangents, numel;    // numel: of h
+};
+
 #define FASTSCORE_KERNELS(isa)                                                            \
   namespace isa {                                                                         \
   void random_fill(const RandomArgs& args, TileRange tiles);                              \
@@ -69,8 +103,15 @@ struct ResidualArgs {
   void perturb(const PerturbArgs& args, TileRange tiles);                                 \
   void dsm_residual(const ResidualArgs& args, TileRange tiles);                           \
   void dsm_residual_backward(const ResidualArgs& args, TileRange tiles);                  \
+  void project(const SlicedArgs& args, TileRange tiles);                                  \
+  void sliced_norms(const SlicedArgs& args, TileRange tiles);                             \
+  void sliced_terms(const SlicedArgs& args, TileRange tiles);                             \
+  void sliced_terms_backward(const SlicedArgs& args, TileRange tiles);                    \
+  void dual_forward(const DualArgs& args, TileRange tiles);                               \
+  void dual_backward(const DualArgs& args, TileRange tiles);                              \
   void draw_labels(const NoiseArgs& args, int64_t levels, int64_t* labels, int64_t begin, \
                    int64_t end);                                                          \
+  void philox_words(const uint32_t* counter, const uint32_t* key, uint32_t* out);         \
   void box_muller_words(const uint32_t* words, int64_t pairs, float* log, float* cosine,  \
                         float* sine, float* normals);                                     \
   }

@@ -17,16 +17,24 @@ inline TileRange tiles_of(int64_t origin, int64_t numel) {
   return {origin / kTileElements, (origin + numel + kTileElements - 1) / kTileElements};
 }
 
+// `passes`: how many times a tile's worth of work there is in a tile.
 template <class Args>
-void run_tiles(void (*kernel)(const Args&, TileRange), const Args& args) {
-  if (args.numel == 0) return;
-  const TileRange all = tiles_of(args.noise.origin, args.numel);
-  if (all.end - all.begin <= kTilesPerThread) {
+void run_range(void (*kernel)(const Args&, TileRange), const Args& args, TileRange all,
+               int64_t passes = 1) {
+  if (all.begin == all.end) return;
+  const int64_t grain = passes < kTilesPerThread ? kTilesPerThread / passes : 1;
+  if (all.end - all.begin <= grain) {
     kernel(args, all);
     return;
   }
-  torch::stable::parallel_for(all.begin, all.end, kTilesPerThread,
+  torch::stable::parallel_for(all.begin, all.end, grain,
                               [&](int64_t begin, int64_t end) { kernel(args, {begin, end}); });
+}
+
+template <class Args>
+void run_tiles(void (*kernel)(const Args&, TileRange), const Args& args, int64_t passes = 1) {
+  if (args.numel == 0) return;
+  run_range(kernel, args, tiles_of(args.noise.origin, args.numel), passes);
 }
 
 }  // namespace fastscore

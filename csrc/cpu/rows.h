@@ -1,6 +1,7 @@
 // Sums over samples: the shares that the kernels file (isa/rows.h), added up in order.
 #pragma once
 
+#include <utility>
 #include <vector>
 
 #include "checks.h"
@@ -10,36 +11,42 @@ namespace fastscore {
 
 class RowSums {
  public:
-  // `rows` samples of `size` elements each, the first element at flat index `origin`.
-  RowSums(int64_t origin, int64_t numel, int64_t rows, int64_t size)
-      : origin_(origin), size_(size), done_(rows, 0.0) {
+  // `columns` sums over each of `rows` samples of `size` elements, the first element at flat index
+  // `origin`.
+  RowSums(int64_t origin, int64_t numel, int64_t rows, int64_t size, int64_t columns = 1)
+      : origin_(origin), size_(size), rows_(rows), columns_(columns), done_(rows * columns, 0.0) {
     const TileRange tiles = tiles_of(origin, numel);
     first_tile_ = tiles.begin;
-    const int64_t count = tiles.end - tiles.begin;
-    head_.resize(count);
-    tail_.resize(count);
+    tiles_ = tiles.end - tiles.begin;
+    head_.resize(tiles_ * columns);
+    tail_.resize(tiles_ * columns);
   }
 
   double* done() { return done_.data(); }
   double* head() { return head_.data(); }
   double* tail() { return tail_.data(); }
+  std::vector<double> take() { return std::move(done_); }
+  SumSlots slots() { return {done(), head(), tail(), rows_, tiles_}; }
 
   // Adds up the samples that lie in more than one tile.
   void finish() {
     if (size_ == 0) return;
-    for (size_t row = 0; row < done_.size(); ++row) {
-      const int64_t begin = origin_ + static_cast<int64_t>(row) * size_;
+    for (int64_t row = 0; row < rows_; ++row) {
+      const int64_t begin = origin_ + row * size_;
       const int64_t first = begin / kTileElements - first_tile_;
       const int64_t last = (begin + size_ - 1) / kTileElements - first_tile_;
       if (first == last) continue;
-      double sum = tail_[first];
-      for (int64_t tile = first + 1; tile <= last; ++tile) sum += head_[tile];
-      done_[row] = sum;
+      for (int64_t column = 0; column < columns_; ++column) {
+        const double* head = head_.data() + column * tiles_;
+        double sum = tail_[column * tiles_ + first];
+        for (int64_t tile = first + 1; tile <= last; ++tile) sum += head[tile];
+        done_[column * rows_ + row] = sum;
+      }
     }
   }
 
  private:
-  int64_t origin_, size_, first_tile_;
+  int64_t origin_, size_, rows_, columns_, first_tile_, tiles_;
   std::vector<double> done_, head_, tail_;
 };
 
@@ -56,20 +63,24 @@ void write_doubles(Tensor& out, const Value& value) {
   }
 }
 
-// The values of a float32 or float64 vector of any stride.
-inline std::vector<double> read_doubles(const char* op, const char* arg, const Tensor& x) {
+template <class S>
+std::vector<double> read_strided(const Tensor& x) {
   std::vector<double> values(x.numel());
-  const int64_t stride = x.stride(0);
+  const S* data = x.const_data_ptr<S>();
+  const int64_t columns = x.size(x.dim() - 1), stride = x.stride(x.dim() - 1);
+  const int64_t row_stride = x.dim() == 2 ? x.stride(0) : 0;
   for (size_t i = 0; i < values.size(); ++i) {
-    if (x.scalar_type() == ScalarType::Double) {
-      values[i] = x.const_data_ptr<double>()[i * stride];
-    } else if (x.scalar_type() == ScalarType::Float) {
-      values[i] = x.const_data_ptr<float>()[i * stride];
-    } else {
-      fail(op, arg, "float32 or float64, got ", describe(x));
-    }
+    const int64_t row = static_cast<int64_t>(i) / columns, column = i - row * columns;
+    values[i] = data[row * row_stride + column * stride];
   }
   return values;
+}
+
+// The values of a float32 or float64 vector or matrix of any strides, row by row.
+inline std::vector<double> read_doubles(const char* op, const char* arg, const Tensor& x) {
+  if (x.scalar_type() == ScalarType::Double) return read_strided<double>(x);
+  if (x.scalar_type() == ScalarType::Float) return read_strided<float>(x);
+  fail(op, arg, "float32 or float64, got ", describe(x));
 }
 
 }  // namespace fastscore

@@ -121,7 +121,7 @@ class Differentiable(torch.autograd.Function):
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return cls.apply(*args)
         try:
-            if torch.is_grad_enabled():
+            if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
                 return cls._eager.apply(*args)
             return cls.forward(*args)
         except RuntimeError as error:

@@ -1,7 +1,9 @@
 """The family ``dual``: an activation's value and any number of tangents in one pass.
 
-    forward    (h, t_1 .. t_M) -> (phi(h), phi'(h) t_1 .. phi'(h) t_M)          read and write each once
-    backward   g_h = g_0 phi'(h) + phi''(h) sum_m g_m t_m,  g_(t_m) = g_m phi'(h)    the same
+    forward    (h, t_1 .. t_M) -> (phi(h), phi'(h) t_1 .. phi'(h) t_M)
+    backward   g_h = g_0 phi'(h) + phi''(h) sum_m g_m t_m,  g_(t_m) = g_m phi'(h)
+
+Least traffic: each tensor is read or written once, forward and backward.
 
 Two layouts: :func:`dual` takes the value and the tangents apart, :func:`dual_stacked` as one tensor
 whose slice 0 is the value, so that linear layers run once on everything. Forward-mode
@@ -18,6 +20,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from fastscore._checks import check_tensor
 from fastscore.ops._library import Differentiable, check_same_device, ops
 from fastscore.reference.dual import ACTIVATIONS, check_params
 
@@ -98,6 +101,7 @@ def dual_stacked(h: Tensor, activation: str, **params: Any) -> Tensor:
     >>> dual_stacked(torch.tensor([[-1.0, 2.0], [3.0, 4.0]]), "relu").tolist()
     [[0.0, 2.0], [0.0, 4.0]]
     """
+    check_tensor("dual_stacked", "h", h)
     return _DualStacked.run("dual_stacked", h, *_checked("dual_stacked", activation, params))
 
 
@@ -171,6 +175,41 @@ def _(grad, h, activation, a, b) -> Tensor:  # type: ignore[no-untyped-def]
     return torch.empty_like(h)
 
 
+def _batched(info: Any, x: Tensor, dim: int | None, to: int) -> Tensor:
+    """``x`` with vmap's dimension at ``to``; given one when it has none."""
+    if dim is not None:
+        return x.movedim(dim, to)
+    return x.unsqueeze(to).expand(*x.shape[:to], info.batch_size, *x.shape[to:])
+
+
+@torch.library.register_vmap("fastscore::dual")
+def _(info, in_dims, h, hdot, activation, a, b):  # type: ignore[no-untyped-def]
+    h, hdot = _batched(info, h, in_dims[0], 0), _batched(info, hdot, in_dims[1], 1)
+    return ops.dual.default(h, hdot, activation, a, b), (0, 1)
+
+
+@torch.library.register_vmap("fastscore::dual_backward")
+def _(info, in_dims, grad_value, grad_tangents, h, hdot, activation, a, b):  # type: ignore[no-untyped-def]
+    grad_value, h = (
+        _batched(info, x, dim, 0) for x, dim in ((grad_value, in_dims[0]), (h, in_dims[2]))
+    )
+    grad_tangents, hdot = (
+        _batched(info, x, dim, 1) for x, dim in ((grad_tangents, in_dims[1]), (hdot, in_dims[3]))
+    )
+    return ops.dual_backward.default(grad_value, grad_tangents, h, hdot, activation, a, b), (0, 1)
+
+
+@torch.library.register_vmap("fastscore::dual_stacked")
+def _(info, in_dims, h, activation, a, b):  # type: ignore[no-untyped-def]
+    return ops.dual_stacked.default(_batched(info, h, in_dims[0], 1), activation, a, b), 1
+
+
+@torch.library.register_vmap("fastscore::dual_stacked_backward")
+def _(info, in_dims, grad, h, activation, a, b):  # type: ignore[no-untyped-def]
+    grad, h = (_batched(info, x, dim, 1) for x, dim in zip((grad, h), in_dims, strict=False))
+    return ops.dual_stacked_backward.default(grad, h, activation, a, b), 1
+
+
 def _refuse_second_derivative(fn: str) -> NoReturn:
     raise NotImplementedError(
         f"{fn}: the fused activations have one derivative, and a second was asked for; "
@@ -191,9 +230,7 @@ class _Dual(Differentiable):
     @staticmethod
     def backward(ctx, grad_value, grad_tangents):  # type: ignore[no-untyped-def, override]
         h, hdot = ctx.saved_tensors
-        grads = _DualBackward.run(
-            "dual_backward", grad_value, grad_tangents, h, hdot, *ctx.numbers
-        )
+        grads = _DualBackward.run("dual_backward", grad_value, grad_tangents, h, hdot, *ctx.numbers)
         return *grads, None, None, None
 
 

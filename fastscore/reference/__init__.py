@@ -6,15 +6,40 @@ and keep the noise in memory, so prefer ``fastscore.ops`` for work.
 """
 
 from fastscore.reference.dsm import dsm_residual, perturb
+from fastscore.reference.dual import (
+    dual,
+    dual_elu,
+    dual_gelu,
+    dual_leaky_relu,
+    dual_relu,
+    dual_sigmoid,
+    dual_silu,
+    dual_softplus,
+    dual_stacked,
+    dual_tanh,
+)
 from fastscore.reference.langevin import langevin_step, langevin_step_
 from fastscore.reference.random import normal_, rademacher_, uniform_
+from fastscore.reference.sliced import projections, sliced_terms
 
 __all__ = [
     "dsm_residual",
+    "dual",
+    "dual_elu",
+    "dual_gelu",
+    "dual_leaky_relu",
+    "dual_relu",
+    "dual_sigmoid",
+    "dual_silu",
+    "dual_softplus",
+    "dual_stacked",
+    "dual_tanh",
     "langevin_step",
     "langevin_step_",
     "normal_",
     "perturb",
+    "projections",
     "rademacher_",
+    "sliced_terms",
     "uniform_",
 ]

@@ -80,7 +80,7 @@ def _relu(h: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _leaky_relu(h: Tensor, negative_slope: float) -> tuple[Tensor, Tensor]:
-    slope = torch.where(h > 0, 1.0, negative_slope).to(h.dtype)
+    slope = torch.where(h > 0, torch.ones_like(h), torch.full_like(h, negative_slope))
     return h * slope, slope
 
 
@@ -142,9 +142,9 @@ def dual(h: Tensor, hdot: Tensor, activation: str, **params: Any) -> tuple[Tenso
 
     Example:
         >>> import torch
-        >>> from fastscore.reference import dual as reference
+        >>> from fastscore.reference import dual
         >>> h, hdot = torch.tensor([-1.0, 2.0]), torch.tensor([[1.0, 1.0], [3.0, 4.0]])
-        >>> value, tangents = reference.dual(h, hdot, "leaky_relu", negative_slope=0.5)
+        >>> value, tangents = dual(h, hdot, "leaky_relu", negative_slope=0.5)
         >>> value.tolist(), tangents.tolist()
         ([-0.5, 2.0], [[0.5, 1.0], [1.5, 4.0]])
     """

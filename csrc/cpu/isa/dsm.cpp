@@ -14,7 +14,7 @@ void perturb_tiles(const PerturbArgs& args, TileRange tiles) {
   T x_buffer[kTile], out_buffer[kTile];
   for_each_tile(
       args.noise.origin, args.numel, tiles, [&](int64_t flat, int64_t begin, int64_t count) {
-        const float* noise = tile.normals(key, flat, flat + count);
+        const float* noise = tile.normals(key, flat, flat + count, PrefetchTiles<T>(begin, args.x));
         const T* in = load_tile(args.x, begin, count, x_buffer);
         T* written = output_tile(args.out, begin, out_buffer);
         for_each_sample(
@@ -43,7 +43,8 @@ void residual_tiles(const ResidualArgs& args, TileRange tiles) {
   T buffer[kTile];
   for_each_tile(args.noise.origin, args.numel, tiles,
                 [&](int64_t flat, int64_t begin, int64_t count) {
-                  const float* noise = tile.normals(key, flat, flat + count);
+                  const float* noise =
+                      tile.normals(key, flat, flat + count, PrefetchTiles<T>(begin, args.output));
                   const T* output = load_tile(args.output, begin, count, buffer);
                   const int64_t slot = flat / kTile - args.noise.origin / kTile;
                   for_each_sample(args.sample_size, begin, count,
@@ -68,7 +69,8 @@ void backward_tiles(const ResidualArgs& args, TileRange tiles) {
   T buffer[kTile], grad_buffer[kTile];
   for_each_tile(
       args.noise.origin, args.numel, tiles, [&](int64_t flat, int64_t begin, int64_t count) {
-        const float* noise = tile.normals(key, flat, flat + count);
+        const float* noise =
+            tile.normals(key, flat, flat + count, PrefetchTiles<T>(begin, args.output));
         const T* output = load_tile(args.output, begin, count, buffer);
         T* written = output_tile(args.grad_output, begin, grad_buffer);
         for_each_sample(args.sample_size, begin, count,

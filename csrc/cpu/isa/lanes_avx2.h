@@ -31,6 +31,8 @@ FASTSCORE_FN LaneF operator+(LaneF a, LaneF b) { return {_mm256_add_ps(a.v, b.v)
 FASTSCORE_FN LaneF operator-(LaneF a, LaneF b) { return {_mm256_sub_ps(a.v, b.v)}; }
 FASTSCORE_FN LaneF operator*(LaneF a, LaneF b) { return {_mm256_mul_ps(a.v, b.v)}; }
 
+FASTSCORE_FN LaneF operator/(LaneF a, LaneF b) { return {_mm256_div_ps(a.v, b.v)}; }
+
 FASTSCORE_FN LaneF fma(LaneF a, LaneF b, LaneF c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 FASTSCORE_FN LaneF square_root(LaneF x) { return {_mm256_sqrt_ps(x.v)}; }
 FASTSCORE_FN LaneU bits_of(LaneF x) { return {_mm256_castps_si256(x.v)}; }
@@ -56,6 +58,13 @@ FASTSCORE_FN LaneF flip_sign(LaneF x, LaneU u) {
   return {_mm256_xor_ps(x.v, _mm256_castsi256_ps(sign))};
 }
 
+FASTSCORE_FN LaneF select_greater(LaneF x, LaneF y, LaneF if_so, LaneF if_not) {
+  return {_mm256_blendv_ps(if_not.v, if_so.v, _mm256_cmp_ps(x.v, y.v, _CMP_GT_OQ))};
+}
+FASTSCORE_FN LaneF select_less_equal(LaneF x, LaneF y, LaneF if_so, LaneF if_not) {
+  return {_mm256_blendv_ps(if_not.v, if_so.v, _mm256_cmp_ps(x.v, y.v, _CMP_LE_OQ))};
+}
+
 FASTSCORE_FN LaneP mul_wide(LaneW a, LaneW b) { return {_mm256_mul_epu32(a.v, b.v)}; }
 FASTSCORE_FN LaneW high_word(LaneP p) { return {_mm256_srli_epi64(p.v, 32)}; }
 FASTSCORE_FN LaneW low_word(LaneP p) { return {p.v}; }
@@ -76,6 +85,7 @@ FASTSCORE_FN LaneW broadcast<LaneW>(uint32_t x) {
   return {_mm256_set1_epi64x(x)};
 }
 
+FASTSCORE_FN void load(const float* in, LaneF& x) { x.v = _mm256_loadu_ps(in); }
 FASTSCORE_FN void store(float* out, LaneF x) { _mm256_storeu_ps(out, x.v); }
 FASTSCORE_FN LaneU load_words(const void* in) {
   return {_mm256_load_si256(static_cast<const __m256i*>(in))};

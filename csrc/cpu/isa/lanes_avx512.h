@@ -30,6 +30,8 @@ FASTSCORE_FN LaneF operator+(LaneF a, LaneF b) { return {_mm512_add_ps(a.v, b.v)
 FASTSCORE_FN LaneF operator-(LaneF a, LaneF b) { return {_mm512_sub_ps(a.v, b.v)}; }
 FASTSCORE_FN LaneF operator*(LaneF a, LaneF b) { return {_mm512_mul_ps(a.v, b.v)}; }
 
+FASTSCORE_FN LaneF operator/(LaneF a, LaneF b) { return {_mm512_div_ps(a.v, b.v)}; }
+
 FASTSCORE_FN LaneF fma(LaneF a, LaneF b, LaneF c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 FASTSCORE_FN LaneF square_root(LaneF x) { return {_mm512_sqrt_ps(x.v)}; }
 FASTSCORE_FN LaneU bits_of(LaneF x) { return {_mm512_castps_si512(x.v)}; }
@@ -56,6 +58,13 @@ FASTSCORE_FN LaneF flip_sign(LaneF x, LaneU u) {
                                                         _mm512_set1_epi32(INT32_MIN), 0x78))};
 }
 
+FASTSCORE_FN LaneF select_greater(LaneF x, LaneF y, LaneF if_so, LaneF if_not) {
+  return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(x.v, y.v, _CMP_GT_OQ), if_not.v, if_so.v)};
+}
+FASTSCORE_FN LaneF select_less_equal(LaneF x, LaneF y, LaneF if_so, LaneF if_not) {
+  return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(x.v, y.v, _CMP_LE_OQ), if_not.v, if_so.v)};
+}
+
 FASTSCORE_FN LaneP mul_wide(LaneW a, LaneW b) { return {_mm512_mul_epu32(a.v, b.v)}; }
 FASTSCORE_FN LaneW high_word(LaneP p) { return {_mm512_srli_epi64(p.v, 32)}; }
 FASTSCORE_FN LaneW low_word(LaneP p) { return {p.v}; }
@@ -76,6 +85,7 @@ FASTSCORE_FN LaneW broadcast<LaneW>(uint32_t x) {
   return {_mm512_set1_epi64(x)};
 }
 
+FASTSCORE_FN void load(const float* in, LaneF& x) { x.v = _mm512_loadu_ps(in); }
 FASTSCORE_FN void store(float* out, LaneF x) { _mm512_storeu_ps(out, x.v); }
 FASTSCORE_FN LaneU load_words(const void* in) { return {_mm512_load_si512(in)}; }
 FASTSCORE_FN void store_words(void* out, LaneU u) { _mm512_store_si512(out, u.v); }

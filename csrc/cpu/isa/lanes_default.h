@@ -12,6 +12,7 @@ using LaneW = uint32_t;
 constexpr int kChains = 1;
 constexpr int kBlocksPerGroup = 1;
 
+FASTSCORE_FN void load(const float* in, LaneF& x) { x = *in; }
 FASTSCORE_FN void store(float* out, LaneF x) { *out = x; }
 FASTSCORE_FN LaneU load_words(const void* in) {
   LaneU u;

@@ -60,7 +60,8 @@ void step(const LangevinArgs& args, TileRange tiles) {
   T x_buffer[kTile], s_buffer[kTile], known_buffer[kTile], out_buffer[kTile];
   for_each_tile(
       args.noise.origin, args.numel, tiles, [&](int64_t flat, int64_t begin, int64_t count) {
-        const float* z = noisy ? tile.normals(key, flat, flat + count) : tile.values;
+        const PrefetchTiles<T> ahead(begin, args.x, args.score);
+        const float* z = noisy ? tile.normals(key, flat, flat + count, ahead) : tile.values;
         const T* x = load_tile(args.x, begin, count, x_buffer);
         const T* s = load_tile(args.score, begin, count, s_buffer);
         const T* known = args.mask ? load_tile(args.known, begin, count, known_buffer) : nullptr;

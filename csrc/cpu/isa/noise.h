@@ -68,13 +68,19 @@ FASTSCORE_FN void make_numbers(const Make& make, float* group) {
   store_group(group, z0, z1, z2, z3);
 }
 
+struct NothingAhead {
+  FASTSCORE_FN void operator()(int64_t) const {}
+};
+
 // Holds the noise of flat indices [begin, end) of one tile.
 struct NoiseTile {
   alignas(64) float values[kTile];
 
-  // Fills the tile and returns where element `begin` lies. begin and end lie in one tile.
-  template <class Make>
-  const float* fill(const NoiseKey& key, const Make& make, int64_t begin, int64_t end) {
+  // Fills the tile and returns where element `begin` lies. begin and end lie in one tile. ahead(i)
+  // is called as group i of the tile is made: the time to ask memory for what will meet the noise.
+  template <class Make, class Ahead>
+  const float* fill(const NoiseKey& key, const Make& make, int64_t begin, int64_t end,
+                    const Ahead& ahead) {
     const int64_t origin = begin - begin % kTile;
     const int64_t first = (begin - origin) / kGroup * kGroup;
     const int64_t last = end - origin;
@@ -87,22 +93,24 @@ struct NoiseTile {
       make_words<2>(key, block_of(origin + i), values + i);
     }
     if (i < last) make_words<1>(key, block_of(origin + i), values + i);
-    for (i = first; i < last; i += kGroup) make_numbers(make, values + i);
+    for (i = first; i < last; i += kGroup) {
+      ahead(i);
+      make_numbers(make, values + i);
+    }
     return values + (begin - origin);
   }
 
-  const float* normals(const NoiseKey& key, int64_t begin, int64_t end) {
-    return fill(key, MakeNormals{}, begin, end);
+  template <class Ahead = NothingAhead>
+  const float* normals(const NoiseKey& key, int64_t begin, int64_t end,
+                       const Ahead& ahead = Ahead{}) {
+    return fill(key, MakeNormals{}, begin, end, ahead);
   }
 
   const float* uniforms(const NoiseKey& key, int64_t begin, int64_t end) {
-    return fill(key, MakeUniforms{}, begin, end);
+    return fill(key, MakeUniforms{}, begin, end, NothingAhead{});
   }
 
   static uint64_t block_of(int64_t flat) { return static_cast<uint64_t>(flat) / kNormalsPerBlock; }
-
-  // Rademacher signs, +1 where the bit is set.
-  const float* signs(const NoiseKey& key, int64_t begin, int64_t end);
 };
 
 }  // namespace fastscore::FASTSCORE_ISA

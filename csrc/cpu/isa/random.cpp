@@ -1,46 +1,29 @@
 // Kernels of the family `random`: fill a tensor with noise, draw labels, and the test hook that
 // turns given words into normals.
+#include "signs.h"
 #include "tile.h"
 
 namespace fastscore::FASTSCORE_ISA {
-
-const float* NoiseTile::signs(const NoiseKey& key, int64_t begin, int64_t end) {
-  const int64_t origin = begin - begin % kTile;
-  const int64_t first = (begin - origin) / kSignsPerBlock * kSignsPerBlock;
-  for (int64_t i = first; i < end - origin; i += kSignsPerBlock) {
-    const PhiloxBlock<uint32_t> w =
-        philox_block(key, static_cast<uint64_t>(origin + i) / kSignsPerBlock);
-    for (uint32_t word = 0; word < 4; ++word) {
-      const uint32_t bits = word_of(w, word);
-      float* out = values + i + 32 * word;
-      for (int bit = 0; bit < 32; ++bit) {
-        // 1.0 with the sign bit set where the drawn bit is clear.
-        out[bit] = float_from_bits(0x3f800000u | ((~bits << (31 - bit)) & 0x80000000u));
-      }
-    }
-  }
-  return values + (begin - origin);
-}
-
 namespace {
-
-const float* noise_of(NoiseTile& tile, Distribution distribution, const NoiseKey& key,
-                      int64_t begin, int64_t end) {
-  if (distribution == Distribution::kNormal) return tile.normals(key, begin, end);
-  if (distribution == Distribution::kUniform) return tile.uniforms(key, begin, end);
-  return tile.signs(key, begin, end);
-}
 
 template <class T>
 void fill(const RandomArgs& args, TileRange tiles) {
   const NoiseKey key = noise_key(args.noise);
   NoiseTile tile;
+  SignTile signs;
   T buffer[kTile];
   for_each_tile(args.noise.origin, args.numel, tiles,
                 [&](int64_t flat, int64_t begin, int64_t count) {
-                  const float* z = noise_of(tile, args.distribution, key, flat, flat + count);
                   T* out = output_tile(args.out, begin, buffer);
-                  for (int64_t i = 0; i < count; ++i) out[i] = z[i];
+                  if (args.distribution == Distribution::kRademacher) {
+                    signs.fill(key, flat, flat + count);
+                    signs.write(count, out);
+                  } else {
+                    const float* z = args.distribution == Distribution::kNormal
+                                         ? tile.normals(key, flat, flat + count)
+                                         : tile.uniforms(key, flat, flat + count);
+                    for (int64_t i = 0; i < count; ++i) out[i] = z[i];
+                  }
                   store_tile(args.out, begin, count, out);
                 });
 }
@@ -62,6 +45,15 @@ void draw_labels(const NoiseArgs& args, int64_t levels, int64_t* labels, int64_t
     labels[i] =
         uniform_index(key, static_cast<uint64_t>(args.origin + i), static_cast<uint32_t>(levels));
   }
+}
+
+void philox_words(const uint32_t* counter, const uint32_t* key, uint32_t* out) {
+  const PhiloxBlock<LaneW> words =
+      philox(PhiloxBlock<LaneW>{broadcast<LaneW>(counter[0]), broadcast<LaneW>(counter[1]),
+                                broadcast<LaneW>(counter[2]), broadcast<LaneW>(counter[3])},
+             key[0], key[1]);
+  const LaneW* lanes[4] = {&words.w0, &words.w1, &words.w2, &words.w3};
+  for (int k = 0; k < 4; ++k) memcpy(out + k, lanes[k], sizeof(uint32_t));
 }
 
 void box_muller_words(const uint32_t* words, int64_t pairs, float* log, float* cosine, float* sine,

@@ -165,6 +165,36 @@ const T* load_tile(const View& view, int64_t begin, int64_t count, T* buffer) {
   return buffer;
 }
 
+// Asks memory for the tiles of one or two tensors, a group at a time while the noise that they will
+// meet is being made: all at once would fill the queue of outstanding loads and stall. Only what
+// the kernel reads in place is worth it.
+template <class T>
+class PrefetchTiles {
+ public:
+  PrefetchTiles(int64_t begin, const View& a) : a_(start(a, begin)) {}
+  PrefetchTiles(int64_t begin, const View& a, const View& b)
+      : a_(start(a, begin)), b_(start(b, begin)) {}
+
+  FASTSCORE_FN void operator()(int64_t i) const {
+    constexpr int64_t kLine = 64 / sizeof(T);
+    if (a_) {
+      for (int64_t k = 0; k < kGroup; k += kLine) __builtin_prefetch(a_ + i + k);
+    }
+    if (b_) {
+      for (int64_t k = 0; k < kGroup; k += kLine) __builtin_prefetch(b_ + i + k);
+    }
+  }
+
+ private:
+  static const T* start(const View& view, int64_t begin) {
+    if (view.dtype != kDTypeOf<T> || !view.contiguous()) return nullptr;
+    return static_cast<const T*>(view.data) + begin;
+  }
+
+  const T* a_;
+  const T* b_ = nullptr;
+};
+
 // Where the kernel writes elements [begin, ...): the memory itself, or the buffer.
 template <class T>
 FASTSCORE_FN T* output_tile(const View& view, int64_t begin, T* buffer) {

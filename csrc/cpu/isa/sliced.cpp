@@ -1,0 +1,287 @@
+// Kernels of the family `sliced`.
+#include "core/sliced.h"
+
+#include "rows.h"
+#include "signs.h"
+
+namespace fastscore::FASTSCORE_ISA {
+namespace {
+
+// The float16 or bfloat16 numbers that v consists of when the data are such.
+template <class Half>
+void round_to(float* values, int64_t n) {
+  Half halves[kTile];
+  store_run(values, n, halves);
+  load_run(halves, n, values);
+}
+
+void round_to(DType dtype, float* values, int64_t n) {
+  if (dtype == DType::kBFloat16) round_to<BFloat16>(values, n);
+  if (dtype == DType::kFloat16) round_to<Float16>(values, n);
+}
+
+// Projection m at the elements of one tile: as numbers, or as signs only.
+struct ProjectionTile {
+  NoiseTile noise;
+  SignTile signs;
+  const float* v;  // null: only the signs are there
+
+  // T is the type of the data to be multiplied by v: signs are applied to float as bits.
+  template <class T>
+  void fill(const SlicedArgs& args, DType dtype, int64_t m, int64_t flat, int64_t begin,
+            int64_t count) {
+    const NoiseKey key = projection_key(noise_key(args.noise), args.projections, m);
+    float* values = noise.values + flat % kTile;
+    v = values;
+    if (args.distribution == Projection::kRademacher) {
+      signs.fill(key, flat, flat + count);
+      if (sizeof(T) == sizeof(float)) {
+        v = nullptr;
+      } else {
+        signs.write(count, values);
+      }
+      return;
+    }
+    noise.normals(key, flat, flat + count);
+    if (args.distribution == Projection::kSphere) {
+      const double* square_norm = args.square_norm + m * args.batch;
+      for_each_sample(args.sample_size, begin, count,
+                      [&](int64_t sample, int64_t first, int64_t n) {
+                        const float radius = sphere_radius(args.sample_size, square_norm[sample]);
+                        float* part = values + (first - begin);
+                        for (int64_t i = 0; i < n; ++i) part[i] *= radius;
+                      });
+    }
+    round_to(dtype, values, count);
+  }
+};
+
+FASTSCORE_FN void file_column(const SumSlots& slots, int64_t column, double sum, int64_t sample,
+                              int64_t first, int64_t n, int64_t sample_size, int64_t slot) {
+  file_share(sum, sample, first, n, sample_size, slot, slots.done + column * slots.rows,
+             slots.head + column * slots.tiles, slots.tail + column * slots.tiles);
+}
+
+// Asks for what a run of 32 float32 elements will be in the next tile: the hardware does not look
+// beyond a page, which is what a tile is.
+FASTSCORE_FN void prefetch_next(const float* run) {
+  __builtin_prefetch(run + kTile);
+  __builtin_prefetch(run + kTile + 16);
+}
+FASTSCORE_FN void prefetch_next_write(const float* run) {
+  __builtin_prefetch(run + kTile, 1);
+  __builtin_prefetch(run + kTile + 16, 1);
+}
+
+// The sums v'j, v's and, for kSums = 3, s's over one sample's share of a tile.
+template <int kSums, class T>
+FASTSCORE_FN void weighted_sums(const float* v, const T* j, const T* s, int64_t n,
+                                double (&sums)[kSums]) {
+  ordered_sums<T>(
+      n,
+      [&](int64_t i) {
+        const float* weight = v + i;
+        const T *left = j + i, *right = s + i;
+        return [=](int sum, int k) {
+          if (sum == 2) return right[k] * right[k];
+          return static_cast<T>(weight[k]) * (sum == 0 ? left[k] : right[k]);
+        };
+      },
+      sums);
+}
+
+template <int kSums>
+FASTSCORE_FN void signed_sums(const SignTile& signs, int64_t at, const float* j, const float* s,
+                              int64_t n, double (&sums)[kSums]) {
+  ordered_sums<float>(
+      n,
+      [&](int64_t i) {
+        const uint32_t word = signs.word(at + i);
+        const float *left = j + i, *right = s + i;
+        prefetch_next(left);
+        if (kSums == 3) prefetch_next(right);
+        return [=](int sum, int k) {
+          if (sum == 2) return right[k] * right[k];
+          return flip_sign(sum == 0 ? left[k] : right[k], sign_of_bit(word, k));
+        };
+      },
+      sums);
+}
+
+// The sums of projection m over a tile, each sample's filed; with the first projection |s|^2 too.
+template <int kSums, class T>
+void file_sums(const SlicedArgs& args, const ProjectionTile& tile, int64_t m, int64_t begin,
+               int64_t count, int64_t slot, const T* j, const T* s) {
+  const int64_t columns[] = {m, args.projections + m, 2 * args.projections};
+  for_each_sample(args.sample_size, begin, count, [&](int64_t sample, int64_t first, int64_t n) {
+    const int64_t at = first - begin;
+    double sums[kSums];
+    if (tile.v) {
+      weighted_sums(tile.v + at, j + at, s + at, n, sums);
+    } else if constexpr (sizeof(T) == sizeof(float)) {
+      signed_sums(tile.signs, at, j + at, s + at, n, sums);
+    }
+    for (int i = 0; i < kSums; ++i) {
+      file_column(args.sums, columns[i], sums[i], sample, first, n, args.sample_size, slot);
+    }
+  });
+}
+
+template <class T>
+void terms(const SlicedArgs& args, TileRange tiles) {
+  ProjectionTile tile;
+  T s_buffer[kTile], j_buffer[kTile];
+  for_each_tile(args.noise.origin, args.numel, tiles,
+                [&](int64_t flat, int64_t begin, int64_t count) {
+                  const int64_t slot = flat / kTile - args.noise.origin / kTile;
+                  const T* s = load_tile(args.score, begin, count, s_buffer);
+                  for (int64_t m = 0; m < args.projections; ++m) {
+                    const T* j = load_tile(args.jvp, m * args.numel + begin, count, j_buffer);
+                    tile.fill<T>(args, args.score.dtype, m, flat, begin, count);
+                    if (m == 0) {
+                      file_sums<3>(args, tile, m, begin, count, slot, j, s);
+                    } else {
+                      file_sums<2>(args, tile, m, begin, count, slot, j, s);
+                    }
+                  }
+                });
+}
+
+// grad_jvp = g v and, where grad_score is not null, grad_score += c v.
+template <class T>
+FASTSCORE_FN void add_weighted(const float* __restrict v, T g, T c, int64_t n, T* __restrict jvp,
+                               T* __restrict score) {
+  for (int64_t i = 0; i < n; ++i) jvp[i] = g * static_cast<T>(v[i]);
+  if (!score) return;
+  for (int64_t i = 0; i < n; ++i) score[i] = fma(c, static_cast<T>(v[i]), score[i]);
+}
+
+template <bool kScore>
+FASTSCORE_FN void add_signs(uint32_t word, float g, float c, int64_t n, float* __restrict jvp,
+                            float* __restrict score) {
+  for (int k = 0; k < n; ++k) {
+    jvp[k] = flip_sign(g, sign_of_bit(word, k));
+    if (kScore) score[k] += flip_sign(c, sign_of_bit(word, k));
+  }
+}
+
+template <bool kScore>
+FASTSCORE_FN void add_signed(const SignTile& signs, int64_t at, float g, float c, int64_t n,
+                             float* jvp, float* score) {
+  int64_t i = 0;
+  for (; i + 32 <= n; i += 32) {
+    prefetch_next_write(jvp + i);
+    add_signs<kScore>(signs.word(at + i), g, c, 32, jvp + i, score + i);
+  }
+  if (i < n) add_signs<kScore>(signs.word(at + i), g, c, n - i, jvp + i, score + i);
+}
+
+template <class T>
+void terms_backward(const SlicedArgs& args, TileRange tiles) {
+  ProjectionTile tile;
+  T s_buffer[kTile], score_buffer[kTile], jvp_buffer[kTile];
+  for_each_tile(
+      args.noise.origin, args.numel, tiles, [&](int64_t flat, int64_t begin, int64_t count) {
+        const T* s = load_tile(args.score, begin, count, s_buffer);
+        T* score = output_tile(args.grad_score, begin, score_buffer);
+        for_each_sample(args.sample_size, begin, count,
+                        [&](int64_t sample, int64_t first, int64_t n) {
+                          const T g = args.grad_s2 ? static_cast<T>(args.grad_s2[sample]) : 0;
+                          const T* __restrict in = s + (first - begin);
+                          T* __restrict out = score + (first - begin);
+                          for (int64_t i = 0; i < n; ++i) out[i] = args.grad_s2 ? g * in[i] : 0;
+                        });
+        for (int64_t m = 0; m < args.projections; ++m) {
+          T* jvp = output_tile(args.grad_jvp, m * args.numel + begin, jvp_buffer);
+          tile.fill<T>(args, args.score.dtype, m, flat, begin, count);
+          for_each_sample(args.sample_size, begin, count,
+                          [&](int64_t sample, int64_t first, int64_t n) {
+                            const int64_t at = first - begin, row = m * args.batch + sample;
+                            const T g = static_cast<T>(args.grad_vjv[row]);
+                            const T c = args.grad_vs ? static_cast<T>(args.grad_vs[row]) : 0;
+                            if (tile.v) {
+                              T* sum = args.grad_vs ? score + at : nullptr;
+                              add_weighted(tile.v + at, g, c, n, jvp + at, sum);
+                            } else if constexpr (sizeof(T) == sizeof(float)) {
+                              if (args.grad_vs) {
+                                add_signed<true>(tile.signs, at, g, c, n, jvp + at, score + at);
+                              } else {
+                                add_signed<false>(tile.signs, at, g, c, n, jvp + at, score + at);
+                              }
+                            }
+                          });
+          store_tile(args.grad_jvp, m * args.numel + begin, count, jvp);
+        }
+        store_tile(args.grad_score, begin, count, score);
+      });
+}
+
+// One projection after the other: memory is written in one stream.
+template <class T>
+void project_tiles(const SlicedArgs& args, TileRange tiles) {
+  ProjectionTile tile;
+  T buffer[kTile];
+  for (int64_t m = 0; m < args.projections; ++m) {
+    for_each_tile(args.noise.origin, args.numel, tiles,
+                  [&](int64_t flat, int64_t begin, int64_t count) {
+                    T* out = output_tile(args.out, m * args.numel + begin, buffer);
+                    // Rounded when it is stored.
+                    tile.fill<float>(args, DType::kFloat32, m, flat, begin, count);
+                    if (tile.v) {
+                      for (int64_t i = 0; i < count; ++i) out[i] = tile.v[i];
+                    } else {
+                      tile.signs.write(count, out);
+                    }
+                    store_tile(args.out, m * args.numel + begin, count, out);
+                  });
+  }
+}
+
+}  // namespace
+
+void project(const SlicedArgs& args, TileRange tiles) {
+  if (args.out.dtype == DType::kFloat64) {
+    project_tiles<double>(args, tiles);
+  } else {
+    project_tiles<float>(args, tiles);
+  }
+}
+
+void sliced_norms(const SlicedArgs& args, TileRange tiles) {
+  NoiseTile tile;
+  for_each_tile(
+      args.noise.origin, args.numel, tiles, [&](int64_t flat, int64_t begin, int64_t count) {
+        const int64_t slot = flat / kTile - args.noise.origin / kTile;
+        for (int64_t m = 0; m < args.projections; ++m) {
+          const NoiseKey key = projection_key(noise_key(args.noise), args.projections, m);
+          const float* noise = tile.normals(key, flat, flat + count);
+          for_each_sample(
+              args.sample_size, begin, count, [&](int64_t sample, int64_t first, int64_t n) {
+                // In double, so that any order gives the same float32 radius.
+                const float* g = noise + (first - begin);
+                const double sum = ordered_sum<double>(n, [&](int64_t i) {
+                  return static_cast<double>(g[i]) * static_cast<double>(g[i]);
+                });
+                file_column(args.sums, m, sum, sample, first, n, args.sample_size, slot);
+              });
+        }
+      });
+}
+
+void sliced_terms(const SlicedArgs& args, TileRange tiles) {
+  if (args.score.dtype == DType::kFloat64) {
+    terms<double>(args, tiles);
+  } else {
+    terms<float>(args, tiles);
+  }
+}
+
+void sliced_terms_backward(const SlicedArgs& args, TileRange tiles) {
+  if (args.score.dtype == DType::kFloat64) {
+    terms_backward<double>(args, tiles);
+  } else {
+    terms_backward<float>(args, tiles);
+  }
+}
+
+}  // namespace fastscore::FASTSCORE_ISA

@@ -1,0 +1,243 @@
+// CUDA side of the family `langevin`.
+#include <limits>
+
+#include "checks.h"
+#include "core/langevin.h"
+#include "cuda/access.cuh"
+#include "cuda/launch.h"
+#include "cuda/noise.cuh"
+#include "cuda/tiles.cuh"
+#include "langevin_checks.h"
+
+namespace fastscore::FASTSCORE_ISA {
+namespace {
+
+// What the step needs beside the tensors. T is the type computed with.
+template <class T>
+struct StepArgs {
+  NoiseSource noise;
+  const double* table;       // rows x batch_rows x 4
+  int64_t rows, batch_rows;  // batch_rows is 1, or the batch size
+  Divider sample_size;
+  int64_t numel;
+  bool clamp;
+  T low, high;
+};
+
+// The tensors: State is how x, known and the result are reached, Score how the score is.
+template <class State, class Score>
+struct StepTensors {
+  State out, x, known;
+  Score score;
+  Packed<bool, State::V> mask;
+};
+
+// A sample's coefficients, and whether they ask for noise.
+template <class T>
+struct Coefficients {
+  LangevinRow<T> row;
+  bool noisy;
+};
+
+template <class T>
+__device__ __forceinline__ Coefficients<T> coefficients(const double* row, bool masked) {
+  const double a = row[0], b = row[1], c = row[2], k = row[3];
+  return {{static_cast<T>(a), static_cast<T>(b), static_cast<T>(c), static_cast<T>(k)},
+          c != 0 || (masked && k != 0)};
+}
+
+// One pack on its way through the step; x becomes the result.
+template <class T, int V, bool kMasked>
+struct StepPack {
+  T x[V], s[V];
+  T known[kMasked ? V : 1];
+  bool fixed[kMasked ? V : 1];
+
+  __device__ __forceinline__ void update(int j, const LangevinRow<T>& row, T z) {
+    x[j] = langevin_update(row, x[j], s[j], z);
+    if constexpr (kMasked) x[j] = fixed[j] ? langevin_known(row, known[j], z) : x[j];
+  }
+};
+
+// The step itself: the current row of the table, and the noise.
+template <class T, bool kMasked>
+class Step {
+ public:
+  __device__ __forceinline__ explicit Step(const StepArgs<T>& args)
+      : args_(args), key_(noise_key(args.noise)) {
+    const int64_t row = langevin_row(args.noise.key[1], args.rows);
+    table_ = args.table + row * args.batch_rows * 4;
+    per_sample_ = args.batch_rows != 1;
+    common_ = coefficients<T>(table_, kMasked);
+  }
+
+  template <int V>
+  __device__ __forceinline__ void operator()(const Range& r, StepPack<T, V, kMasked>& p) const {
+    float z[V];
+    if (per_sample_ || common_.noisy) {
+      normals(key_, args_.noise.origin + r.i, z);
+    } else {
+#pragma unroll
+      for (int j = 0; j < V; ++j) z[j] = 0;
+    }
+    if (per_sample_) {
+      for_each_sample<V>(
+          args_.sample_size, r,
+          [&](int64_t sample) { return coefficients<T>(table_ + 4 * sample, kMasked); },
+          [&](int j, const Coefficients<T>& own) { p.update(j, own.row, static_cast<T>(z[j])); });
+    } else {
+#pragma unroll
+      for (int j = 0; j < V; ++j) p.update(j, common_.row, static_cast<T>(z[j]));
+    }
+    if (args_.clamp) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) p.x[j] = clamped(p.x[j], args_.low, args_.high);
+    }
+  }
+
+ private:
+  const StepArgs<T>& args_;
+  NoiseKey key_;
+  const double* table_;
+  bool per_sample_;
+  Coefficients<T> common_;
+};
+
+template <class State, class Score, bool kMasked>
+__global__ void __launch_bounds__(kThreads)
+    langevin(const __grid_constant__ StepArgs<typename State::Real> args,
+             const __grid_constant__ StepTensors<State, Score> t) {
+  using T = typename State::Real;
+  constexpr int V = State::V;
+  const Step<T, kMasked> step(args);
+  for (Tiles<State> tile(args.noise.origin, args.numel); tile.inside(); tile.next()) {
+    typename State::Raw x[State::kAtOnce], known[State::kAtOnce];
+    typename Score::Raw s[State::kAtOnce];
+    Pack<bool, V> mask[State::kAtOnce];
+    tile.load(t.x, x);
+    tile.load(t.score, s);
+    if constexpr (kMasked) {
+      tile.load(t.known, known);
+      tile.load(t.mask, mask);
+    }
+#pragma unroll
+    for (int u = 0; u < State::kAtOnce; ++u) {
+      const Range range = tile.range(u);
+      if (!tile.has(range)) continue;
+      StepPack<T, V, kMasked> p;
+      State::unpack(x[u], p.x);
+      Score::unpack(s[u], p.s);
+      if constexpr (kMasked) {
+        State::unpack(known[u], p.known);
+        unpack(mask[u], p.fixed);
+      }
+      step(range, p);
+      t.out.store(range, tile.whole(), p.x);
+    }
+  }
+}
+
+// ---- choosing the kernel
+// -------------------------------------------------------------------------
+
+struct StepViews {
+  View out, x, known, score;
+  bool* mask;  // contiguous; null when there is none
+};
+
+template <class State, class Score>
+void launch_step(const Launcher& launch, const StepArgs<typename State::Real>& args,
+                 const StepTensors<State, Score>& tensors, bool masked) {
+  launch.tiles(tile_count<State>(args.noise.origin, args.numel),
+               masked ? &langevin<State, Score, true> : &langevin<State, Score, false>, args,
+               tensors);
+}
+
+template <class S, class R>
+void run_as(const Launcher& launch, const StepArgs<Compute<S>>& args, const StepViews& v) {
+  constexpr int V = kPack<S>;
+  const bool whole = args.noise.origin % V == 0 && packable(v.out, V) && packable(v.x, V) &&
+                     packable(v.score, V) &&
+                     (!v.mask || (packable(v.known, V) && aligned(v.mask, sizeof(bool), V)));
+  if (whole) {
+    launch_step<Packed<S>, Packed<R, V>>(
+        launch, args,
+        {packed<S>(v.out), packed<S>(v.x), packed<S>(v.known), packed<R, V>(v.score), {v.mask}},
+        v.mask);
+  } else {
+    using Any = Spread<Compute<S>>;
+    launch_step<Any, Any>(
+        launch, args, {Any::of(v.out), Any::of(v.x), Any::of(v.known), Any::of(v.score), {v.mask}},
+        v.mask);
+  }
+}
+
+template <class T>
+StepArgs<T> step_args(const Tensor& x, const Tensor& table, const Tensor& key,
+                      std::optional<double> low, std::optional<double> high,
+                      int64_t sample_offset) {
+  StepArgs<T> args = {};
+  args.noise = {key.const_data_ptr<int64_t>(), Stream::kLangevin, sample_offset * sample_size(x)};
+  args.table = table.const_data_ptr<double>();
+  args.rows = table.size(0);
+  args.batch_rows = table.dim() == 3 ? table.size(1) : 1;
+  args.sample_size = Divider::by(sample_size(x));
+  args.numel = x.numel();
+  args.clamp = low || high;
+  args.low = static_cast<T>(low.value_or(-std::numeric_limits<double>::infinity()));
+  args.high = static_cast<T>(high.value_or(std::numeric_limits<double>::infinity()));
+  return args;
+}
+
+void step(const char* op, const Tensor& x, const Tensor& score, const Tensor& table,
+          const Tensor& key, const std::optional<Tensor>& known, const std::optional<Tensor>& mask,
+          std::optional<double> low, std::optional<double> high, int64_t sample_offset,
+          const Tensor& out) {
+  check_langevin(op, x, score, table, key, known, mask, low, high, sample_offset);
+  if (x.numel() == 0) return;
+  const Launcher launch(x);
+  StepViews v = {};
+  v.out = make_view(op, "out", out);
+  v.x = make_view(op, "x", x);
+  v.score = make_view(op, "score", score);
+  if (known) v.known = make_view(op, "known", *known);
+  std::optional<Tensor> dense_mask;
+  if (mask) dense_mask = torch::stable::contiguous(*mask);
+  v.mask = dense_mask ? static_cast<bool*>(dense_mask->data_ptr()) : nullptr;
+  if (v.x.dtype == DType::kFloat64) {
+    const auto args = step_args<double>(x, table, key, low, high, sample_offset);
+    return run_as<double, double>(launch, args, v);
+  }
+  const auto args = step_args<float>(x, table, key, low, high, sample_offset);
+  if (v.x.dtype == DType::kBFloat16) return run_as<BFloat16, BFloat16>(launch, args, v);
+  if (v.x.dtype == DType::kFloat16) return run_as<Float16, Float16>(launch, args, v);
+  if (v.score.dtype == DType::kBFloat16) return run_as<float, BFloat16>(launch, args, v);
+  if (v.score.dtype == DType::kFloat16) return run_as<float, Float16>(launch, args, v);
+  run_as<float, float>(launch, args, v);
+}
+
+void langevin_step_(Tensor x, const Tensor& score, const Tensor& table, const Tensor& key,
+                    std::optional<Tensor> known, std::optional<Tensor> mask,
+                    std::optional<double> low, std::optional<double> high, int64_t sample_offset) {
+  check_writable("langevin_step_", "x", x);
+  check_no_partial_overlap("langevin_step_", "score", score, x, "x");
+  if (known) check_no_partial_overlap("langevin_step_", "known", *known, x, "x");
+  step("langevin_step_", x, score, table, key, known, mask, low, high, sample_offset, x);
+}
+
+Tensor langevin_step(const Tensor& x, const Tensor& score, const Tensor& table, const Tensor& key,
+                     std::optional<Tensor> known, std::optional<Tensor> mask,
+                     std::optional<double> low, std::optional<double> high, int64_t sample_offset) {
+  Tensor out = new_like(x);
+  step("langevin_step", x, score, table, key, known, mask, low, high, sample_offset, out);
+  return out;
+}
+
+}  // namespace
+}  // namespace fastscore::FASTSCORE_ISA
+
+STABLE_TORCH_LIBRARY_IMPL(fastscore, CUDA, m) {
+  using namespace fastscore::FASTSCORE_ISA;
+  m.impl("langevin_step_", TORCH_BOX(&langevin_step_));
+  m.impl("langevin_step", TORCH_BOX(&langevin_step));
+}

@@ -1,0 +1,195 @@
+// Sums over samples ("rows"), in a fixed order that depends on the flat indices alone: the same
+// bytes for any split of the batch, and for the packed and the spread way of reaching elements.
+//
+// A row is shared out, in packs, over the lanes of part of a warp when it is short and over blocks
+// when it is long: a segment to each block, and where there are several segments a second kernel
+// adds them up. Lanes sum a few packs in the compute type; their sums are added in double.
+//
+// The summand is an Op with
+//   Real, V, kAtOnce, kSums         compute type, elements of a pack, packs in flight, sums of a
+//   row jobs()                          how many sets of sums a row has (projections) Row
+//   row(sample, job)            what all elements of a row share Inputs load(job, range, whole) the
+//   elements of a pack, as they lie in memory add(row, job, inputs, range, whole, sums)
+//   finish(sample, job, sums)       writes the result
+#pragma once
+
+#include <cub/block/block_reduce.cuh>
+#include <cub/warp/warp_reduce.cuh>
+
+#include "cuda/access.cuh"
+#include "cuda/launch.h"
+
+namespace fastscore::FASTSCORE_ISA {
+
+struct RowShape {
+  int64_t rows, size;
+  int64_t origin;     // flat index of the first element
+  uint32_t segments;  // of a long row
+};
+
+// A thread's share of a segment.
+constexpr int kPacksPerThread = 4;
+template <int V>
+constexpr int64_t kSegmentElements = int64_t{kThreads} * V * kPacksPerThread;
+
+// The packs of elements [begin, end) of one tensor, cut at multiples of V in the flat index.
+template <int V>
+struct PackRun {
+  int64_t begin, end, first;  // first: where the pack that holds `begin` starts
+
+  __device__ __forceinline__ PackRun(int64_t begin, int64_t end, int64_t origin)
+      : begin(begin), end(end), first(begin - (origin + begin) % V) {}
+
+  __device__ __forceinline__ Range range(int64_t pack) const {
+    const int64_t i = first + pack * V, left = end - i;
+    return {i, i < begin ? static_cast<int>(begin - i) : 0,
+            left >= V ? V : (left > 0 ? static_cast<int>(left) : 0)};
+  }
+};
+
+// ---- short rows ------------------------------------------------------------------------------
+
+template <class Op, int kLanes>
+__global__ void __launch_bounds__(kThreads, 2)
+    sum_short_rows(const __grid_constant__ Op op, const RowShape shape) {
+  using Real = typename Op::Real;
+  constexpr int V = Op::V;
+  const int64_t row = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / kLanes;
+  const int lane = threadIdx.x % kLanes;
+  const bool exists = row < shape.rows;
+#pragma unroll 1
+  for (int64_t job = 0; job < op.jobs(); ++job) {
+    Real sums[Op::kSums] = {};
+    if (exists) {
+      const auto shared = op.row(row, job);
+      const PackRun<V> run(row * shape.size, (row + 1) * shape.size, shape.origin);
+#pragma unroll 1
+      for (int64_t pack = lane; run.first + pack * V < run.end; pack += kLanes) {
+        const Range range = run.range(pack);
+        const bool whole = range.low == 0 && range.high == V;
+        op.add(shared, job, op.load(job, range, whole), range, whole, sums);
+      }
+    }
+    double totals[Op::kSums];
+#pragma unroll
+    for (int k = 0; k < Op::kSums; ++k) {
+      totals[k] = sums[k];
+      if constexpr (kLanes > 1) {
+        using Reduce = cub::WarpReduce<double, kLanes>;
+        __shared__ typename Reduce::TempStorage storage[kThreads / kLanes];
+        totals[k] = Reduce(storage[threadIdx.x / kLanes]).Sum(totals[k]);
+        __syncwarp();
+      }
+    }
+    if (exists && lane == 0) op.finish(row, job, totals);
+  }
+}
+
+// ---- long rows -------------------------------------------------------------------------------
+
+// One block for each segment of each row. With several segments, their sums go to `partial`, laid
+// out as rows x jobs x sums x segments.
+template <class Op>
+__global__ void __launch_bounds__(kThreads, 2)
+    sum_segments(const __grid_constant__ Op op, const RowShape shape, double* partial) {
+  using Real = typename Op::Real;
+  constexpr int V = Op::V;
+  using Reduce = cub::BlockReduce<double, kThreads>;
+  __shared__ typename Reduce::TempStorage storage;
+  const int64_t row = blockIdx.x / shape.segments;
+  const int64_t segment = blockIdx.x % shape.segments;
+
+  // Segments are cut where packs are, counted from the row's first pack.
+  PackRun<V> run(row * shape.size, (row + 1) * shape.size, shape.origin);
+  run.first += segment * kSegmentElements<V>;
+  const int64_t limit = run.first + kSegmentElements<V>;
+  if (limit < run.end) run.end = limit;
+  const bool whole = run.first >= run.begin && run.end == limit;
+
+#pragma unroll 1
+  for (int64_t job = 0; job < op.jobs(); ++job) {
+    const auto shared = op.row(row, job);
+    Real sums[Op::kSums] = {};
+#pragma unroll 1
+    for (int done = 0; done < kPacksPerThread; done += Op::kAtOnce) {
+      const int first = done * kThreads + threadIdx.x;
+      typename Op::Inputs inputs[Op::kAtOnce];
+#pragma unroll
+      for (int u = 0; u < Op::kAtOnce; ++u) {
+        inputs[u] = op.load(job, run.range(first + u * kThreads), whole);
+      }
+#pragma unroll
+      for (int u = 0; u < Op::kAtOnce; ++u) {
+        const Range range = run.range(first + u * kThreads);
+        if (!whole && range.low >= range.high) continue;
+        op.add(shared, job, inputs[u], range, whole, sums);
+      }
+    }
+    double totals[Op::kSums];
+#pragma unroll
+    for (int k = 0; k < Op::kSums; ++k) {
+      totals[k] = Reduce(storage).Sum(static_cast<double>(sums[k]));
+      __syncthreads();
+    }
+    if (threadIdx.x != 0) continue;
+    if (shape.segments == 1) {
+      op.finish(row, job, totals);
+    } else {
+      const int64_t set = (row * op.jobs() + job) * Op::kSums;
+#pragma unroll
+      for (int k = 0; k < Op::kSums; ++k) partial[(set + k) * shape.segments + segment] = totals[k];
+    }
+  }
+}
+
+// One warp for each row and job.
+template <class Op>
+__global__ void __launch_bounds__(kThreads, 2)
+    add_segments(const __grid_constant__ Op op, const RowShape shape, const double* partial) {
+  using Reduce = cub::WarpReduce<double>;
+  __shared__ typename Reduce::TempStorage storage[kThreads / 32];
+  const int64_t set = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / 32;
+  const int lane = threadIdx.x % 32;
+  if (set >= shape.rows * op.jobs()) return;  // The same for the whole warp.
+  double totals[Op::kSums];
+#pragma unroll
+  for (int k = 0; k < Op::kSums; ++k) {
+    double sum = 0;
+    for (int64_t s = lane; s < shape.segments; s += 32) {
+      sum += partial[(set * Op::kSums + k) * shape.segments + s];
+    }
+    totals[k] = Reduce(storage[threadIdx.x / 32]).Sum(sum);
+    __syncwarp();
+  }
+  if (lane == 0) op.finish(set / op.jobs(), set % op.jobs(), totals);
+}
+
+// ---- choosing --------------------------------------------------------------------------------
+
+template <int kLanes, class Op>
+void launch_short(const Launcher& launch, const Op& op, const RowShape& shape) {
+  launch.blocks(ceil_div(shape.rows * kLanes, kThreads), &sum_short_rows<Op, kLanes>, op, shape);
+}
+
+// The sums of all rows. What runs depends on the size of a row, never on their number.
+template <class Op>
+void sum_rows(const Launcher& launch, const Op& op, RowShape shape, const Tensor& like) {
+  constexpr int V = Op::V;
+  if (shape.size <= 2 * V) return launch_short<1>(launch, op, shape);
+  if (shape.size <= 16 * V) return launch_short<8>(launch, op, shape);
+  if (shape.size <= 256 * V) return launch_short<32>(launch, op, shape);
+  const int64_t slack = shape.size % V == 0 ? 0 : V - 1;  // A row may begin within a pack.
+  shape.segments = static_cast<uint32_t>(ceil_div(shape.size + slack, kSegmentElements<V>));
+  if (shape.segments == 1) {
+    launch.blocks(shape.rows, &sum_segments<Op>, op, shape, static_cast<double*>(nullptr));
+    return;
+  }
+  const int64_t sets = shape.rows * op.jobs();
+  Tensor partial = new_tensor({sets * Op::kSums * shape.segments}, ScalarType::Double, like);
+  double* sums = partial.mutable_data_ptr<double>();
+  launch.blocks(shape.rows * shape.segments, &sum_segments<Op>, op, shape, sums);
+  launch.blocks(ceil_div(sets * 32, kThreads), &add_segments<Op>, op, shape,
+                static_cast<const double*>(sums));
+}
+
+}  // namespace fastscore::FASTSCORE_ISA

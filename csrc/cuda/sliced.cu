@@ -1,0 +1,443 @@
+// CUDA side of the family `sliced`.
+#include "core/sliced.h"
+#include "cuda/access.cuh"
+#include "cuda/launch.h"
+#include "cuda/noise.cuh"
+#include "cuda/rows.cuh"
+#include "cuda/tiles.cuh"
+#include "sliced_checks.h"
+
+namespace fastscore::FASTSCORE_ISA {
+namespace {
+
+// ---- projection vectors ----------------------------------------------------------------------
+
+// The projections v_m of all samples. Tensors of shape (projections, batch, ...) hold them one
+// after the other, `numel` elements each.
+struct Projections {
+  NoiseSource noise;
+  Projection distribution;
+  DType dtype;  // of the data: v consists of such numbers
+  int64_t count, batch, numel;
+  Divider sample_size;
+  const float* radii;  // sphere: what g is multiplied by, count x batch
+
+  __device__ __forceinline__ NoiseKey key(int64_t m) const {
+    return projection_key(noise_key(noise), count, m);
+  }
+
+  // The sphere's, for one sample.
+  __device__ __forceinline__ float radius(int64_t m, int64_t sample) const {
+    return distribution == Projection::kSphere ? radii[m * batch + sample] : 1.0f;
+  }
+
+  // v of the elements of a pack.
+  template <int V>
+  __device__ __forceinline__ void draw(int64_t m, const Range& range, float (&v)[V]) const {
+    draw_unscaled(key(m), range.i, v);
+    if (distribution == Projection::kSphere) {
+      for_each_sample<V>(
+          sample_size, range, [&](int64_t sample) { return radius(m, sample); },
+          [&](int j, float r) { v[j] *= r; });
+    }
+    round(v);
+  }
+
+  // The same where all are of one sample, whose radius is known.
+  template <int V>
+  __device__ __forceinline__ void draw(const NoiseKey& key, float radius, int64_t i,
+                                       float (&v)[V]) const {
+    draw_unscaled(key, i, v);
+    if (distribution == Projection::kSphere) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) v[j] *= radius;
+    }
+    round(v);
+  }
+
+  // The range of the same elements in projection m.
+  __device__ __forceinline__ Range at(int64_t m, const Range& range) const {
+    return {m * numel + range.i, range.low, range.high};
+  }
+
+ private:
+  template <int V>
+  __device__ __forceinline__ void draw_unscaled(const NoiseKey& key, int64_t i,
+                                                float (&v)[V]) const {
+    if (distribution == Projection::kRademacher) {
+      signs(key, noise.origin + i, v);
+    } else {
+      normals(key, noise.origin + i, v);
+    }
+  }
+
+  template <int V>
+  __device__ __forceinline__ void round(float (&v)[V]) const {
+    if (dtype == DType::kBFloat16) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) v[j] = to_compute(__float2bfloat16_rn(v[j]));
+    } else if (dtype == DType::kFloat16) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) v[j] = to_compute(__float2half_rn(v[j]));
+    }
+  }
+};
+
+// Each projection's and sample's radius, from |g|^2: in double, so that any order of the sum gives
+// the same float.
+struct SphereRadius {
+  using Real = double;
+  static constexpr int V = kNormalsPerBlock, kAtOnce = 1, kSums = 1;
+  struct Inputs {};
+  using Row = NoiseKey;
+
+  Projections projections;
+  float* radii;
+
+  __device__ __forceinline__ int64_t jobs() const { return projections.count; }
+  __device__ __forceinline__ Row row(int64_t, int64_t m) const { return projections.key(m); }
+  __device__ __forceinline__ Inputs load(int64_t, const Range&, bool) const { return {}; }
+
+  __device__ __forceinline__ void add(const Row& key, int64_t, const Inputs&, const Range& range,
+                                      bool whole, double (&sums)[1]) const {
+    float g[V];
+    normals(key, projections.noise.origin + range.i, g);
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      const double value = g[j];
+      if (whole || (j >= range.low && j < range.high)) sums[0] = fma(value, value, sums[0]);
+    }
+  }
+
+  __device__ __forceinline__ void finish(int64_t sample, int64_t m, const double (&sums)[1]) const {
+    radii[m * projections.batch + sample] = sphere_radius(projections.sample_size.divisor, sums[0]);
+  }
+};
+
+// What a projection op has in hand: the vectors, and the memory of their radii.
+struct ProjectionSetup {
+  Projections projections;
+  std::optional<Tensor> radii;
+};
+
+ProjectionSetup set_up(const Launcher& launch, const Tensor& key, int64_t distribution, DType dtype,
+                       int64_t count, int64_t batch, int64_t sample_size, int64_t sample_offset,
+                       const Tensor& like) {
+  const NoiseSource noise = {key.const_data_ptr<int64_t>(), Stream::kProjection,
+                             sample_offset * sample_size};
+  ProjectionSetup setup = {{noise, static_cast<Projection>(distribution), dtype, count, batch,
+                            batch * sample_size, Divider::by(sample_size), nullptr},
+                           std::nullopt};
+  if (setup.projections.distribution == Projection::kSphere) {
+    setup.radii = new_tensor({count, batch}, ScalarType::Float, like);
+    float* radii = setup.radii->mutable_data_ptr<float>();
+    sum_rows(launch, SphereRadius{setup.projections, radii}, {batch, sample_size, noise.origin, 1},
+             like);
+    setup.projections.radii = radii;
+  }
+  return setup;
+}
+
+// Whether packs of v elements can be moved whole in every projection of a stacked tensor.
+bool stack_packable(const View& stack, int64_t count, int64_t numel, int v) {
+  return packable(stack, v) && (count == 1 || numel % v == 0);
+}
+
+// ---- project_ --------------------------------------------------------------------------------
+
+template <class Access>
+__global__ void __launch_bounds__(kThreads, 2)
+    project(const __grid_constant__ Projections p, const __grid_constant__ Access out) {
+  constexpr int V = Access::V;
+  for (Tiles<Access> tile(p.noise.origin, p.numel); tile.inside(); tile.next()) {
+#pragma unroll 1
+    for (int64_t m = 0; m < p.count; ++m) {
+#pragma unroll
+      for (int u = 0; u < Access::kAtOnce; ++u) {
+        const Range range = tile.range(u);
+        if (!tile.has(range)) continue;
+        float v[V];
+        p.draw(m, range, v);
+        typename Access::Real values[V];
+#pragma unroll
+        for (int j = 0; j < V; ++j) values[j] = v[j];
+        out.store(p.at(m, range), tile.whole(), values);
+      }
+    }
+  }
+}
+
+template <class S>
+void project_as(const Launcher& launch, const Projections& p, const View& out) {
+  constexpr int V = kPack<S>;
+  const auto run = [&](const auto& access) {
+    using Access = std::decay_t<decltype(access)>;
+    launch.tiles(tile_count<Access>(p.noise.origin, p.numel), &project<Access>, p, access);
+  };
+  if (p.noise.origin % V == 0 && stack_packable(out, p.count, p.numel, V)) {
+    run(packed<S>(out));
+  } else {
+    run(Spread<Compute<S>>::of(out));
+  }
+}
+
+// ---- sliced_terms ----------------------------------------------------------------------------
+
+template <class Access>
+struct SlicedSums {
+  using Real = typename Access::Real;
+  static constexpr int V = Access::V, kAtOnce = Access::kAtOnce, kSums = 3;  // v'Jv, v's, |s|^2
+  struct Inputs {
+    typename Access::Raw score, jvp;
+  };
+  struct Row {
+    NoiseKey key;
+    float radius;
+  };
+
+  Projections projections;
+  Access score, jvp;
+  Real *vjv, *vs, *half_vs2, *half_s2;
+
+  __device__ __forceinline__ int64_t jobs() const { return projections.count; }
+  __device__ __forceinline__ Row row(int64_t sample, int64_t m) const {
+    return {projections.key(m), projections.radius(m, sample)};
+  }
+  // For all projections but the first, the score is still in a cache.
+  __device__ __forceinline__ Inputs load(int64_t m, const Range& range, bool whole) const {
+    return {score.load(range, whole), jvp.load(projections.at(m, range), whole)};
+  }
+
+  // Elements that do not exist are 0 in both inputs.
+  __device__ __forceinline__ void add(const Row& row, int64_t m, const Inputs& inputs,
+                                      const Range& range, bool, Real (&sums)[3]) const {
+    Real s[V], j[V];
+    float v[V];
+    Access::unpack(inputs.score, s);
+    Access::unpack(inputs.jvp, j);
+    projections.draw(row.key, row.radius, range.i, v);
+#pragma unroll
+    for (int k = 0; k < V; ++k) {
+      sums[0] = fma(static_cast<Real>(v[k]), j[k], sums[0]);
+      sums[1] = fma(static_cast<Real>(v[k]), s[k], sums[1]);
+    }
+    if (m != 0) return;
+#pragma unroll
+    for (int k = 0; k < V; ++k) sums[2] = fma(s[k], s[k], sums[2]);
+  }
+
+  __device__ __forceinline__ void finish(int64_t sample, int64_t m, const double (&sums)[3]) const {
+    const int64_t at = m * projections.batch + sample;
+    vjv[at] = static_cast<Real>(sums[0]);
+    vs[at] = static_cast<Real>(sums[1]);
+    half_vs2[at] = static_cast<Real>(0.5 * sums[1] * sums[1]);
+    if (m == 0) half_s2[sample] = static_cast<Real>(0.5 * sums[2]);
+  }
+};
+
+struct TermTensors {
+  Tensor vjv, vs, half_vs2, half_s2;
+};
+
+template <class S>
+void terms_as(const Launcher& launch, const Projections& p, const View& score, const View& jvp,
+              TermTensors& out) {
+  using T = Compute<S>;
+  constexpr int V = kPack<S>;
+  const auto run = [&](const auto& s, const auto& j) {
+    using Access = std::decay_t<decltype(s)>;
+    const SlicedSums<Access> op = {p,
+                                   s,
+                                   j,
+                                   out.vjv.mutable_data_ptr<T>(),
+                                   out.vs.mutable_data_ptr<T>(),
+                                   out.half_vs2.mutable_data_ptr<T>(),
+                                   out.half_s2.mutable_data_ptr<T>()};
+    const int64_t size = p.batch > 0 ? p.numel / p.batch : 0;
+    sum_rows(launch, op, {p.batch, size, p.noise.origin, 1}, out.vjv);
+  };
+  if (p.noise.origin % V == 0 && packable(score, V) && stack_packable(jvp, p.count, p.numel, V)) {
+    run(packed<S>(score), packed<S>(jvp));
+  } else {
+    using Any = Spread<T, V>;
+    run(Any::of(score), Any::of(jvp));
+  }
+}
+
+// ---- sliced_terms_backward -------------------------------------------------------------------
+
+// An upstream gradient of each sample, or of each projection and sample; none counts as 0.
+template <class T>
+struct Upstream {
+  const T* data;
+  int64_t projection_stride, sample_stride;
+
+  __device__ __forceinline__ T at(int64_t m, int64_t sample) const {
+    return data ? data[m * projection_stride + sample * sample_stride] : T(0);
+  }
+
+  static Upstream of(const std::optional<Tensor>& grad) {
+    if (!grad) return {nullptr, 0, 0};
+    const int64_t last = grad->dim() - 1;
+    return {grad->const_data_ptr<T>(), last > 0 ? grad->stride(0) : 0, grad->stride(last)};
+  }
+};
+
+template <class T>
+struct TermGrads {
+  Upstream<T> vjv, vs, half_s2;
+};
+
+template <class Access>
+__global__ void __launch_bounds__(kThreads, 2)
+    terms_backward(const __grid_constant__ Projections p, const __grid_constant__ Access score,
+                   const __grid_constant__ TermGrads<typename Access::Real> grads,
+                   const __grid_constant__ Access grad_score,
+                   const __grid_constant__ Access grad_jvp) {
+  using T = typename Access::Real;
+  constexpr int V = Access::V;
+  struct Row {
+    T of_jvp, of_score;
+  };
+  for (Tiles<Access> tile(p.noise.origin, p.numel); tile.inside(); tile.next()) {
+    typename Access::Raw raw[Access::kAtOnce];
+    if (grads.half_s2.data) tile.load(score, raw);
+#pragma unroll
+    for (int u = 0; u < Access::kAtOnce; ++u) {
+      const Range range = tile.range(u);
+      if (!tile.has(range)) continue;
+      T sum[V];
+      if (grads.half_s2.data) {
+        Access::unpack(raw[u], sum);
+        for_each_sample<V>(
+            p.sample_size, range, [&](int64_t sample) { return grads.half_s2.at(0, sample); },
+            [&](int j, T g) { sum[j] = g * sum[j]; });
+      } else {
+#pragma unroll
+        for (int j = 0; j < V; ++j) sum[j] = 0;
+      }
+#pragma unroll 1
+      for (int64_t m = 0; m < p.count; ++m) {
+        float v[V];
+        T jvp[V];
+        p.draw(m, range, v);
+        for_each_sample<V>(
+            p.sample_size, range,
+            [&](int64_t sample) { return Row{grads.vjv.at(m, sample), grads.vs.at(m, sample)}; },
+            [&](int j, const Row& row) {
+              const T weight = v[j];
+              jvp[j] = row.of_jvp * weight;
+              sum[j] = fma(row.of_score, weight, sum[j]);
+            });
+        grad_jvp.store(p.at(m, range), tile.whole(), jvp);
+      }
+      grad_score.store(range, tile.whole(), sum);
+    }
+  }
+}
+
+template <class S>
+void backward_as(const Launcher& launch, const Projections& p, const View& score,
+                 const Tensor& grad_vjv, const std::optional<Tensor>& grad_vs,
+                 const std::optional<Tensor>& grad_half_s2, const View& grad_score,
+                 const View& grad_jvp) {
+  using T = Compute<S>;
+  constexpr int V = kPack<S>;
+  const TermGrads<T> grads = {Upstream<T>::of(grad_vjv), Upstream<T>::of(grad_vs),
+                              Upstream<T>::of(grad_half_s2)};
+  const auto run = [&](const auto& s, const auto& gs, const auto& gj) {
+    using Access = std::decay_t<decltype(s)>;
+    launch.tiles(tile_count<Access>(p.noise.origin, p.numel), &terms_backward<Access>, p, s, grads,
+                 gs, gj);
+  };
+  if (p.noise.origin % V == 0 && packable(score, V) && packable(grad_score, V) &&
+      stack_packable(grad_jvp, p.count, p.numel, V)) {
+    run(packed<S>(score), packed<S>(grad_score), packed<S>(grad_jvp));
+  } else {
+    using Any = Spread<T>;
+    run(Any::of(score), Any::of(grad_score), Any::of(grad_jvp));
+  }
+}
+
+// ---- ops -------------------------------------------------------------------------------------
+
+// Calls body(S()) with the type that elements of `dtype` are stored as.
+template <class Body>
+void with_storage(DType dtype, const Body& body) {
+  switch (dtype) {
+    case DType::kFloat64:
+      return body(double());
+    case DType::kBFloat16:
+      return body(BFloat16());
+    case DType::kFloat16:
+      return body(Float16());
+    default:
+      return body(float());
+  }
+}
+
+void project_(Tensor out, const Tensor& key, int64_t distribution, int64_t sample_offset) {
+  const char* op = "project_";
+  check_projections(op, out, key, distribution, sample_offset);
+  if (out.numel() == 0) return;
+  const Launcher launch(out);
+  const View view = make_view(op, "out", out);
+  const ProjectionSetup setup =
+      set_up(launch, key, distribution, view.dtype, out.size(0), out.size(1),
+             projection_sample_size(out), sample_offset, out);
+  with_storage(view.dtype,
+               [&](auto type) { project_as<decltype(type)>(launch, setup.projections, view); });
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> sliced_terms(const Tensor& score, const Tensor& jvp,
+                                                        const Tensor& key, int64_t distribution,
+                                                        int64_t sample_offset) {
+  const char* op = "sliced_terms";
+  check_sliced_terms(op, score, jvp, key, distribution, sample_offset);
+  const Launcher launch(score);
+  const View s = make_view(op, "score", score), j = make_view(op, "jvp", jvp);
+  const int64_t count = jvp.size(0), batch = batch_size(score);
+  const ScalarType dtype = sum_dtype(score.scalar_type());
+  TermTensors out = {new_tensor({count, batch}, dtype, score),
+                     new_tensor({count, batch}, dtype, score),
+                     new_tensor({count, batch}, dtype, score), new_tensor({batch}, dtype, score)};
+  const ProjectionSetup setup = set_up(launch, key, distribution, s.dtype, count, batch,
+                                       sample_size(score), sample_offset, score);
+  with_storage(s.dtype,
+               [&](auto type) { terms_as<decltype(type)>(launch, setup.projections, s, j, out); });
+  return {out.vjv, out.vs, out.half_vs2, out.half_s2};
+}
+
+std::tuple<Tensor, Tensor> sliced_terms_backward(const Tensor& grad_vjv,
+                                                 std::optional<Tensor> grad_vs,
+                                                 std::optional<Tensor> grad_half_s2,
+                                                 const Tensor& score, const Tensor& key,
+                                                 int64_t distribution, int64_t sample_offset) {
+  const char* op = "sliced_terms_backward";
+  check_sliced_backward(op, grad_vjv, grad_vs, grad_half_s2, score, key, distribution,
+                        sample_offset);
+  const Launcher launch(score);
+  const int64_t count = grad_vjv.size(0);
+  Tensor grad_score = new_like(score);
+  Tensor grad_jvp = new_stacked(count, score);
+  if (score.numel() == 0) return {grad_score, grad_jvp};
+  const View s = make_view(op, "score", score);
+  const ProjectionSetup setup = set_up(launch, key, distribution, s.dtype, count, batch_size(score),
+                                       sample_size(score), sample_offset, score);
+  with_storage(s.dtype, [&](auto type) {
+    backward_as<decltype(type)>(launch, setup.projections, s, grad_vjv, grad_vs, grad_half_s2,
+                                make_view(op, "grad_score", grad_score),
+                                make_view(op, "grad_jvp", grad_jvp));
+  });
+  return {grad_score, grad_jvp};
+}
+
+}  // namespace
+}  // namespace fastscore::FASTSCORE_ISA
+
+STABLE_TORCH_LIBRARY_IMPL(fastscore, CUDA, m) {
+  using namespace fastscore::FASTSCORE_ISA;
+  m.impl("project_", TORCH_BOX(&project_));
+  m.impl("sliced_terms", TORCH_BOX(&sliced_terms));
+  m.impl("sliced_terms_backward", TORCH_BOX(&sliced_terms_backward));
+}

@@ -1,0 +1,38 @@
+// What the ops of the family `dsm` ask of their arguments, on every device. The values of the
+// labels are the devices' own business: reading them on a GPU would wait for it.
+#pragma once
+
+#include "checks.h"
+
+namespace fastscore {
+
+inline void check_perturb(const char* op, const Tensor& x, const Tensor& table, const Tensor& key,
+                          const std::optional<Tensor>& labels, int64_t sample_offset) {
+  check_data(op, "x", x);
+  check_table(op, table, 2, x);
+  check_key(op, key, x);
+  check_sample_offset(op, sample_offset, x);
+  if (labels) check_labels(op, *labels, x);
+}
+
+inline void check_residual(const char* op, const Tensor& output, const Tensor& table,
+                           const Tensor& labels, const Tensor& key, int64_t sample_offset) {
+  check_data(op, "output", output);
+  check_table(op, table, 3, output);
+  check_labels(op, labels, output);
+  check_key(op, key, output);
+  check_sample_offset(op, sample_offset, output);
+}
+
+// The upstream gradient of dsm_residual: float32 or float64, any stride.
+inline void check_residual_grad(const char* op, const Tensor& grad, const Tensor& output) {
+  const ScalarType dtype = grad.scalar_type();
+  if (grad.dim() != 1 || grad.size(0) != batch_size(output) ||
+      (dtype != ScalarType::Float && dtype != ScalarType::Double)) {
+    fail(op, "grad", "float32 or float64 of shape (", batch_size(output), ",), got ",
+         describe(grad));
+  }
+  check_same_device(op, "grad", grad, output, "output");
+}
+
+}  // namespace fastscore
