@@ -39,6 +39,5 @@ STABLE_TORCH_LIBRARY(fastscore, m) {
       "dual_backward(Tensor grad_value, Tensor grad_tangents, Tensor h, Tensor hdot, "
       "int activation, float a, float b) -> (Tensor grad_h, Tensor grad_hdot)");
   m.def("dual_stacked(Tensor h, int activation, float a, float b) -> Tensor");
-  m.def(
-      "dual_stacked_backward(Tensor grad, Tensor h, int activation, float a, float b) -> Tensor");
+  m.def("dual_stacked_backward(Tensor grad, Tensor h, int activation, float a, float b) -> Tensor");
 }

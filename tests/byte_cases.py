@@ -19,6 +19,7 @@ from torch import Tensor
 import fastscore
 from fastscore import ops
 from fastscore.random import Stream
+from fastscore.reference.dual import ACTIVATIONS
 
 # Long enough that several threads get work, and ragged.
 LARGE = (7, 3, 5_021)
@@ -88,14 +89,54 @@ def dsm_loss_case(dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[Tensor, .
     return (ops.dsm_residual(output, table, labels, make_key(8, 9)),)
 
 
+def projections_case(dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    return tuple(
+        ops.projections(make_key(9, 4), shape, 2, distribution=d, dtype=dtype, sample_offset=3)
+        for d in ("rademacher", "gaussian", "sphere")
+    )
+
+
+def sliced_terms_case(dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    score, jvp = randn(*shape, dtype=dtype, seed=6), randn(2, *shape, dtype=dtype, seed=7)
+    signs = ops.sliced_terms(score, jvp, make_key(8, 9))
+    return (*signs, *ops.sliced_terms(score, jvp, make_key(8, 9), distribution="sphere"))
+
+
+def sliced_gradient_case(dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """Of the objective of reduced variance: that of the other one depends on a sum."""
+    score = randn(*shape, dtype=dtype, seed=6).requires_grad_()
+    jvp = randn(2, *shape, dtype=dtype, seed=7).requires_grad_()
+    grads: list[Tensor] = []
+    for distribution in ("rademacher", "gaussian"):
+        vjv, _, half_s2 = ops.sliced_terms(score, jvp, make_key(8, 9), distribution=distribution)
+        weights = torch.linspace(0.5, 1.5, shape[0], dtype=vjv.dtype)
+        loss = ((vjv + half_s2) * weights).sum()
+        grads += torch.autograd.grad(loss, (score, jvp))
+    return tuple(grads)
+
+
+def dual_case(dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    h = (5 * randn(3, *shape, seed=8)).to(dtype).requires_grad_()
+    upstream = randn(3, *shape, dtype=dtype, seed=9)
+    results: list[Tensor] = []
+    names = ("gelu",) if shape == LARGE else tuple(ACTIVATIONS)
+    for name in names:
+        out = ops.dual_stacked(h, name)
+        results += [out.detach(), *torch.autograd.grad(out, h, upstream)]
+    return tuple(results)
+
+
 ELEMENTWISE: dict[str, Case] = {
     "random": random_case,
     "langevin": langevin_case,
     "langevin_mixed": langevin_mixed_case,
     "perturb": perturb_case,
     "dsm_gradient": dsm_gradient_case,
+    "projections": projections_case,
+    "sliced_gradient": sliced_gradient_case,
+    "dual": dual_case,
 }
-ROW_SUMS: dict[str, Case] = {"dsm_loss": dsm_loss_case}
+ROW_SUMS: dict[str, Case] = {"dsm_loss": dsm_loss_case, "sliced_terms": sliced_terms_case}
 
 
 def runs(cases: dict[str, Case], shapes: list[tuple[int, ...]]) -> Iterator[tuple[str, Tensor]]:

@@ -46,7 +46,7 @@ def main() -> None:
     half = float(mpmath.log(2) / 2)
     minimax(
         "exp: expm1(r) = r + r^2 E(r)",
-        4,
+        5,
         -half,
         half,
         expm1_rest,

@@ -34,23 +34,22 @@ FASTSCORE_FN float to_compute(Float16 x) {
 #endif
 }
 
+// In half precision every NaN is stored as 0x7fff, as CUDA's conversions do.
 FASTSCORE_FN void from_compute(float x, float& out) { out = x; }
 FASTSCORE_FN void from_compute(double x, double& out) { out = x; }
 FASTSCORE_FN void from_compute(float x, BFloat16& out) {
   const uint32_t u = bits_of(x);
   const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-  out.bits = static_cast<uint16_t>(x != x ? 0x7fc0u : rounded);
+  out.bits = static_cast<uint16_t>(x != x ? 0x7fffu : rounded);
 }
 FASTSCORE_FN void from_compute(float x, Float16& out) {
 #if defined(__F16C__)
-  out.bits = _cvtss_sh(x, 0);
+  out.bits = x != x ? uint16_t{0x7fff} : _cvtss_sh(x, 0);
 #else
   const uint32_t u = bits_of(x);
   const uint32_t sign = (u >> 16) & 0x8000u, magnitude = u & 0x7fffffffu;
   uint32_t half;
-  if (magnitude > 0x7f800000u) {
-    half = 0x7e00u | ((magnitude >> 13) & 0x3ffu);  // NaN keeps its payload, as vcvtps2ph does
-  } else if (magnitude >= 0x477ff000u) {
+  if (magnitude >= 0x477ff000u) {
     half = 0x7c00u;  // rounds to infinity
   } else if (magnitude < 0x38800000u) {
     // Subnormal: adding 0.5 lines the last kept bit up with float32's last bit.
@@ -58,7 +57,7 @@ FASTSCORE_FN void from_compute(float x, Float16& out) {
   } else {
     half = (magnitude + 0xc8000fffu + ((magnitude >> 13) & 1u)) >> 13;
   }
-  out.bits = static_cast<uint16_t>(sign | half);
+  out.bits = static_cast<uint16_t>(x != x ? 0x7fffu : sign | half);
 #endif
 }
 
@@ -83,7 +82,10 @@ FASTSCORE_FN void load_run(const Float16* in, int64_t n, float* out) {
 FASTSCORE_FN void store_run(const float* in, int64_t n, Float16* out) {
   int64_t i = 0;
   for (; i + 8 <= n; i += 8) {
-    const __m128i half = _mm256_cvtps_ph(_mm256_loadu_ps(in + i), 0);
+    const __m256 x = _mm256_loadu_ps(in + i);
+    const __m256 nan = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+    const __m256 y = _mm256_blendv_ps(x, nan, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    const __m128i half = _mm256_cvtps_ph(y, 0);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), half);
   }
   for (; i < n; ++i) from_compute(in[i], out[i]);
