@@ -1,8 +1,17 @@
 """Fused kernels for score-based generative modelling in PyTorch."""
 
 from fastscore import nn, ops, random, reference, scores
+from fastscore.divergence import divergence
 from fastscore.jvp import jvp, jvps, quadratic_forms
-from fastscore.losses import DSMLoss, dsm_loss
+from fastscore.losses import (
+    DSMLoss,
+    ScoreMatchingLoss,
+    SSMLoss,
+    dsm_loss,
+    score_matching_loss,
+    ssm_loss,
+)
+from fastscore.metrics import fisher_divergence, sliced_fisher_divergence
 from fastscore.samplers import annealed_langevin, consistent_annealed_langevin, langevin
 from fastscore.schedules import (
     geometric_sigmas,
@@ -15,9 +24,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DSMLoss",
+    "SSMLoss",
+    "ScoreMatchingLoss",
     "annealed_langevin",
     "consistent_annealed_langevin",
+    "divergence",
     "dsm_loss",
+    "fisher_divergence",
     "geometric_sigmas",
     "jvp",
     "jvps",
@@ -29,6 +42,9 @@ __all__ = [
     "quadratic_forms",
     "random",
     "reference",
+    "score_matching_loss",
     "scores",
     "sigma_max_from_data",
+    "sliced_fisher_divergence",
+    "ssm_loss",
 ]

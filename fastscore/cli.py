@@ -37,6 +37,15 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--device", default="cpu")
     command.add_argument("--no-progress", action="store_true", help="no progress bar")
     command.set_defaults(run=run_sample)
+
+    command = commands.add_parser("bench", help="time every op beside its peers")
+    command.add_argument(
+        "--op", action="append", metavar="OP", help="an op or a family, may be repeated (all)"
+    )
+    command.add_argument("--device", default="all", help="cpu, cuda or all that are there (all)")
+    command.add_argument("--quick", action="store_true", help="small sizes, under a minute")
+    command.add_argument("--out", default="bench", help="directory of the JSON (default: bench)")
+    command.set_defaults(run=run_benchmarks)
     return root
 
 
@@ -87,6 +96,12 @@ def run_sample(args: argparse.Namespace) -> None:
 
         numpy.savez_compressed(out, samples=x.cpu().numpy())
     print(f"wrote {args.n} samples to {out}")
+
+
+def run_benchmarks(args: argparse.Namespace) -> None:
+    from fastscore.bench import run_bench
+
+    run_bench(args.out, ops=args.op, device=args.device, quick=args.quick)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

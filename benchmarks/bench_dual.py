@@ -1,0 +1,7 @@
+"""Activations with tangents: see ``fastscore/bench/cases/dual.py``."""
+
+FAMILY = "dual"
+
+
+def test_dual(case, measure):
+    measure(case)

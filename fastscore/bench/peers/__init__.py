@@ -1,0 +1,1 @@
+"""What users would write instead, each as good as its kind gets."""

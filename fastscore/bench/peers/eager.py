@@ -1,0 +1,133 @@
+"""Plain PyTorch: the formulas in as few passes as a careful user takes, in place where it can be.
+
+Every function here is also what ``torch.compile`` is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Model = Callable[..., Tensor]
+
+
+# ---- noise and the Langevin step ---------------------------------------------------------------
+
+
+def rademacher_(out: Tensor) -> Tensor:
+    """Signs of normals: on the CPU the fastest of the usual ways."""
+    return out.normal_().sign_()
+
+
+def langevin_step_(x: Tensor, score: Tensor, b: float, c: float) -> Tensor:
+    return x.add_(score, alpha=b).add_(torch.randn_like(x), alpha=c)
+
+
+def langevin(score_fn: Callable[[Tensor], Tensor], x: Tensor, steps: int, alpha: float) -> Tensor:
+    """``steps`` steps of x <- x + alpha s + sqrt(2 alpha) z."""
+    x = x.clone()
+    for _ in range(steps):
+        langevin_step_(x, score_fn(x), alpha, (2 * alpha) ** 0.5)
+    return x
+
+
+def annealed_langevin(
+    model: Model, sigmas: list[float], x: Tensor, steps: int, step_size: float
+) -> Tensor:
+    """x <- x + alpha_i s + sqrt(2 alpha_i) z, ``steps`` times at each level."""
+    x = x.clone()
+    sigma = x.new_empty(len(x))
+    for level in sigmas:
+        sigma.fill_(level)
+        alpha = step_size * (level / sigmas[-1]) ** 2
+        for _ in range(steps):
+            langevin_step_(x, model(x, sigma), alpha, (2 * alpha) ** 0.5)
+    return x
+
+
+# ---- denoising score matching ------------------------------------------------------------------
+
+
+def perturb(x: Tensor, sigmas: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(x~, labels, sigma of each sample, z)."""
+    labels = torch.randint(len(sigmas), x.shape[:1], device=x.device)
+    sigma = sigmas[labels].reshape(-1, *[1] * (x.dim() - 1)).to(x.dtype)
+    z = torch.randn_like(x)
+    return torch.addcmul(x, sigma, z), labels, sigma, z
+
+
+def dsm_residual(output: Tensor, sigma: Tensor, z: Tensor) -> Tensor:
+    """1/2 |sigma s + z|^2 of each sample: the weight lambda = sigma^2 multiplied out."""
+    return 0.5 * torch.addcmul(z, sigma, output).square().flatten(1).sum(1)
+
+
+def dsm_loss(model: Model, x: Tensor, sigmas: Tensor) -> Tensor:
+    noisy, _, sigma, z = perturb(x, sigmas)
+    return dsm_residual(model(noisy, sigma.flatten()), sigma, z).mean()
+
+
+# ---- sliced score matching ---------------------------------------------------------------------
+
+
+def sliced_terms(score: Tensor, jvp: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    vjv = (v * jvp).flatten(2).sum(-1)
+    half_vs2 = (v * score).flatten(2).sum(-1).square() / 2
+    return vjv, half_vs2, score.square().flatten(1).sum(-1) / 2
+
+
+def ssm_terms(model: Model, x: Tensor, count: int) -> Tensor:
+    """v'Jv + |s|^2/2 of each sample, mean over Rademacher projections, by differentiating twice."""
+    x = x.detach().requires_grad_(True)
+    score = model(x)
+    total = score.square().flatten(1).sum(1) / 2
+    for _ in range(count):
+        v = rademacher_(torch.empty_like(x))
+        (product,) = torch.autograd.grad((score * v).sum(), x, create_graph=True)
+        total = total + (v * product).flatten(1).sum(1) / count
+    return total
+
+
+def ssm_terms_forward(model: Model, x: Tensor, count: int) -> Tensor:
+    """The same by ``torch.func.jvp``, vectorised over the projections."""
+    v = rademacher_(x.new_empty(count, *x.shape))
+
+    def push(tangent: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.func.jvp(model, (x,), (tangent,))
+
+    if count == 1:
+        score, product = push(v[0])
+        products = product.unsqueeze(0)
+    else:
+        score, products = torch.func.vmap(push, out_dims=(None, 0))(v)
+    vjv = (v * products).flatten(2).sum(-1).mean(0)
+    return vjv + score.square().flatten(1).sum(1) / 2
+
+
+# ---- activations with tangents -----------------------------------------------------------------
+
+
+def dual_silu(h: Tensor, hdot: Tensor) -> tuple[Tensor, Tensor]:
+    gate = torch.sigmoid(h)
+    value = h * gate
+    return value, (gate + value * (1 - gate)) * hdot
+
+
+def dual_softplus(h: Tensor, hdot: Tensor) -> tuple[Tensor, Tensor]:
+    return F.softplus(h), torch.sigmoid(h) * hdot
+
+
+def dual_tanh(h: Tensor, hdot: Tensor) -> tuple[Tensor, Tensor]:
+    value = torch.tanh(h)
+    return value, (1 - value * value) * hdot
+
+
+def dual_gelu(h: Tensor, hdot: Tensor) -> tuple[Tensor, Tensor]:
+    cdf = 0.5 * (1 + torch.erf(h * 0.5**0.5))
+    density = torch.exp(-0.5 * h * h) * (2 * torch.pi) ** -0.5
+    return h * cdf, (cdf + h * density) * hdot
+
+
+DUALS = {"silu": dual_silu, "softplus": dual_softplus, "tanh": dual_tanh, "gelu": dual_gelu}

@@ -1,0 +1,147 @@
+r"""Score matching with the exact trace of the score's Jacobian.
+
+    E[tr J + 1/2 |s|^2]
+
+(Hyvarinen 2005, "Estimation of Non-Normalized Statistical Models by Score Matching").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from fastscore._checks import check_floating, check_int
+from fastscore.losses._levels import (
+    ScoreMatchingModule,
+    check_conditioning,
+    expected_term,
+    prepare_levels,
+    to_device,
+)
+from fastscore.losses.dsm import Weighting
+from fastscore.slicing import Batch, half_square
+from fastscore.traces import output_and_trace
+
+
+def score_matching_term(
+    fn: str, model: Callable[..., Tensor], batch: Batch, chunk_size: int | None
+) -> Tensor:
+    """tr J + 1/2 |s|^2 of each sample."""
+    evaluate = output_and_trace
+    if torch.compiler.is_compiling():  # can't be traced: a break in the graph
+        evaluate = torch.compiler.disable(output_and_trace)
+    score, trace = evaluate(fn, model, batch.x, batch.args, chunk_size=chunk_size)
+    return trace + half_square(score)
+
+
+class ScoreMatchingLoss(ScoreMatchingModule):
+    r"""Exact score matching with its noise levels prepared once, see :func:`score_matching_loss`.
+
+    Args:
+        sigmas: noise levels, (L,), positive and strictly decreasing; None for clean data.
+        weighting, conditioning, reduction, chunk_size: see :func:`score_matching_loss`.
+
+    Example:
+        >>> import torch
+        >>> from fastscore.losses import ScoreMatchingLoss
+        >>> loss_fn = ScoreMatchingLoss(reduction="none")
+        >>> loss_fn(lambda x: -x, torch.ones(1, 4))
+        tensor([-2.])
+    """
+
+    draws = False
+
+    def __init__(
+        self,
+        sigmas: Tensor | Sequence[float] | None = None,
+        *,
+        weighting: Weighting = "sigma2",
+        conditioning: str | None = None,
+        reduction: str = "mean",
+        chunk_size: int | None = None,
+    ) -> None:
+        super().__init__(
+            sigmas, weighting=weighting, conditioning=conditioning, reduction=reduction
+        )
+        if chunk_size is not None:
+            check_int("ScoreMatchingLoss", "chunk_size", chunk_size, minimum=1)
+        self.chunk_size = chunk_size
+
+    def _estimate(self, fn: str, model: Callable[..., Tensor], batch: Batch) -> Tensor:
+        return score_matching_term(fn, model, batch, self.chunk_size)
+
+
+def score_matching_loss(
+    model: Callable[..., Tensor],
+    x: Tensor,
+    *,
+    sigmas: Tensor | Sequence[float] | None = None,
+    labels: Tensor | None = None,
+    weighting: Weighting = "sigma2",
+    conditioning: str | None = None,
+    reduction: str = "mean",
+    chunk_size: int | None = None,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
+    key: Tensor | None = None,
+    sample_offset: int = 0,
+) -> Tensor:
+    r"""Score matching loss tr J + 1/2 |s|^2 with the exact trace of the score's Jacobian J.
+
+    Up to a constant of the data this is the Fisher divergence 1/2 E|s - grad log p|^2 (Hyvarinen
+    2005). A sum over the dimensions of a sample, averaged over the batch. With ``sigmas`` it is
+    taken at perturbed data and weighted by lambda(sigma), as :func:`ssm_loss` does.
+
+    The trace is a closed form for a multilayer perceptron of one or two hidden layers, with noise
+    levels, skip connections and scalings (:mod:`fastscore.closed_form`): one more pass through the
+    middle layer, whatever the dimension. For any other model it is the sum of e_i'J e_i over the
+    unit vectors e_i, whose time grows with the dimension, in chunks that bound the memory.
+
+    Args:
+        model: called ``model(x)`` or, with ``sigmas``, ``model(x, sigma)``; returns the score in
+            x's shape. An energy: :class:`fastscore.scores.EnergyScore`.
+        x: data, (batch, ...), float32, float64, bfloat16 or float16; never changed.
+        chunk_size: how many unit vectors one pass carries; by default as many as keep the tangents
+            of the data below 2^21 elements.
+        sigmas, labels, weighting, conditioning, reduction, seed, generator, key, sample_offset: see
+            :func:`ssm_loss`. Clean data need no random numbers.
+
+    Returns:
+        A scalar, or (batch,) for ``reduction="none"``: float32, or float64 where the model's output
+        is float64. Differentiable once, in the model's parameters and x.
+
+    Raises:
+        ValueError: an argument out of its range, a model output of another shape, NaN or infinity
+            in x on the CPU.
+        TypeError: an argument of the wrong type.
+
+    Example:
+        For the score -x, tr J + 1/2 |s|^2 = -d + |x|^2 / 2.
+
+        >>> import torch
+        >>> from fastscore.losses import score_matching_loss
+        >>> score_matching_loss(lambda x: -x, torch.ones(5, 4))
+        tensor(-2.)
+    """
+    fn = "score_matching_loss"
+    check_floating(fn, "x", x, min_dim=1)
+    levels = prepare_levels(fn, sigmas, weighting)
+    if chunk_size is not None:
+        check_int(fn, "chunk_size", chunk_size, minimum=1)
+    return expected_term(
+        fn,
+        lambda fn, model, batch: score_matching_term(fn, model, batch, chunk_size),
+        model,
+        x,
+        to_device(levels, x),
+        labels=labels,
+        conditioning=check_conditioning(fn, conditioning, levels),
+        reduction=reduction,
+        draws=False,
+        seed=seed,
+        generator=generator,
+        key=key,
+        sample_offset=sample_offset,
+    )

@@ -1,0 +1,191 @@
+"""Exact traces of Jacobians, and the checks and small sums that every use of them shares."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fastscore._checks import check_int, describe, fail, fail_type
+from fastscore.closed_form import NoClosedForm, jacobian
+from fastscore.jvp.api import _compiled_parts_run_eagerly, _dual_output
+from fastscore.jvp.tensor import DualTensor
+from fastscore.jvp.whole import differentiable_to_third_order
+from fastscore.scores import EnergyScore
+
+Model = Callable[..., Tensor]
+
+# Elements of the tangents that one pass carries, where the caller does not say.
+CHUNK_ELEMENTS = 2**21
+
+
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums over a sample: float64 for float64, float32 for everything else."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def sum_over_sample(x: Tensor, batch_dims: int = 1) -> Tensor:
+    """The sum over all dimensions but the first ``batch_dims``."""
+    return x.flatten(batch_dims).sum(-1) if x.dim() > batch_dims else x
+
+
+def check_output(fn: str, output: Any, x: Tensor, *, arg: str = "model") -> Tensor:
+    """A model's output: a floating-point tensor of x's shape, where x is."""
+    expected = f"a model whose output is a floating-point tensor of x's shape {tuple(x.shape)}"
+    if not isinstance(output, Tensor):
+        fail_type(fn, arg, expected, output)
+    if output.shape != x.shape or not output.is_floating_point():
+        fail(fn, arg, expected, describe(output))
+    if output.device != x.device:
+        fail(fn, arg, f"a model whose output is on {x.device}, as x is", describe(output))
+    return output
+
+
+def has_energy(model: Model) -> bool:
+    """Whether the model differentiates an energy: tangents of that need another way."""
+    return isinstance(model, nn.Module) and any(isinstance(m, EnergyScore) for m in model.modules())
+
+
+def output_and_pullback(
+    fn: str, model: Model, x: Tensor, args: tuple[Any, ...]
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """``model(x, *args)``, and the function that takes v to J'v by reverse-mode differentiation."""
+    if torch.is_inference_mode_enabled():
+        return _output_and_functional_pullback(fn, model, x, args)
+    record = torch.is_grad_enabled()
+    # Compiled code has no second derivatives.
+    with torch.enable_grad(), differentiable_to_third_order(), _compiled_parts_run_eagerly():
+        # The caller's own tensor only where its graph has to go on through it.
+        point = x if record and x.requires_grad else x.detach().requires_grad_()
+        output = check_output(fn, model(point, *args), x)
+
+    def pullback(v: Tensor) -> Tensor:
+        if not output.requires_grad:  # constant in x
+            return torch.zeros_like(point)
+        (product,) = torch.autograd.grad(
+            output,
+            point,
+            v.to(output.dtype),
+            retain_graph=True,
+            create_graph=record,
+            materialize_grads=True,
+        )
+        return product
+
+    return (output if record else output.detach()), pullback
+
+
+def _output_and_functional_pullback(
+    fn: str, model: Model, x: Tensor, args: tuple[Any, ...]
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The same by torch.func, in inference mode, where autograd.grad can't be used."""
+
+    def call(point: Tensor) -> Tensor:
+        with differentiable_to_third_order():
+            return check_output(fn, model(point, *args), x)
+
+    output, pullback = torch.func.vjp(call, x)
+    return output, lambda v: pullback(v.to(output.dtype))[0]
+
+
+def output_and_products(
+    fn: str, model: Model, x: Tensor, vs: Tensor, args: tuple[Any, ...]
+) -> tuple[Tensor, Tensor]:
+    """``model(x, *args)`` and ``J v`` of each v, (M, *x.shape); ``J'v`` where an energy is inside.
+
+    Their inner products with v are the same.
+    """
+    if has_energy(model):
+        output, pullback = output_and_pullback(fn, model, x, args)
+        return output, torch.stack([pullback(v) for v in vs])
+    result = _dual_output(fn, model, x, vs, args, {}, lazy=False)
+    output, products = result.parts() if isinstance(result, DualTensor) else result
+    return check_output(fn, output, x), products
+
+
+def output_and_trace(
+    fn: str,
+    model: Model,
+    x: Tensor,
+    args: tuple[Any, ...] = (),
+    *,
+    chunk_size: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``model(x, *args)`` and the exact trace of its Jacobian at each sample.
+
+    In closed form where there is one (:mod:`fastscore.closed_form`), else by tangents along the
+    unit vectors (:func:`trace_by_unit_vectors`).
+
+    Args:
+        fn: the public function on whose behalf this is done, for messages.
+        model: a module or function whose samples do not depend on one another.
+        x: (batch, ...).
+        args: passed on to the model.
+        chunk_size: how many unit vectors one pass carries.
+
+    Returns:
+        The output, and the trace (batch,) in float32, float64 for a float64 output.
+
+    Raises:
+        ValueError, TypeError: an output that is not of x's shape.
+    """
+    try:
+        with _compiled_parts_run_eagerly():
+            form = jacobian(model, x, *args)
+    except NoClosedForm:
+        return trace_by_unit_vectors(fn, model, x, args, chunk_size=chunk_size)
+    return check_output(fn, form.value, x), form.trace()
+
+
+def trace_by_unit_vectors(
+    fn: str,
+    model: Model,
+    x: Tensor,
+    args: tuple[Any, ...] = (),
+    *,
+    chunk_size: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As :func:`output_and_trace`, always as the sum of e_i' J e_i over the unit vectors e_i.
+
+    The time grows with the number of dimensions d; the memory with ``chunk_size``, also while
+    gradients are recorded, for the backward pass computes each chunk again.
+    """
+    dimensions = math.prod(x.shape[1:])
+    chunk = _chunk_size(fn, chunk_size, x, dimensions)
+
+    def of_chunk(start: int) -> tuple[Tensor, Tensor]:
+        indices = torch.arange(start, min(start + chunk, dimensions), device=x.device)
+        vs = unit_vectors(x, indices)
+        output, products = output_and_products(fn, model, x, vs, args)
+        along = torch.arange(len(indices), device=x.device)
+        diagonal = products.reshape(len(vs), len(x), dimensions)[along, :, indices]
+        return output, diagonal.sum(0, dtype=sum_dtype(output.dtype))
+
+    if dimensions == 0:
+        output = check_output(fn, model(x, *args), x)
+        return output, output.new_zeros(len(x), dtype=sum_dtype(output.dtype))
+    output, trace = of_chunk(0)
+    for start in range(chunk, dimensions, chunk):
+        if torch.is_grad_enabled():
+            _, part = checkpoint(of_chunk, start, use_reentrant=False)
+        else:
+            _, part = of_chunk(start)
+        trace = trace + part
+    return output, trace
+
+
+def unit_vectors(x: Tensor, indices: Tensor) -> Tensor:
+    """The unit vectors e_i of the given dimensions at each sample: (len(indices), *x.shape)."""
+    vs = x.new_zeros(len(indices), len(x), math.prod(x.shape[1:]))
+    vs[torch.arange(len(indices), device=x.device), :, indices] = 1
+    return vs.reshape(len(indices), *x.shape)
+
+
+def _chunk_size(fn: str, chunk_size: int | None, x: Tensor, dimensions: int) -> int:
+    if chunk_size is None:
+        return max(1, min(dimensions, CHUNK_ELEMENTS // max(1, x.numel())))
+    return check_int(fn, "chunk_size", chunk_size, minimum=1)
