@@ -218,9 +218,10 @@ def _trace(term: Term, size: int, dtype: torch.dtype) -> Tensor | float:
         (d,), (chain,) = diagonals, chains
         trace = d @ _diagonal(chain) if chain else d.sum(dim=1)
     else:
-        d1, d2 = diagonals
-        m1, m2 = map(_product, chains)
-        trace = (d2 * F.linear(d1, m2 * m1.mT)).sum(dim=1)  # d_2' (M_2 o M_1') d_1
+        (d1, d2), (chain1, chain2) = diagonals, chains
+        m2 = _product(chain2)
+        m1_transposed = _product([weight.mT for weight in reversed(chain1)])
+        trace = (d2 * F.linear(d1, m2 * m1_transposed)).sum(dim=1)  # d_2' (M_2 o M_1') d_1
     scale = term.scale
     return trace * (scale.squeeze(1).to(dtype) if isinstance(scale, Tensor) else scale)
 

@@ -36,9 +36,9 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_exact(name: str) -> None:
+def test_exact(device: torch.device, name: str) -> None:
     make, shape = NETWORKS[name]
-    model, x = make(), randn(3, *shape, dtype=F64)
+    model, x = make().to(device), randn(3, *shape, dtype=F64).to(device)
     for chunk_size in (None, 3):
         got = divergence(model, x, method="exact", chunk_size=chunk_size)
         assert_same_training(got, exact_trace(model, x), model)
@@ -49,12 +49,15 @@ def test_exact(name: str) -> None:
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_estimate_is_the_mean_over_probes(name: str, distribution: str) -> None:
+def test_the_estimate_is_the_mean_over_probes(
+    device: torch.device, name: str, distribution: str
+) -> None:
     make, shape = NETWORKS[name]
-    model, x = make(), randn(3, *shape, dtype=F64)
+    model, x = make().to(device), randn(3, *shape, dtype=F64).to(device)
     options: dict[str, Any] = {"probes": 5, "distribution": distribution, "seed": 2}
     got, stderr = divergence(model, x, return_stderr=True, **options)
-    v = projections(make_key(2), x.shape, 5, distribution=distribution, dtype=F64).flatten(2)
+    key = make_key(2, device=device)
+    v = projections(key, x.shape, 5, distribution=distribution, dtype=F64).flatten(2)
     forms = torch.einsum("mbi,bij,mbj->mb", v, jacobians(model, x)[1], v)
     assert_same_training(got, forms.mean(0), model)
     torch.testing.assert_close(stderr, forms.std(0) / math.sqrt(5))

@@ -1,6 +1,4 @@
 // CUDA side of the family `dsm`.
-#include <limits>
-
 #include "core/dsm.h"
 #include "cuda/access.cuh"
 #include "cuda/launch.h"
@@ -22,8 +20,7 @@ struct LabelledTable {
 
   __device__ __forceinline__ double at(int64_t sample, int column) const {
     const int64_t label = labels[sample];
-    return label >= 0 && label < levels ? table[kColumns * label + column]
-                                        : std::numeric_limits<double>::quiet_NaN();
+    return label >= 0 && label < levels ? table[kColumns * label + column] : ::nan("");
   }
 
   static LabelledTable of(const Tensor& table, const Tensor& labels) {

@@ -47,10 +47,14 @@ struct PackRun {
   }
 };
 
+// Blocks that a multiprocessor is to hold at least: it bounds the registers.
+template <class Op>
+constexpr int kResidentBlocks = Op::kAtOnce > 1 && sizeof(typename Op::Real) == 4 ? 4 : 2;
+
 // ---- short rows ------------------------------------------------------------------------------
 
 template <class Op, int kLanes>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kResidentBlocks<Op>)
     sum_short_rows(const __grid_constant__ Op op, const RowShape shape) {
   using Real = typename Op::Real;
   constexpr int V = Op::V;
@@ -90,7 +94,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 // One block for each segment of each row. With several segments, their sums go to `partial`, laid
 // out as rows x jobs x sums x segments.
 template <class Op>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kResidentBlocks<Op>)
     sum_segments(const __grid_constant__ Op op, const RowShape shape, double* partial) {
   using Real = typename Op::Real;
   constexpr int V = Op::V;
@@ -144,7 +148,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 // One warp for each row and job.
 template <class Op>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kResidentBlocks<Op>)
     add_segments(const __grid_constant__ Op op, const RowShape shape, const double* partial) {
   using Reduce = cub::WarpReduce<double>;
   __shared__ typename Reduce::TempStorage storage[kThreads / 32];

@@ -12,7 +12,6 @@ from fastscore.bench.case import Agreement
 
 STANDARD_SCORES = 6.0  # a right side fails by chance about once in 10^9 checks
 FEWEST_NUMBERS = 4096  # that a statistic is taken over
-FEW = 256  # elements that may all round alike
 NORMAL_ULPS = 4  # by which a normal may differ from the correctly rounded one
 
 
@@ -30,15 +29,13 @@ def against_reference(
 ) -> Agreement:
     """The library's rule: at most twice the error of the reference in the same dtype.
 
-    ``exact`` is the reference's result from the same inputs in float64. A few elements may all be
-    exact by luck on one side: there, one unit in the last place of the largest is allowed besides.
-    So are, where the result contains ``noise``, the units in the last place by which the kernels'
-    normals may differ from correctly rounded ones.
+    ``exact`` is the reference's result from the same inputs in float64. One unit in the last place
+    of the largest element is allowed besides, as a few elements may all be exact by luck on one
+    side; and, where the result contains ``noise``, the units in the last place by which the
+    kernels' normals may differ from correctly rounded ones.
     """
-    tolerance = 2 * max_error(reference, exact)
     scale = float(exact.abs().max()) if exact.numel() else 0.0
-    if exact.numel() < FEW:
-        tolerance += torch.finfo(got.dtype).eps * max(1.0, scale)
+    tolerance = 2 * max_error(reference, exact) + torch.finfo(got.dtype).eps * scale
     if noise:
         tolerance += NORMAL_ULPS * torch.finfo(torch.float32).eps * scale
     return Agreement("reference", max_error(got, exact), tolerance)

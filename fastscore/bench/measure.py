@@ -16,6 +16,13 @@ from fastscore.bench.timing import Clock, calls_per_block, clock_for
 
 Row = dict[str, Any]
 
+# The fields of a row that a side which could not take part has empty.
+MEASURED = (
+    *("seconds", "turns", "calls", "clock", "ratios", "bytes", "bytes_per_second"),
+    *("share_of_limit", "operations", "operations_per_second", "peak_operations_per_second"),
+    *("share_of_peak", "peak_memory", "agreement", "network_share"),
+)
+
 
 class Effort:
     """How long to measure: seconds of a case, of a block, and the bounds of the turns."""
@@ -160,7 +167,9 @@ class Measurement:
 
     def rows(self) -> list[Row]:
         """A row for each side, also for those that could not take part."""
-        return [self._row(e) for e in self.entrants] + [self._common() | row for row in self.absent]
+        empty = dict.fromkeys(MEASURED) | {"ratios": {}, "share_of_limit": {}}
+        absent = [self._common() | empty | row for row in self.absent]
+        return [self._row(entrant) for entrant in self.entrants] + absent
 
     def _common(self) -> Row:
         case = self.case

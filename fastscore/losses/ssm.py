@@ -177,7 +177,7 @@ def ssm_loss(
 
     ``"forward"``
         J v by forward-mode differentiation, :func:`fastscore.jvp.jvps`: one pass, which shares the
-        score over all projections.
+        score over all projections. Of an energy J is symmetric, and reverse mode takes its place.
     ``"reverse"``
         J'v by differentiating v's, the usual code. Same v'J v as "forward", up to rounding.
     ``"finite_difference"``
@@ -192,8 +192,10 @@ def ssm_loss(
         dimension and M; see ``fastscore.losses.ssm.choose_method``. What it chose is in
         ``SSMLoss.chosen_method`` and in the debug log of the logger "fastscore".
 
-    All of them work for images and data of any rank, and for energies
-    (:class:`fastscore.scores.EnergyScore`). In a training loop with ``sigmas`` prefer
+    All of them work for images and data of any rank, for energies
+    (:class:`fastscore.scores.EnergyScore`), for compiled models (which run uncompiled where they
+    are differentiated) and, with a break in the graph but for "finite_difference", in compiled
+    steps. In a training loop with ``sigmas`` prefer
     :class:`SSMLoss`, which checks and prepares them once.
 
     Args:

@@ -29,6 +29,9 @@ def build(case: Case) -> Work:
     fused, plain, statistic, operations = FILLS[case.op]
     out = empty(case)
 
+    def filling(run: Callable[[], Tensor]) -> Side:
+        return Side(run, lambda: statistic(checks.gathered(lambda: checks.some(run()))))
+
     def ours() -> Side:
         key = random.key(0, device=case.device)
 
@@ -50,14 +53,11 @@ def build(case: Case) -> Work:
         return Side(lambda: fused(out, key), check)
 
     def in_eager() -> Side:
-        def check() -> Agreement:
-            return statistic(checks.gathered(lambda: checks.some(plain(out))))
-
-        return Side(lambda: plain(out), check)
+        return filling(lambda: plain(out))
 
     def in_compiled() -> Side:
         fill = compiled(plain, out)
-        return Side(lambda: fill(out))
+        return filling(lambda: fill(out))
 
     def in_jax_() -> Side:
         step = in_jax.fill(case.op.rstrip("_"), out)

@@ -116,7 +116,8 @@ def build(network: networks.Network) -> Callable[[Case], Work]:
 def cases(device: str, quick: bool) -> Iterator[Case]:
     """Over each network, at three sizes."""
     for network in networks.QUICK if quick else networks.SAMPLED:
-        levels, steps = (5, 2) if network.name == "conv" or quick else (20, 5)
+        small = network.name == "mlp" and network.shape[0] < 100 and not quick
+        levels, steps = (20, 5) if small else (5, 2)
         params = {"network": network.name, "levels": levels, "steps": steps}
         yield Case(
             "sample", "jobs", build(network), (network.batch, *network.shape), device=device,

@@ -65,11 +65,20 @@ def build_terms(case: Case) -> Work:
 
     def in_compiled() -> Side:
         def whole(score: Tensor, jvp: Tensor) -> Terms:
-            v = torch.randn_like(jvp)
-            return eager.sliced_terms(score, jvp, v.sign() if kind == "rademacher" else v)
+            return eager.sliced_terms(score, jvp, draw_(torch.empty_like(jvp)))
 
         step = compiled(whole, score, jvp)
-        return Side(lambda: step(score, jvp))
+
+        def check() -> Agreement:
+            """Its v can't be seen; v'Jv over |Jv| is about normal in many dimensions."""
+            _, _, half_s2 = step(score, jvp)
+            size = jvp.double().flatten(2).norm(dim=-1)
+            return checks.worst(
+                checks.same_formula(half_s2, score.double().square().flatten(1).sum(1) / 2),
+                checks.standard_normal(checks.gathered(lambda: step(score, jvp)[0] / size)),
+            )
+
+        return Side(lambda: step(score, jvp), check)
 
     def in_jax_() -> Side:
         step, terms = in_jax.sliced_terms(score, jvp, kind)

@@ -18,8 +18,8 @@ Model = Callable[..., Tensor]
 
 
 def rademacher_(out: Tensor) -> Tensor:
-    """Signs of normals: on the CPU the fastest of the usual ways."""
-    return out.normal_().sign_()
+    """Signs of normals: on the CPU the fastest of the usual ways, and never 0 as sign_() may be."""
+    return torch.copysign(out.new_ones(()), out.normal_(), out=out)
 
 
 def langevin_step_(x: Tensor, score: Tensor, b: float, c: float) -> Tensor:

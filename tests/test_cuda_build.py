@@ -1,0 +1,75 @@
+"""Every CUDA source compiles against the torch that is here: no GPU, no CUDA build of torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+FAMILIES = ("random", "langevin", "dsm", "sliced", "dual")
+
+pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on the PATH")
+
+
+def load_tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        "cuda_resources", ROOT / "tools/cuda_resources.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def fingerprint(tool: ModuleType) -> str:
+    """Of everything that the compilation depends on."""
+    compiler = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True)
+    digest = hashlib.sha256(f"{compiler.stdout}{torch.__version__}{tool.FLAGS}".encode())
+    for path in sorted([*ROOT.glob("csrc/*.h"), *ROOT.glob("csrc/c*/*.[hc]*")]):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list:
+    """What ptxas says of every kernel, kept from one run to the next: compiling takes a while."""
+    tool = load_tool()
+    key = f"fastscore/kernels-{fingerprint(tool)}"
+    known = request.config.cache.get(key, None)
+    if known is None:
+        found = tool.compile_all(tmp_path_factory.mktemp("objects"))
+        known = [dataclasses.asdict(kernel) for kernel in found]
+        request.config.cache.set(key, known)
+    return [tool.Kernel(**kernel) for kernel in known]
+
+
+def test_every_source_compiles(kernels: list) -> None:
+    assert {kernel.source for kernel in kernels} == set(FAMILIES)
+    assert len({kernel.name for kernel in kernels}) == len(kernels) > 100
+
+
+def test_no_kernel_spills_on_its_fast_path(kernels: list) -> None:
+    fast = [kernel for kernel in kernels if "Packed" in kernel.name]
+    assert {kernel.source for kernel in fast} == set(FAMILIES)
+    spilling = [kernel for kernel in fast if kernel.stack or kernel.spills]
+    assert not spilling
+
+
+def test_float32_kernels_leave_room_for_many_threads(kernels: list) -> None:
+    """At most 64 registers: at least 1024 threads on a multiprocessor, to hide memory's latency."""
+    fast = [k for k in kernels if re.search(r"Packed(<float, 4>|IfLi4EE)", k.name)]
+    assert {kernel.source for kernel in fast} == set(FAMILIES)
+    heavy = [kernel for kernel in fast if kernel.registers > 64]
+    assert not heavy
