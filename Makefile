@@ -12,7 +12,8 @@ test: lint
 	$(PYTHON) -m pytest
 
 bench: setup
-	$(PYTHON) -m fastscore bench
+	$(PYTHON) -m pytest -c benchmarks/pytest.ini benchmarks
+	$(PYTHON) benchmarks/plot.py
 
 lint: setup
 	$(PYTHON) -m ruff check .

@@ -29,7 +29,7 @@ class Effort:
 
     def __init__(self, *, quick: bool = False) -> None:
         self.quick = quick
-        self.case_seconds = 0.25 if quick else 2.0
+        self.case_seconds = 0.25 if quick else 1.5
         self.block_seconds = 0.001 if quick else 0.005
         self.fewest_turns = 3 if quick else 5
         self.most_turns = 15 if quick else 50

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastscore.conditioning import call_model
+from fastscore.conditioning import call_model, condition
 from fastscore.ops import langevin_step_
 from fastscore.samplers._graph import capture
 
@@ -62,31 +62,38 @@ class Chain:
     draw: Tensor = field(init=False)  # (1,): the number in the key
     sigma: Tensor = field(init=False)  # (B,): the level of the current step
     labels: Tensor = field(init=False)  # (B,) int64: its index
-    casting: AbstractContextManager[Any] = field(init=False)
+    arguments: tuple[Tensor, ...] = field(init=False)  # what the model is called with, besides x
+    checked: bool = field(init=False, default=False)  # whether the model's output has been
 
     def __post_init__(self) -> None:
-        batch, device = self.x.shape[0], self.x.device
+        batch = self.x.shape[0]
         self.draw = self.key[1:]
         self.sigma = self.sigmas.new_empty(batch)
         self.labels = self.key.new_empty(batch)
-        self.casting = nullcontext()
-        if self.autocast is not None:
-            cache = self.cache_casts
-            self.casting = torch.autocast(device.type, dtype=self.autocast, cache_enabled=cache)
 
     def set_level(self) -> None:
         """Fill ``sigma`` and ``labels`` for the current step, whose number stays on the device."""
         level = (self.draw // self.steps_per_level).clamp_(max=self.sigmas.shape[0] - 1)
         self.labels.copy_(level)
         self.sigma.copy_(self.sigmas.index_select(0, level))
+        self.arguments = condition(self.conditioning, self.sigma, self.labels)
 
     def score(self) -> Tensor:
         """The score at the state. A half-precision score is left to the kernel to convert."""
-        with self.casting:
-            score = call_model(
-                self.fn, self.model, self.x, self.sigma, self.labels, self.conditioning
-            )
+        if self.autocast is None:
+            score = self.call_model()
+        else:
+            kind, cache = self.x.device.type, self.cache_casts
+            with torch.autocast(kind, dtype=self.autocast, cache_enabled=cache):
+                score = self.call_model()
         return score.to(self.x.dtype) if torch.float64 in (score.dtype, self.x.dtype) else score
+
+    def call_model(self) -> Tensor:
+        """The model's output, looked at closely the first time; later the kernel's checks do."""
+        if self.checked:
+            return self.model(self.x, *self.arguments)
+        self.checked = True
+        return call_model(self.fn, self.model, self.x, self.sigma, self.labels, self.conditioning)
 
     def step(self) -> None:
         """One model call, one fused update, one step further."""

@@ -1,0 +1,238 @@
+"""The kernels at the sizes of a large GPU, against what they are to reach there.
+
+    python benchmarks/gpu.py OUT
+
+Writes every row to ``OUT/gpu.json``, prints them, and last a table of goals. The L2 cache is
+flushed before each call of a kernel; sides take turns in one process; times are medians.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import fastscore
+from fastscore import random
+from fastscore.bench import checks, limits
+from fastscore.bench.case import Agreement, Candidate, Case, Side, Work, library, peer
+from fastscore.bench.cases import dsm, langevin, networks, sampling, sliced
+from fastscore.bench.cases.common import normal, size
+from fastscore.bench.machine import machine
+from fastscore.bench.measure import Effort, measure
+from fastscore.bench.report import lines, write_rows
+
+Row = dict[str, Any]
+Build = Callable[[Case], Work]
+
+ELEMENTS = 2**28
+IMAGES = (16_384, 3, 32, 32)
+EFFORT = Effort()
+LIBRARY = ("fastscore",)
+
+
+class Goal(NamedTuple):
+    """That ``ratio`` of the library's row is at least ``least``.
+
+    ``ratio`` names a pass over memory, whose rate the library's is a share of, or another side,
+    than which the library is so many times faster.
+    """
+
+    case: str
+    ratio: str
+    least: float
+
+
+# ---- cases -------------------------------------------------------------------------------------
+
+
+def with_sides(build: Build, *more: Callable[[Case], Candidate]) -> Build:
+    """The case with more sides."""
+
+    def whole(case: Case) -> Work:
+        work = build(case)
+        return dataclasses.replace(
+            work, candidates=[*work.candidates, *(make(case) for make in more)]
+        )
+
+    return whole
+
+
+def copy_side(case: Case) -> Candidate:
+    return limits.copy(torch.empty(case.shape, dtype=case.dtype, device=case.device))
+
+
+def build_sliced_backward(case: Case) -> Work:
+    """The gradients of v'Jv and |s|^2/2: reads s, writes two tensors of its size."""
+    score, key = normal(case), random.key(0, device=case.device)
+    up = torch.randn(1, case.shape[0], device=case.device)
+    backward = torch.ops.fastscore.sliced_terms_backward.default
+
+    def run() -> tuple[Tensor, Tensor]:
+        return backward(up, None, up[0], score, key, 0, 0)
+
+    def check() -> Agreement:
+        grad_score, grad_jvp = run()
+        signs = grad_jvp[0] / up[0].reshape(-1, *[1] * (score.dim() - 1))
+        exact = up[0].double().reshape(-1, *[1] * (score.dim() - 1)) * score.double()
+        return checks.worst(checks.same_formula(grad_score, exact), checks.signs(signs.round()))
+
+    return Work(
+        [library(lambda: Side(run, check)), limits.copy(score), limits.triad(score)],
+        bytes=3 * score.nbytes,
+    )
+
+
+def reduce_overhead(network: networks.Network) -> Callable[[Case], Candidate]:
+    """Annealed Langevin dynamics whose whole step is compiled and replayed as a graph."""
+
+    def candidate(case: Case) -> Candidate:
+        def make() -> Side:
+            model = network.make(case.device)
+            steps, levels = case.params["steps"], case.params["levels"]
+            sigmas = fastscore.geometric_sigmas(
+                sampling.SIGMA_MAX, sampling.SIGMA_MIN, levels, device=case.device
+            )
+            start = sampling.SIGMA_MAX * torch.randn(case.shape, device=case.device)
+            alphas = sampling.STEP_SIZE * (sigmas / sigmas[-1]).square()
+
+            def step(x: Tensor, sigma: Tensor, b: Tensor, c: Tensor) -> Tensor:
+                return x + b * model(x, sigma) + c * torch.randn_like(x)
+
+            torch.compiler.reset()
+            compiled = torch.compile(step, mode="reduce-overhead", dynamic=False)
+            coefficients = [
+                (sigma.expand(len(start)).clone(), alpha.clone(), (2 * alpha).sqrt())
+                for sigma, alpha in zip(sigmas, alphas, strict=True)
+            ]
+
+            def run() -> Tensor:
+                x = start.clone()
+                with torch.no_grad():
+                    for sigma, b, c in coefficients:
+                        for _ in range(steps):
+                            torch.compiler.cudagraph_mark_step_begin()
+                            x.copy_(compiled(x, sigma, b, c))
+                return x
+
+            for _ in range(3):
+                run()
+            return Side(run)
+
+        return peer("reduce-overhead", make)
+
+    return candidate
+
+
+def sampled(network: networks.Network, levels: int, steps: int, *more: Any) -> Case:
+    params = {"network": network.name, "levels": levels, "steps": steps}
+    return Case(
+        "sample",
+        "jobs",
+        with_sides(sampling.build(network), *more),
+        (network.batch, *network.shape),
+        device="cuda",
+        params=params,
+        clock="host",
+    )
+
+
+def cases() -> Iterator[Case]:
+    """The most telling first: the rest may run out of time."""
+    step = with_sides(langevin.build_step, copy_side)
+    plain = (*LIBRARY, "eager", "compile", "axpy", "triad", "copy")
+    yield Case(
+        "langevin_step_", "langevin", step, (ELEMENTS,), device="cuda", providers=plain,
+        **size(ELEMENTS),
+    )  # fmt: skip
+    yield Case(
+        "langevin_step_", "langevin", step, (ELEMENTS,), torch.bfloat16, "cuda",
+        providers=(*LIBRARY, "eager", "axpy", "triad", "copy"), **size(ELEMENTS, 2),
+    )  # fmt: skip
+    n = torch.Size(IMAGES).numel()
+    yield Case(
+        "dsm", "dsm", dsm.build_part, IMAGES, device="cuda",
+        providers=(*LIBRARY, "eager", "NCSN loss", "compile", "copy"), **size(n, buffers=20),
+    )  # fmt: skip
+    terms = {"distribution": "rademacher", "projections": 1}
+    yield Case(
+        "sliced_terms", "sliced", with_sides(sliced.build_terms, copy_side), (IMAGES[0], 3072),
+        device="cuda", params=terms, providers=(*LIBRARY, "eager", "SSM loss", "read", "copy"),
+        **size(n, buffers=40),
+    )  # fmt: skip
+    yield Case(
+        "sliced_terms_backward", "sliced", build_sliced_backward, (IMAGES[0], 3072), device="cuda",
+        params=terms, **size(n),
+    )  # fmt: skip
+    small = networks.mlp(1024, 2, 128, 128)
+    yield sampled(small, 20, 5, reduce_overhead(small))
+    images = networks.conv(64, 3, 32)
+    yield sampled(images, 5, 4, reduce_overhead(images))
+    yield sampled(networks.conv(64, 3, 32, width=128), 3, 2)
+
+
+GOALS = [
+    Goal("langevin_step_-268435456-float32-cuda", "copy", 0.85),
+    Goal("langevin_step_-268435456-float32-cuda", "eager", 2.0),
+    Goal("langevin_step_-268435456-float32-cuda", "compile", 1.2),
+    Goal("langevin_step_-268435456-bfloat16-cuda", "copy", 0.70),
+    Goal("dsm-16384x3x32x32-float32-cuda", "eager", 4.0),
+    Goal("dsm-16384x3x32x32-float32-cuda", "compile", 1.3),
+    Goal("sliced_terms-16384x3072-float32-cuda", "copy", 0.85),
+    Goal("sliced_terms_backward-16384x3072-float32-cuda", "copy", 0.85),
+    Goal("sample-1024x2-float32-cuda", "NCSN loop", 5.0),
+    Goal("sample-64x3x32x32-float32-cuda", "eager", 1.0),
+    Goal("sample-64x3x32x32-float32-cuda", "reduce-overhead", 1.0),
+]
+
+
+# ---- the run -----------------------------------------------------------------------------------
+
+
+def goal_line(goal: Goal, results: dict[str, list[Row]]) -> str:
+    """What came of a goal."""
+    rows = next((rows for name, rows in results.items() if name.startswith(goal.case)), None)
+    ours = rows[0] if rows else {}
+    found = ours.get("share_of_limit", {}).get(goal.ratio)
+    if found is None and goal.ratio in ours.get("ratios", {}):
+        found = ours["ratios"][goal.ratio]["p50"]
+    if found is None:
+        return f"not measured  {goal.case}: {goal.ratio} (at least {goal.least})"
+    verdict = "reached" if found >= goal.least else "missed"
+    return f"{verdict:<12}  {goal.case}: {goal.ratio} {found:.3f} (at least {goal.least})"
+
+
+def main() -> int:
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    if not torch.cuda.is_available():
+        sys.exit("benchmarks/gpu.py: no CUDA device")
+    out, where = Path(sys.argv[1]), machine()
+    results: dict[str, list[Row]] = {}
+    failures = 0
+    for case in cases():
+        try:
+            results[case.name] = measure(case, EFFORT, where)
+        except Exception:
+            failures += 1
+            print(f"{case.name} failed:\n{traceback.format_exc()}", flush=True)
+            continue
+        finally:
+            torch.cuda.empty_cache()
+        print("\n".join(lines(results[case.name])), flush=True)
+        # After each case: a run that is cut short keeps what it has.
+        write_rows([row for rows in results.values() for row in rows], out / "gpu.json")
+    print(f"\n{where['gpu']}, torch {torch.__version__}, CUDA {torch.version.cuda}")
+    for goal in GOALS:
+        print(goal_line(goal, results))
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""A short run over every CUDA kernel, for compute-sanitizer to watch.
+
+    compute-sanitizer --tool memcheck --kernel-regex kns=fastscore python benchmarks/sanitize.py
+
+The data come from the host, so that initcheck sees every byte written. Sizes are small, and such that
+every kernel meets whole tiles, ragged ends, packs cut by samples, and rows of each length class.
+Results are compared with the CPU's: a sanitizer that changed them would be seen.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from fastscore import ops
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+# Samples of a thread, of part of a warp, of a warp, of a block and of several.
+SHAPES = ((5, 2), (3, 40), (3, 700), (2, 3001), (2, 16_385), (1, 4096))
+DISTRIBUTIONS = ("rademacher", "gaussian", "sphere")
+ACTIVATIONS = (
+    "softplus", "silu", "tanh", "sigmoid", "elu", "gelu", "relu", "leaky_relu",
+)  # fmt: skip
+
+
+def data(*shape: int, dtype: torch.dtype, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator).to(dtype)
+
+
+def spread(x: Tensor) -> Tensor:
+    """The same numbers, every other element of twice the memory."""
+    wide = torch.zeros(*x.shape[:-1], 2 * x.shape[-1], dtype=x.dtype)
+    wide[..., ::2] = x
+    return wide.to("cuda")[..., ::2]
+
+
+def packed(x: Tensor) -> Tensor:
+    return x.to("cuda")
+
+
+def key(device: str) -> Tensor:
+    return torch.tensor([12345, 1], device=device)
+
+
+def table(device: str, *shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(9)
+    return torch.rand(shape, generator=generator, dtype=torch.float64).to(device) + 0.1
+
+
+def results(shape: tuple[int, ...], dtype: torch.dtype, device: str, place) -> Iterator[Tensor]:  # type: ignore[no-untyped-def]
+    """Every op on data that ``place`` puts on the device. Sums come as a pair (0, sum)."""
+    x, s, known = (place(data(*shape, dtype=dtype, seed=i)) for i in range(3))
+    batch = shape[0]
+    for fill in (ops.normal_, ops.uniform_, ops.rademacher_):
+        yield fill(x.clone(), key(device), sample_offset=1)
+    rows, each = table(device, 2, 4), table(device, 2, batch, 4)
+    held = {"known": known, "mask": known > 0, "clamp": (-1.0, 1.0)}
+    yield ops.langevin_step(x, s, rows, key(device))
+    yield ops.langevin_step(x, s, each, key(device), sample_offset=3, **held)
+    yield ops.langevin_step(x, s, rows, key(device), **held)
+    if dtype in (torch.bfloat16, torch.float16):
+        yield ops.langevin_step_(x.float(), s, rows, key(device))
+    labels = (torch.arange(batch) % 3).to(device)
+    yield from ops.perturb(x, table(device, 3, 2), key(device))
+    yield ops.perturb(x, table(device, 3, 2), key(device), labels=labels)[0]
+    raw, loss_table = torch.ops.fastscore, table(device, 3, 3)
+    up = place(data(2, batch, dtype=torch.float64 if dtype == torch.float64 else torch.float32,
+                    seed=7))  # fmt: skip
+    yield raw.dsm_residual_backward(up[0], x, loss_table, labels, key(device), 0)
+    yield sums(ops.dsm_residual(x, loss_table, labels, key(device)))
+    jvp = place(data(2, *shape, dtype=dtype, seed=5))
+    for number, distribution in enumerate(DISTRIBUTIONS):
+        options = {"distribution": distribution}
+        yield ops.projections(key(device), shape, 2, dtype=dtype, **options)
+        for term in ops.sliced_terms(s, jvp, key(device), **options):
+            yield sums(term)
+        yield from raw.sliced_terms_backward(up, up, up[1], s, key(device), number, 0)
+    for activation in ACTIVATIONS:
+        value, tangents = ops.dual(x, jvp, activation)
+        yield sums(value) if dtype == torch.float64 else value
+        yield sums(tangents) if dtype == torch.float64 else tangents
+        stack = ops.dual_stacked(jvp, activation)
+        yield sums(stack) if dtype == torch.float64 else stack
+    yield sums(raw.dual_backward(x, jvp, s, jvp, 1, 0.0, 0.0)[0])
+    yield sums(raw.dual_stacked_backward(jvp, jvp, 2, 0.0, 0.0))
+
+
+class Rounded(Tensor):
+    """Numbers that may differ in their last bits from one device to another."""
+
+
+def sums(x: Tensor) -> Tensor:
+    return x.detach().as_subclass(Rounded)
+
+
+def agree(ours: Tensor, theirs: Tensor) -> bool:
+    got, want = ours.detach().as_subclass(Tensor).cpu(), theirs.detach().as_subclass(Tensor)
+    if not isinstance(theirs, Rounded):
+        return torch.equal(got, want)
+    scale = float(want.abs().max())
+    loose = {torch.float64: 1e-12, torch.float32: 1e-4}.get(want.dtype, 1e-2)
+    return torch.allclose(got, want, rtol=loose, atol=loose * scale)
+
+
+def main() -> int:
+    if not torch.cuda.is_available():
+        sys.exit("benchmarks/sanitize.py: no CUDA device")
+    wrong = 0
+    for dtype in DTYPES:
+        for shape in SHAPES:
+            # From the CPU's copies: indexing on the device would be kernels of PyTorch's.
+            want = list(results(shape, dtype, "cpu", lambda x: x))
+            for place in (packed, spread):
+                got = results(shape, dtype, "cuda", place)
+                for i, (ours, theirs) in enumerate(zip(got, want, strict=True)):
+                    if not agree(ours, theirs):
+                        wrong += 1
+                        print(f"{place.__name__} {dtype} {shape}: result {i} differs")
+    torch.cuda.synchronize()
+    print("every kernel ran; all results agree" if not wrong else f"{wrong} results differ")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

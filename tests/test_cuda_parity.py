@@ -1,0 +1,422 @@
+"""The same bytes on a GPU as on the CPU, for every op, in every layout and precision.
+
+Sums over samples (``dsm_residual``, ``sliced_terms``) have an order of their own on each device:
+they are compared within rounding, and to the byte between splits of the batch and between layouts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+import torch
+from byte_cases import dsm_tables, langevin_table
+from helpers import (
+    DTYPES,
+    LAYOUTS,
+    assert_same_bytes,
+    make_key,
+    ragged_shapes,
+    randn,
+    with_layout,
+)
+from torch import Tensor
+
+import fastscore
+from fastscore import ops
+from fastscore.random import Stream
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+Shape = tuple[int, ...]
+Results = tuple[Tensor, ...]
+Make = Callable[..., Tensor]  # Make(*shape, seed=): data of one dtype, layout and device
+Case = Callable[[Make, Shape, torch.device], Results]
+
+ACTIVATIONS = (
+    "softplus", "silu", "tanh", "sigmoid", "elu", "gelu", "gelu_tanh", "relu", "leaky_relu",
+)  # fmt: skip
+DISTRIBUTIONS = ("rademacher", "gaussian", "sphere")
+# Samples of 1, 2, 8, ... elements and of several segments of the kernels that sum them, and whole
+# tiles.
+SHAPES = [*ragged_shapes(), (4, 8), (16, 4), (3, 1025), (2, 4, 4, 8), (2, 16_384), (2, 40_001)]
+LONG_BATCH = (70_001, 2)
+
+
+def maker(dtype: torch.dtype, layout: str, device: torch.device) -> Make:
+    """Data that is equal on all devices, laid out alike."""
+
+    def make(*shape: int, seed: int) -> Tensor:
+        x = randn(*shape, dtype=dtype, seed=seed).to(device)
+        return with_layout(x, layout)
+
+    return make
+
+
+def shapes_for(layout: str) -> list[Shape]:
+    if layout == "contiguous":
+        return [*SHAPES, LONG_BATCH]
+    return [shape for shape in SHAPES if layout != "channels_last" or len(shape) == 4]
+
+
+# ---- elementwise ops -------------------------------------------------------------------------
+
+
+def fills(make: Make, shape: Shape, device: torch.device) -> Results:
+    key = make_key(0x0123456789ABCDEF, 3, device)
+    return tuple(
+        fill(make(*shape, seed=0), key, stream=Stream.USER, sample_offset=offset)
+        for fill in (ops.normal_, ops.uniform_, ops.rademacher_)
+        for offset in (0, 13, 2**33)
+    )
+
+
+def steps(make: Make, shape: Shape, device: torch.device) -> Results:
+    key, table = make_key(77, 1, device), langevin_table().to(device)
+    each = torch.stack([langevin_table(max(shape[0], 1), seed=i)[: shape[0]] for i in (3, 4)])
+    each[:, ::2, 2] = 0
+    each, quiet = each.to(device), table * torch.tensor([1, 1, 0, 0], device=device)
+    x, score, known = (make(*shape, seed=seed) for seed in (2, 3, 4))
+    held = {"known": known, "mask": known > 0.3}
+    step = ops.langevin_step
+    return (
+        step(x, score, table, key, sample_offset=5),
+        step(x, score, table, key, **held, clamp=(-1.5, 1.25)),
+        step(x, score, each, key, sample_offset=3),
+        step(x, score, each, key, **held, clamp=(None, 0.5)),
+        step(x, score, quiet, key, sample_offset=1),
+        ops.langevin_step_(x.clone(), score, table, key),
+    )
+
+
+def steps_in_float32(make: Make, shape: Shape, device: torch.device) -> Results:
+    """A state that a sampler keeps in float32 while the network's scores are narrower."""
+    score = make(*shape, seed=3)
+    x = randn(*shape, seed=2).to(device)
+    if score.dtype == torch.float64:
+        x = x.double()
+    return (ops.langevin_step_(x, score, langevin_table().to(device), make_key(78, 2, device)),)
+
+
+def perturbed(make: Make, shape: Shape, device: torch.device) -> Results:
+    table, x = dsm_tables()[0].to(device), make(*shape, seed=5)
+    labels = torch.arange(shape[0], device=device) % len(table)
+    key = make_key(-3, 9, device)
+    drawn = ops.perturb(x, table, key, sample_offset=2)
+    return (*drawn, ops.perturb(x, table, key, labels=labels)[0])
+
+
+def residual_gradients(make: Make, shape: Shape, device: torch.device) -> Results:
+    table, output = dsm_tables()[1].to(device), make(*shape, seed=6).requires_grad_()
+    labels = torch.arange(shape[0], device=device) % len(table)
+    loss = ops.dsm_residual(output, table, labels, make_key(8, 9, device), sample_offset=1)
+    weights = torch.linspace(0.5, 1.5, shape[0], dtype=loss.dtype).to(device)
+    return torch.autograd.grad(loss, output, weights)
+
+
+def projected(make: Make, shape: Shape, device: torch.device) -> Results:
+    dtype = make(1, 1, 1, 1, seed=0).dtype
+    return tuple(
+        ops.projections(
+            make_key(4, 5, device), shape, 3, distribution=d, dtype=dtype, sample_offset=7
+        )
+        for d in DISTRIBUTIONS
+    )
+
+
+def sliced_gradients(make: Make, shape: Shape, device: torch.device) -> Results:
+    found: list[Tensor] = []
+    for count in (1, 3):
+        for distribution in DISTRIBUTIONS:
+            s = make(*shape, seed=7).requires_grad_()
+            jvp = torch.stack([make(*shape, seed=8 + m) for m in range(count)]).requires_grad_()
+            terms = ops.sliced_terms(s, jvp, make_key(4, 5, device), distribution=distribution)
+            upstream = [randn(*t.shape, seed=11).to(t) for t in terms]
+            # Through v'Jv and |s|^2/2 alone: (v's)^2/2 hands v's on, which is a sum.
+            found += torch.autograd.grad((terms[0], terms[2]), (s, jvp), upstream[::2])
+    return tuple(found)
+
+
+def duals(make: Make, shape: Shape, device: torch.device) -> Results:
+    found: list[Tensor] = []
+    for activation in ACTIVATIONS:
+        name, params = activation, {}
+        if activation == "gelu_tanh":
+            name, params = "gelu", {"approximate": "tanh"}
+        stack = torch.stack([3 * make(*shape, seed=m) for m in range(4)]).requires_grad_()
+        h = make(*shape, seed=5).requires_grad_()
+        hdot = torch.stack([make(*shape, seed=6)]).requires_grad_()
+        outputs = (ops.dual_stacked(stack, name, **params), *ops.dual(h, hdot, name, **params))
+        found += (output.detach() for output in outputs)
+        upstream = [randn(*t.shape, seed=9).to(t) for t in outputs]
+        found += torch.autograd.grad(outputs, (stack, h, hdot), upstream)
+    return tuple(found)
+
+
+ELEMENTWISE: dict[str, Case] = {
+    "fills": fills,
+    "steps": steps,
+    "steps_in_float32": steps_in_float32,
+    "perturbed": perturbed,
+    "residual_gradients": residual_gradients,
+    "projected": projected,
+    "sliced_gradients": sliced_gradients,
+    "duals": duals,
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_elementwise_ops_give_the_bytes_of_the_cpu(
+    name: str, dtype: torch.dtype, layout: str
+) -> None:
+    if name == "duals" and dtype == torch.float64:
+        pytest.skip("float64 activations are the platform's mathematics library")
+    case = ELEMENTWISE[name]
+    on_cpu, on_gpu = torch.device("cpu"), torch.device("cuda", 0)
+    for shape in shapes_for(layout):
+        want = case(maker(dtype, layout, on_cpu), shape, on_cpu)
+        got = case(maker(dtype, layout, on_gpu), shape, on_gpu)
+        for ours, theirs in zip(got, want, strict=True):
+            assert ours.device == on_gpu
+            assert_same_bytes(ours, theirs)
+
+
+def test_float64_activations_are_the_cpus_within_rounding() -> None:
+    on_cpu, on_gpu = torch.device("cpu"), torch.device("cuda", 0)
+    for shape in SHAPES:
+        want = duals(maker(torch.float64, "contiguous", on_cpu), shape, on_cpu)
+        got = duals(maker(torch.float64, "contiguous", on_gpu), shape, on_gpu)
+        for ours, theirs in zip(got, want, strict=True):
+            torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-12, atol=1e-13)
+
+
+def test_many_normals() -> None:
+    """Enough for the rare words: small and large radii, angles near every quarter turn."""
+    rows, columns = 64, 2**20
+    for seed in range(2):
+        want = fastscore.random.normal(make_key(seed), (rows, columns))
+        got = fastscore.random.normal(make_key(seed, device="cuda"), (rows, columns))
+        assert_same_bytes(got, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_nan_and_infinity_in_half_precision(dtype: torch.dtype) -> None:
+    x, score = randn(5, 70, dtype=dtype, seed=1), randn(5, 70, dtype=dtype, seed=2)
+    x[:, ::7], x[:, 3::7], score[:, 4::5] = torch.nan, torch.inf, -torch.inf
+    table, key = langevin_table(), make_key(1, 1)
+    want = ops.langevin_step(x, score, table, key)
+    got = ops.langevin_step(x.cuda(), score.cuda(), table.cuda(), key.cuda())
+    assert_same_bytes(got, want)
+
+
+# ---- sums over samples -----------------------------------------------------------------------
+
+
+def residuals(make: Make, shape: Shape, device: torch.device, part: slice) -> Results:
+    table, output = dsm_tables()[1].to(device), make(*shape, seed=6)[part]
+    labels = (torch.arange(shape[0], device=device) % len(table))[part]
+    key, first = make_key(8, 9, device), part.start or 0
+    return (ops.dsm_residual(output, table, labels, key, sample_offset=first),)
+
+
+def terms(make: Make, shape: Shape, device: torch.device, part: slice) -> Results:
+    found: list[Tensor] = []
+    for count in (1, 2):
+        for distribution in DISTRIBUTIONS:
+            s = make(*shape, seed=7)[part]
+            jvp = torch.stack([make(*shape, seed=8 + m) for m in range(count)])[:, part]
+            options = {"distribution": distribution, "sample_offset": part.start or 0}
+            found += ops.sliced_terms(s, jvp, make_key(4, 5, device), **options)
+    return tuple(found)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sums", [residuals, terms])
+def test_sums_are_the_cpus_within_rounding_and_split_to_the_byte(
+    sums: Callable[..., Results], dtype: torch.dtype, layout: str
+) -> None:
+    on_cpu, on_gpu = torch.device("cpu"), torch.device("cuda", 0)
+    tolerance = 1e-12 if dtype == torch.float64 else 3e-6
+    for shape in shapes_for(layout):
+        make, plain = maker(dtype, layout, on_gpu), maker(dtype, "contiguous", on_gpu)
+        whole = sums(make, shape, on_gpu, slice(None))
+        want = sums(maker(dtype, layout, on_cpu), shape, on_cpu, slice(None))
+        for ours, theirs in zip(whole, want, strict=True):
+            scale = float(theirs.abs().max()) if theirs.numel() else 0.0
+            size = max(1, randn(*shape).numel() // max(1, shape[0]))
+            absolute = tolerance * max(scale, size**0.5)
+            torch.testing.assert_close(ours.cpu(), theirs, rtol=10 * tolerance, atol=absolute)
+        for ours, again in zip(whole, sums(plain, shape, on_gpu, slice(None)), strict=True):
+            assert_same_bytes(ours, again)
+        for first in range(0, min(shape[0], 3)):
+            part = slice(first, first + 2)
+            for ours, alone in zip(whole, sums(make, shape, on_gpu, part), strict=True):
+                assert_same_bytes(alone, ours[..., part])
+
+
+# ---- a chain ---------------------------------------------------------------------------------
+
+
+def mixture_score(x: Tensor) -> Tensor:
+    """Of 1/2 N(m, v I) + 1/2 N(-m, v I), m = (1.5, -0.5), v = 1/4: (m tanh(m'x / v) - x) / v.
+
+    Sums, products and the library's tanh alone: the same bytes on every device.
+    """
+    logit = 6.0 * x[:, 0] + -2.0 * x[:, 1]
+    t = ops.dual(logit, logit.new_empty(0, *logit.shape), "tanh")[0]
+    return torch.stack([(t * 1.5 - x[:, 0]) * 4.0, (t * -0.5 - x[:, 1]) * 4.0], dim=1)
+
+
+def chain(device: torch.device, steps: int) -> Tensor:
+    key = make_key(2024, device=device)
+    a, b, c = 1.0, 0.005, 0.1
+    table = torch.tensor([[a, b, c, 0.0]], dtype=torch.float64, device=device)
+    x = fastscore.random.normal(key, (4099, 2), stream=Stream.INIT)
+    for _ in range(steps):
+        ops.langevin_step_(x, mixture_score(x), table, key)
+        key[1].add_(1)
+    return x
+
+
+def test_a_chain_of_a_thousand_steps_gives_the_bytes_of_the_cpu() -> None:
+    want = chain(torch.device("cpu"), 1000)
+    got = chain(torch.device("cuda", 0), 1000)
+    assert_same_bytes(got, want)
+    assert 0.3 < float((want[:, 0] > 0).float().mean()) < 0.7  # it visits both modes
+
+
+# ---- streams, graphs, sizes ------------------------------------------------------------------
+
+
+class EveryOp:
+    """Each op once, on data that lies on the device already: fit to be captured."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.table = langevin_table().to(device)
+        self.noise, self.loss = (table.to(device) for table in dsm_tables())
+        self.x, self.s = randn(6, 5001, seed=1).to(device), randn(6, 5001, seed=2).to(device)
+        self.labels = torch.arange(6, device=device)
+
+    def __call__(self, key: Tensor) -> list[Tensor]:
+        x, s, labels = self.x, self.s, self.labels
+        jvp, raw = torch.stack([x, s]), torch.ops.fastscore
+        return [
+            ops.normal_(torch.empty_like(x), key),
+            ops.uniform_(torch.empty_like(x), key),
+            ops.rademacher_(torch.empty_like(x), key),
+            ops.langevin_step(x, s, self.table, key),
+            ops.langevin_step_(x.clone(), s, self.table, key),
+            *ops.perturb(x, self.noise, key),
+            ops.dsm_residual(x, self.loss, labels, key),
+            raw.dsm_residual_backward(x[:, 0], x, self.loss, labels, key, 0),
+            *(ops.projections(key, x.shape, 2, distribution=d) for d in DISTRIBUTIONS),
+            *(t for d in DISTRIBUTIONS for t in ops.sliced_terms(s, jvp, key, distribution=d)),
+            *raw.sliced_terms_backward(jvp[:, :, 0], None, x[:, 0], s, key, 2, 0),
+            *ops.dual(x, jvp, "silu"),
+            *raw.dual_backward(s, jvp, x, jvp, 1, 0.0, 0.0),
+            ops.dual_stacked(jvp, "tanh"),
+            raw.dual_stacked_backward(jvp, jvp, 2, 0.0, 0.0),
+        ]
+
+
+def test_ops_run_on_the_current_stream() -> None:
+    device = torch.device("cuda", 0)
+    every_op, key, late = EveryOp(device), make_key(5, 1, device), make_key(99, 99, device)
+    want = every_op(key)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        # The key that the ops read is written late, on their stream: on another they would miss it.
+        torch.cuda._sleep(20_000_000)
+        late.copy_(key)
+        got = every_op(late)
+    stream.synchronize()
+    for ours, theirs in zip(got, want, strict=True):
+        assert_same_bytes(ours, theirs)
+
+
+def test_a_captured_graph_draws_fresh_noise_at_each_replay() -> None:
+    device = torch.device("cuda", 0)
+    every_op, key = EveryOp(device), make_key(5, 0, device)
+    every_op(key)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = every_op(key)
+        key[1].add_(1)
+    key.copy_(make_key(5, 0, device))
+    seen: list[Tensor] = []
+    for draw in range(4):
+        graph.replay()
+        for ours, theirs in zip(captured, every_op(make_key(5, draw, device)), strict=True):
+            assert_same_bytes(ours, theirs)
+        seen.append(captured[0].clone())
+    assert int(key[1]) == 4
+    assert not any(torch.equal(a, b) for a, b in pairwise(seen))
+
+
+def test_ops_do_not_wait_for_the_device() -> None:
+    every_op, key = EveryOp(torch.device("cuda", 0)), make_key(5, 1, "cuda")
+    every_op(key)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        every_op(key)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
+def test_ops_run_on_the_device_of_their_tensors() -> None:
+    here, there = torch.device("cuda", 0), torch.device("cuda", 1)
+    want = EveryOp(here)(make_key(5, 1, here))
+    with torch.cuda.device(here):
+        got = EveryOp(there)(make_key(5, 1, there))
+    for ours, theirs in zip(got, want, strict=True):
+        assert ours.device == there
+        assert_same_bytes(ours, theirs)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0), (0, 2, 4, 4), (2, 0, 4, 4)])
+def test_no_elements(shape: Shape) -> None:
+    device = torch.device("cuda", 0)
+    make = maker(torch.float32, "contiguous", device)
+    for case in ELEMENTWISE.values():
+        case(make, shape, device)
+    for sums in (residuals, terms):
+        assert all(bool((t == 0).all()) for t in sums(make, shape, device, slice(None)))
+    torch.cuda.synchronize()
+
+
+def test_more_than_31_bits_of_elements() -> None:
+    """The ends of long tensors, against a shard of their own. ``test_large`` has the other ops."""
+    rows, columns, device = 2**11 + 1, 2**20, torch.device("cuda", 0)
+    if torch.cuda.mem_get_info()[0] < 9 * rows * columns * 2:
+        pytest.skip("needs 39 GB of GPU memory")
+    key = make_key(5, 1, device)
+    s = torch.zeros(rows, columns, dtype=torch.bfloat16, device=device)
+    ops.normal_(s, key)
+    whole = ops.sliced_terms(s, s[None], key, distribution="sphere")
+    value, tangent = ops.dual(s, s[None], "silu")
+    v = ops.projections(key, (rows, columns), 1, dtype=torch.bfloat16)
+    for row in (0, rows // 2, rows - 1):
+        one = slice(row, row + 1)
+        options = {"distribution": "sphere", "sample_offset": row}
+        for ours, alone in zip(
+            whole, ops.sliced_terms(s[one], s[None, one], key, **options), strict=True
+        ):
+            assert_same_bytes(ours[..., one], alone)
+        alone = ops.dual(s[one].clone(), s[None, one].clone(), "silu")
+        assert_same_bytes(value[one], alone[0])
+        assert_same_bytes(tangent[:, one], alone[1])
+        want = ops.projections(
+            make_key(5, 1), (1, columns), 1, dtype=torch.bfloat16, sample_offset=row
+        )
+        assert_same_bytes(v[:, one], want)
