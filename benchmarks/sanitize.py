@@ -2,8 +2,8 @@
 
     compute-sanitizer --tool memcheck --kernel-regex kns=fastscore python benchmarks/sanitize.py
 
-The data come from the host, so that initcheck sees every byte written. Sizes are small, and such that
-every kernel meets whole tiles, ragged ends, packs cut by samples, and rows of each length class.
+The data come from the host, so that initcheck sees every byte written. Sizes are small, and such
+that every kernel meets whole tiles, ragged ends, packs cut by samples, and rows of every length.
 Results are compared with the CPU's: a sanitizer that changed them would be seen.
 """
 
