@@ -3,13 +3,15 @@
 Environment:
   FASTSCORE_CUDA=0|1     leave CUDA out, or demand it (default: built when nvcc and a CUDA
                          build of torch are both there)
-  TORCH_CUDA_ARCH_LIST   the CUDA architectures to build, as for any torch extension
+  TORCH_CUDA_ARCH_LIST   the CUDA architectures to build, as for any torch extension (default: those
+                         of the GPUs that are here; with none, all that torch was built for)
   MAX_JOBS               how many compilers run at once
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -53,6 +55,14 @@ def wants_cuda() -> bool:
     if wish == "1" and missing:
         raise SystemExit("FASTSCORE_CUDA=1 needs " + " and ".join(missing))
     return not missing
+
+
+def cuda_architectures() -> str:
+    """Their list, which torch itself makes only where there is a GPU to ask."""
+    if not os.environ.get("TORCH_CUDA_ARCH_LIST") and torch.cuda.device_count() == 0:
+        found = re.findall(r"\bsm_(\d+)(\d)\b", torch._C._cuda_getArchFlags())
+        os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(f"{major}.{minor}" for major, minor in found)
+    return os.environ.get("TORCH_CUDA_ARCH_LIST", "native")
 
 
 class BuildWithInstructionSets(BuildExtension):
@@ -100,8 +110,7 @@ def extension():
     if cuda:
         make = CUDAExtension
         sources += sorted((CSRC / "cuda").glob("*.cu"))
-        archs = os.environ.get("TORCH_CUDA_ARCH_LIST", "native")
-        flags["cxx"] += ["-DUSE_CUDA", f'-DFASTSCORE_CUDA_ARCHS="{archs}"']
+        flags["cxx"] += ["-DUSE_CUDA", f'-DFASTSCORE_CUDA_ARCHS="{cuda_architectures()}"']
         flags["nvcc"] = ["-std=c++20", "-O3", "-fmad=false", "-DUSE_CUDA", "--threads=2"]
         flags["nvcc"] += ["-DFASTSCORE_ISA=cuda", *STABLE_ABI, "-Xcompiler", "-fvisibility=hidden"]
     return make(

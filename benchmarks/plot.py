@@ -93,7 +93,7 @@ def save(figure: Figure, path: Path, rows: list[Row]) -> None:
     """With what and where it was measured, in small print below."""
     figure.tight_layout(rect=(0, 0.03, 1, 1))
     figure.text(0.01, 0.005, provenance(rows), fontsize=6, color="#666666", va="bottom")
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
 
 
 def plain(axis: Any) -> None:

@@ -345,10 +345,29 @@ def test_command_says_what_is_wrong_before_any_work(
     assert message in capsys.readouterr().err
 
 
+def test_rows_are_kept_when_a_later_side_disagrees(tmp_path, monkeypatch, capsys):
+    right = suite.measure
+    calls = []
+
+    def second_fails(case, effort, where):
+        calls.append(case)
+        if len(calls) > 1:
+            raise Disagreement("the second case")
+        return right(small(case), EFFORT, where)
+
+    monkeypatch.setattr(suite, "measure", second_fails)
+    out = tmp_path / "out"
+    assert main(["bench", "--quick", "--device", "cpu", "--op", "random", "--out", str(out)]) == 2
+    assert "the second case" in capsys.readouterr().err
+    assert {row["op"] for row in report.read_rows([out / "cpu.json"])} == {"normal_"}
+
+
 def test_a_case_too_large_for_the_machine_is_left_out():
     case = dataclasses.replace(QUICK_STEP, memory_bytes=2**60)
     said = []
-    assert suite.measured([case], quick=True, say=said.append) == []
+    rows = []
+    suite.measure_all([case], rows, quick=True, say=said.append)
+    assert rows == []
     assert said[0].startswith("left out: langevin_step_")
 
 

@@ -17,7 +17,7 @@ class NotAvailable(Exception):
     """A side that can't take part here, and why: a package that is not installed, say."""
 
 
-class Disagreement(AssertionError):
+class Disagreement(ValueError):
     """A side that does not compute what the case says."""
 
 

@@ -62,9 +62,10 @@ def capability_rows(quick: bool, say: Say) -> list[Row]:
 
     In a process that was itself told which to use: of that one, here.
     """
-    if os.environ.get(CAPABILITY):
-        return measured(list(scaling.capability_cases(quick)), quick=quick, say=say)
     rows: list[Row] = []
+    if os.environ.get(CAPABILITY):
+        measure_all(list(scaling.capability_cases(quick)), rows, quick=quick, say=say)
+        return rows
     for name in _C.cpu_capabilities():
         say(f"-- instruction set {name}")
         with tempfile.TemporaryDirectory() as out:
@@ -79,10 +80,9 @@ def capability_rows(quick: bool, say: Say) -> list[Row]:
     return rows
 
 
-def measured(cases: Sequence[Case], *, quick: bool, say: Say) -> list[Row]:
-    """The rows of all cases; one that the machine has no memory for is left out, and said."""
+def measure_all(cases: Sequence[Case], rows: list[Row], *, quick: bool, say: Say) -> None:
+    """Adds the rows of all cases; one that the machine has no memory for is left out, and said."""
     effort, where = Effort(quick=quick), machine()
-    rows: list[Row] = []
     for case in cases:
         try:
             found = measure(case, effort, where)
@@ -92,7 +92,6 @@ def measured(cases: Sequence[Case], *, quick: bool, say: Say) -> list[Row]:
         rows += found
         for text in lines(found):
             say(text)
-    return rows
 
 
 def run_bench(
@@ -128,12 +127,16 @@ def run_bench(
     plan = {name: selected(ops, name, quick=quick) for name in chosen}
     written = []
     for name, cases in plan.items():
-        rows = measured(cases, quick=quick, say=say)
-        told = ops is not None and "capability" in ops
-        if name == "cpu" and (told or (ops is None and not os.environ.get(CAPABILITY))):
-            rows += capability_rows(quick, say)
+        rows: list[Row] = []
         path = directory / f"{name}.json"
-        write_rows(rows, path)
-        written.append(path)
-        say(f"wrote {len(rows)} rows to {path}")
+        told = ops is not None and "capability" in ops
+        try:
+            measure_all(cases, rows, quick=quick, say=say)
+            if name == "cpu" and (told or (ops is None and not os.environ.get(CAPABILITY))):
+                rows += capability_rows(quick, say)
+        finally:  # what there is, if a side disagrees or the user has enough
+            if rows:
+                write_rows(rows, path)
+                written.append(path)
+                say(f"wrote {len(rows)} rows to {path}")
     return written
