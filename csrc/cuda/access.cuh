@@ -38,7 +38,7 @@ struct Packed {
   __device__ __forceinline__ void store(const Range& r, bool whole, const Real (&x)[V]) const {
     Raw raw;
     pack(x, raw);
-    if (__builtin_expect(whole, true)) {
+    if (whole) {
       store_pack(raw, data + r.i);
     } else {
       store_part(raw, data + r.i, r.low, r.high);

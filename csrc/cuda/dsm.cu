@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int u = 0; u < Access::kAtOnce; ++u) {
       const Range range = tile.range(u);
-      if (!tile.has(u)) continue;
+      if (!tile.has(range)) continue;
       T x[V];
       float z[V];
       Access::unpack(raw[u], x);

@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll 1
     for (int u = 0; u < Access::kAtOnce; ++u) {
       const Range range = tile.range(u);
-      if (!tile.has(u)) continue;
+      if (!tile.has(range)) continue;
       const bool whole = tile.whole();
       auto raw = t.h.load(range, whole);
       T h[V], value[V], slope[V], in[V];
@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll 1
     for (int u = 0; u < Access::kAtOnce; ++u) {
       const Range range = tile.range(u);
-      if (!tile.has(u)) continue;
+      if (!tile.has(range)) continue;
       const bool whole = tile.whole();
       const auto raw_h = t.h.load(range, whole);
       const auto raw_grad = t.grad_value.load(range, whole);

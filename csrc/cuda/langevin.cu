@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int u = 0; u < State::kAtOnce; ++u) {
       const Range range = tile.range(u);
-      if (!tile.has(u)) continue;
+      if (!tile.has(range)) continue;
       StepPack<T, V, kMasked> p;
       State::unpack(x[u], p.x);
       Score::unpack(s[u], p.s);

@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
       for (int u = 0; u < Access::kAtOnce; ++u) {
         const Range range = tile.range(u);
-        if (!tile.has(u)) continue;
+        if (!tile.has(range)) continue;
         float v[V];
         p.draw(m, range, v);
         typename Access::Real values[V];
@@ -305,7 +305,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
     for (int u = 0; u < Access::kAtOnce; ++u) {
       const Range range = tile.range(u);
-      if (!tile.has(u)) continue;
+      if (!tile.has(range)) continue;
       T sum[V];
       if (grads.half_s2.data) {
         Access::unpack(raw[u], sum);

@@ -36,23 +36,22 @@ class Tiles {
   }
 
   // This thread's pack number u.
-  __device__ __forceinline__ int64_t first(int u) const {
-    return begin_ + u * kThreads * V + threadIdx.x * V;
-  }
   __device__ __forceinline__ Range range(int u) const {
-    const int64_t i = first(u), left = numel_ - i;
+    const int64_t i = begin_ + u * kThreads * V + threadIdx.x * V, left = numel_ - i;
     return {i, i < 0 ? static_cast<int>(-i) : 0,
             left >= V ? V : (left > 0 ? static_cast<int>(left) : 0)};
   }
 
-  // Whether this thread's pack number u has any elements.
-  __device__ __forceinline__ bool has(int u) const { return first(u) < numel_; }
+  // Whether the pack has any elements.
+  __device__ __forceinline__ bool has(const Range& range) const {
+    return whole() || range.low < range.high;
+  }
 
   // Loads this thread's packs.
   template <class From>
   __device__ __forceinline__ void load(const From& from,
                                        typename From::Raw (&raw)[Access::kAtOnce]) const {
-    if (__builtin_expect(whole(), true)) {
+    if (whole()) {
 #pragma unroll
       for (int u = 0; u < Access::kAtOnce; ++u) raw[u] = from.load(range(u), true);
     } else {
