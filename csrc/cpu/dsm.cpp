@@ -73,8 +73,8 @@ Tensor residual_loss(ResidualArgs& args, const Tensor& output) {
   sums.finish();
   Tensor loss = new_tensor({batch_size(output)}, sum_dtype(output.scalar_type()), output);
   const double* table = args.table;
-  write_doubles(
-      loss, [&](int64_t b) { return 0.5 * table[3 * args.labels[b] + 2] * sums.done()[b]; });
+  write_doubles(loss,
+                [&](int64_t b) { return 0.5 * table[3 * args.labels[b] + 2] * sums.done()[b]; });
   return loss;
 }
 

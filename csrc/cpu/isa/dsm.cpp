@@ -67,11 +67,19 @@ void residual_tiles(const ResidualArgs& args, TileRange tiles) {
               if (gradient) {
                 write_gradient(row, args.grad[sample], n, out, z, written + (first - begin));
               }
-              const double sum = ordered_sum<T>(n, [&](int64_t i) {
-                const T r = residual(row, out[i], static_cast<T>(z[i]));
-                return r * r;
-              });
-              file_share(sum, sample, first, n, args.sample_size, slot, args.loss, args.head,
+              double sum[1];
+              ordered_sums<T>(
+                  n,
+                  [&](int64_t i, auto& at) {
+                    const T* part = at(out + i);
+                    const float* noise_part = at(z + i);
+                    return [=](int, int k) {
+                      const T r = residual(row, part[k], static_cast<T>(noise_part[k]));
+                      return r * r;
+                    };
+                  },
+                  sum);
+              file_share(sum[0], sample, first, n, args.sample_size, slot, args.loss, args.head,
                          args.tail);
             });
         if (gradient) store_tile(args.grad_output, begin, count, written);

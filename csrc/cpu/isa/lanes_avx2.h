@@ -87,6 +87,14 @@ FASTSCORE_FN LaneW broadcast<LaneW>(uint32_t x) {
 
 FASTSCORE_FN void load(const float* in, LaneF& x) { x.v = _mm256_loadu_ps(in); }
 FASTSCORE_FN void store(float* out, LaneF x) { _mm256_storeu_ps(out, x.v); }
+// The first n of 32 numbers, then zeros.
+FASTSCORE_FN void load_first(const float* in, int n, float* out) {
+  const __m256i place = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  for (int k = 0; k < 32; k += 8) {
+    const __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(n - k), place);
+    _mm256_storeu_ps(out + k, _mm256_maskload_ps(in + k, mask));
+  }
+}
 FASTSCORE_FN LaneU load_words(const void* in) {
   return {_mm256_load_si256(static_cast<const __m256i*>(in))};
 }

@@ -87,6 +87,12 @@ FASTSCORE_FN LaneW broadcast<LaneW>(uint32_t x) {
 
 FASTSCORE_FN void load(const float* in, LaneF& x) { x.v = _mm512_loadu_ps(in); }
 FASTSCORE_FN void store(float* out, LaneF x) { _mm512_storeu_ps(out, x.v); }
+// The first n of 32 numbers, then zeros.
+FASTSCORE_FN void load_first(const float* in, int n, float* out) {
+  const uint32_t mask = n < 32 ? (uint32_t{1} << n) - 1 : ~uint32_t{0};
+  _mm512_storeu_ps(out, _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), in));
+  _mm512_storeu_ps(out + 16, _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask >> 16), in + 16));
+}
 FASTSCORE_FN LaneU load_words(const void* in) { return {_mm512_load_si512(in)}; }
 FASTSCORE_FN void store_words(void* out, LaneU u) { _mm512_store_si512(out, u.v); }
 

@@ -14,6 +14,10 @@ constexpr int kBlocksPerGroup = 1;
 
 FASTSCORE_FN void load(const float* in, LaneF& x) { x = *in; }
 FASTSCORE_FN void store(float* out, LaneF x) { *out = x; }
+// The first n of 32 numbers, then zeros.
+FASTSCORE_FN void load_first(const float* in, int n, float* out) {
+  for (int k = 0; k < 32; ++k) out[k] = k < n ? in[k] : 0;
+}
 FASTSCORE_FN LaneU load_words(const void* in) {
   LaneU u;
   memcpy(&u, in, sizeof u);

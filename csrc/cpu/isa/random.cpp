@@ -7,25 +7,42 @@ namespace fastscore::FASTSCORE_ISA {
 namespace {
 
 template <class T>
-void fill(const RandomArgs& args, TileRange tiles) {
+void fill_signs(const RandomArgs& args, TileRange tiles) {
+  const NoiseKey key = noise_key(args.noise);
+  SignRun signs;
+  T buffer[kSignRun];
+  for_each_tile<kSignRun>(args.noise.origin, args.numel, tiles,
+                          [&](int64_t flat, int64_t begin, int64_t count) {
+                            T* out = output_tile(args.out, begin, buffer);
+                            signs.fill(key, flat, flat + count);
+                            signs.write(count, out);
+                            store_tile(args.out, begin, count, out);
+                          });
+}
+
+template <class T>
+void fill_numbers(const RandomArgs& args, TileRange tiles) {
   const NoiseKey key = noise_key(args.noise);
   NoiseTile tile;
-  SignTile signs;
   T buffer[kTile];
   for_each_tile(args.noise.origin, args.numel, tiles,
                 [&](int64_t flat, int64_t begin, int64_t count) {
                   T* out = output_tile(args.out, begin, buffer);
-                  if (args.distribution == Distribution::kRademacher) {
-                    signs.fill(key, flat, flat + count);
-                    signs.write(count, out);
-                  } else {
-                    const float* z = args.distribution == Distribution::kNormal
-                                         ? tile.normals(key, flat, flat + count)
-                                         : tile.uniforms(key, flat, flat + count);
-                    for (int64_t i = 0; i < count; ++i) out[i] = z[i];
-                  }
+                  const float* z = args.distribution == Distribution::kNormal
+                                       ? tile.normals(key, flat, flat + count)
+                                       : tile.uniforms(key, flat, flat + count);
+                  for (int64_t i = 0; i < count; ++i) out[i] = z[i];
                   store_tile(args.out, begin, count, out);
                 });
+}
+
+template <class T>
+void fill(const RandomArgs& args, TileRange tiles) {
+  if (args.distribution == Distribution::kRademacher) {
+    fill_signs<T>(args, tiles);
+  } else {
+    fill_numbers<T>(args, tiles);
+  }
 }
 
 }  // namespace

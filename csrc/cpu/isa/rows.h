@@ -11,70 +11,79 @@ namespace fastscore::FASTSCORE_ISA {
 // Elements summed side by side: four AVX2 vectors, enough to hide the latency of an addition.
 constexpr int kAccumulators = 32;
 
+FASTSCORE_FN void load_first(const double* in, int n, double* out) {
+  for (int k = 0; k < kAccumulators; ++k) out[k] = k < n ? in[k] : 0;
+}
+
+// The compiler's own vectors: of loops over so few numbers it would make scalar code.
+template <class T, int kCount>
+using Numbers __attribute__((vector_size(kCount * sizeof(T)))) = T;
+
 template <class T>
-FASTSCORE_FN double fold(T (&sums)[kAccumulators]) {
-  for (int k = 0; k < 16; ++k) sums[k] += sums[k + 16];
-  for (int k = 0; k < 8; ++k) sums[k] += sums[k + 8];
-  double total[4];
-  for (int k = 0; k < 4; ++k) {
-    total[k] = static_cast<double>(sums[k]) + static_cast<double>(sums[k + 4]);
+FASTSCORE_FN double fold(const T (&sums)[kAccumulators]) {
+  Numbers<T, 16> low, high;
+  memcpy(&low, sums, sizeof low);
+  memcpy(&high, sums + 16, sizeof high);
+  const Numbers<T, 16> sixteen = low + high;
+  const Numbers<T, 8> eight =
+      __builtin_shufflevector(sixteen, sixteen, 0, 1, 2, 3, 4, 5, 6, 7) +
+      __builtin_shufflevector(sixteen, sixteen, 8, 9, 10, 11, 12, 13, 14, 15);
+  const Numbers<double, 8> wide = __builtin_convertvector(eight, Numbers<double, 8>);
+  const Numbers<double, 4> four = __builtin_shufflevector(wide, wide, 0, 1, 2, 3) +
+                                  __builtin_shufflevector(wide, wide, 4, 5, 6, 7);
+  return (four[0] + four[2]) + (four[1] + four[3]);
+}
+
+// The first n < kAccumulators numbers of arrays, followed by zeros: what a chunk that is not whole
+// reads in their place.
+template <int kArrays>
+class Padded {
+ public:
+  FASTSCORE_FN explicit Padded(int n) : n_(n) {}
+
+  template <class T>
+  FASTSCORE_FN const T* operator()(const T* in) {
+    static_assert(kAccumulators * sizeof(T) <= sizeof memory_[0]);
+    T* out = reinterpret_cast<T*>(memory_[used_++]);
+    load_first(in, n_, out);
+    return out;
   }
-  return (total[0] + total[2]) + (total[1] + total[3]);
-}
 
-// The terms of the last, incomplete chunk, and zeros.
-template <class T, class Term>
-FASTSCORE_FN void rest_of(int64_t n, const Term& term, int s, T (&out)[kAccumulators]) {
-  T zero = 0;
-  asm("" : "+x"(zero));  // else the loop becomes `rep stos`, slow for so few bytes
-  for (int k = 0; k < kAccumulators; ++k) out[k] = zero;
-  for (int k = 0; k < n; ++k) out[k] = term(s, k);
-}
+ private:
+  alignas(64) char memory_[kArrays][kAccumulators * sizeof(double)];
+  int n_, used_ = 0;
+};
 
-// kSums sums over [0, n) at once, in an order that depends on n alone. chunk(i) returns a functor
-// whose value at (s, k) is the term of element i + k in sum s.
+// kSums sums over [0, n) at once, in an order that depends on n alone. chunk(i, at) returns a
+// functor whose value at (s, k) is the term of element i + k in sum s; it reads the arrays, three
+// at most, through the pointers at(array + i). The term of zeros must be zero.
 template <class T, int kSums, class Chunk>
 FASTSCORE_FN void ordered_sums(int64_t n, const Chunk& chunk, double (&out)[kSums]) {
   T sums[kSums][kAccumulators];
-  if (n < kAccumulators) {
-    const auto term = chunk(0);
-    for (int s = 0; s < kSums; ++s) {
-      rest_of<T>(n, term, s, sums[s]);
-      out[s] = fold(sums[s]);
-    }
-    return;
-  }
-  const auto first = chunk(0);
+  auto whole = [](const auto* in) { return in; };
+  Padded<3> rest(static_cast<int>(n % kAccumulators));
+  const auto start = [&](const auto& term) __attribute__((always_inline)) {
 #pragma GCC unroll 4
-  for (int s = 0; s < kSums; ++s) {
-    for (int k = 0; k < kAccumulators; ++k) sums[s][k] = first(s, k);
-  }
-  int64_t i = kAccumulators;
-  for (; i + kAccumulators <= n; i += kAccumulators) {
-    const auto term = chunk(i);
+    for (int s = 0; s < kSums; ++s) {
+      for (int k = 0; k < kAccumulators; ++k) sums[s][k] = term(s, k);
+    }
+  };
+  const auto add = [&](const auto& term) __attribute__((always_inline)) {
 #pragma GCC unroll 4
     for (int s = 0; s < kSums; ++s) {
       for (int k = 0; k < kAccumulators; ++k) sums[s][k] += term(s, k);
     }
+  };
+  if (n < kAccumulators) {
+    start(chunk(0, rest));
+  } else {
+    start(chunk(0, whole));
+    int64_t i = kAccumulators;
+    for (; i + kAccumulators <= n; i += kAccumulators) add(chunk(i, whole));
+    if (i < n) add(chunk(i, rest));
   }
-  if (i < n) {
-    const auto term = chunk(i);
-    for (int s = 0; s < kSums; ++s) {
-      T rest[kAccumulators];
-      rest_of<T>(n - i, term, s, rest);
-      for (int k = 0; k < kAccumulators; ++k) sums[s][k] += rest[k];
-    }
-  }
+#pragma GCC unroll 4
   for (int s = 0; s < kSums; ++s) out[s] = fold(sums[s]);
-}
-
-// sum of term(i) for i in [0, n), in an order that depends on n alone.
-template <class T, class Term>
-FASTSCORE_FN double ordered_sum(int64_t n, const Term& term) {
-  double sum[1];
-  ordered_sums<T>(
-      n, [&](int64_t i) { return [&term, i](int, int k) { return term(i + k); }; }, sum);
-  return sum[0];
 }
 
 // Files a sample's share of one tile: sum of elements [first, first + n) of the tensor.

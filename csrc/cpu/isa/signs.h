@@ -15,24 +15,29 @@ struct MakeBits {
   }
 };
 
-// The bits of flat indices [begin, end) of one tile.
-class SignTile {
- public:
-  SignTile() { words_[kWords] = 0; }
+// Signs are made for several tiles at once: few of them would leave the multiplier waiting.
+constexpr int64_t kSignRun = 8 * kTile;
 
-  // begin and end lie in one tile.
+// The bits of flat indices [begin, end) of one run of kSignRun.
+class SignRun {
+ public:
+  SignRun() { words_[kWords] = 0; }
+
   void fill(const NoiseKey& key, int64_t begin, int64_t end) {
     constexpr int64_t kStep = kBlocksPerGroup * kSignsPerBlock;
-    const int64_t origin = begin - begin % kTile;
-    offset_ = begin - origin;
-    for (int64_t i = offset_ / kStep * kStep; i < end - origin; i += kStep) {
-      const uint64_t block = static_cast<uint64_t>(origin + i) / kSignsPerBlock;
-      make_words<1>(key, block, words_ + i / 32);
-      make_numbers(MakeBits(), words_ + i / 32);
-    }
+    origin_ = begin - begin % kSignRun;
+    const int64_t last = end - origin_;
+    int64_t i = (begin - origin_) / kStep * kStep;
+    for (; i + 3 * kStep < last; i += 4 * kStep) make_bits<4>(key, i);
+    for (; i < last; i += kStep) make_bits<1>(key, i);
+    seek(begin);
   }
 
-  // The bits of elements [i, i + 32), counted from `begin`, the first in the lowest place.
+  // Counts elements from flat index `flat`, which lies in the run, from here on.
+  FASTSCORE_FN void seek(int64_t flat) { offset_ = flat - origin_; }
+
+  // The bits of elements [i, i + 32), counted from where fill or seek
+  // left, the first in the lowest place.
   FASTSCORE_FN uint32_t word(int64_t i) const {
     const uint64_t at = static_cast<uint64_t>(offset_ + i);
     uint64_t pair;
@@ -53,10 +58,16 @@ class SignTile {
   }
 
  private:
-  static constexpr int64_t kWords = kTile / 32;
-  // One word more for word(), and the whole of a group.
-  alignas(64) float words_[2 * kWords > kGroup ? 2 * kWords : kGroup];
-  int64_t offset_ = 0;
+  template <int kGroups>
+  FASTSCORE_FN void make_bits(const NoiseKey& key, int64_t i) {
+    float* words = words_ + i / 32;
+    make_words<kGroups>(key, static_cast<uint64_t>(origin_ + i) / kSignsPerBlock, words);
+    for (int g = 0; g < kGroups; ++g) make_numbers(MakeBits(), words + g * kGroup);
+  }
+
+  static constexpr int64_t kWords = kSignRun / 32;
+  alignas(64) float words_[kWords + 2];  // word() reads one more
+  int64_t origin_ = 0, offset_ = 0;
 };
 
 }  // namespace fastscore::FASTSCORE_ISA

@@ -20,21 +20,26 @@ void round_to(DType dtype, float* values, int64_t n) {
   if (dtype == DType::kFloat16) round_to<Float16>(values, n);
 }
 
-// Projection m at the elements of one tile: as numbers, or as signs only.
+// Projection m at the elements of one tile: as numbers, or as signs only. Before the first tile of
+// a run, start() makes the signs of all of them.
 struct ProjectionTile {
   NoiseTile noise;
-  SignTile signs;
+  SignRun signs;
   const float* v;  // null: only the signs are there
+
+  void start(const SlicedArgs& args, int64_t m, int64_t flat, int64_t count) {
+    if (args.distribution != Projection::kRademacher) return;
+    signs.fill(projection_key(noise_key(args.noise), args.projections, m), flat, flat + count);
+  }
 
   // T is the type of the data to be multiplied by v: signs are applied to float as bits.
   template <class T>
   void fill(const SlicedArgs& args, DType dtype, int64_t m, int64_t flat, int64_t begin,
             int64_t count) {
-    const NoiseKey key = projection_key(noise_key(args.noise), args.projections, m);
     float* values = noise.values + flat % kTile;
     v = values;
     if (args.distribution == Projection::kRademacher) {
-      signs.fill(key, flat, flat + count);
+      signs.seek(flat);
       if (sizeof(T) == sizeof(float)) {
         v = nullptr;
       } else {
@@ -42,6 +47,7 @@ struct ProjectionTile {
       }
       return;
     }
+    const NoiseKey key = projection_key(noise_key(args.noise), args.projections, m);
     noise.normals(key, flat, flat + count);
     if (args.distribution == Projection::kSphere) {
       const double* square_norm = args.square_norm + m * args.batch;
@@ -79,9 +85,9 @@ FASTSCORE_FN void weighted_sums(const float* v, const T* j, const T* s, int64_t 
                                 double (&sums)[kSums]) {
   ordered_sums<T>(
       n,
-      [&](int64_t i) {
-        const float* weight = v + i;
-        const T *left = j + i, *right = s + i;
+      [&](int64_t i, auto& at) {
+        const float* weight = at(v + i);
+        const T *left = at(j + i), *right = at(s + i);
         return [=](int sum, int k) {
           if (sum == 2) return right[k] * right[k];
           return static_cast<T>(weight[k]) * (sum == 0 ? left[k] : right[k]);
@@ -91,15 +97,15 @@ FASTSCORE_FN void weighted_sums(const float* v, const T* j, const T* s, int64_t 
 }
 
 template <int kSums>
-FASTSCORE_FN void signed_sums(const SignTile& signs, int64_t at, const float* j, const float* s,
+FASTSCORE_FN void signed_sums(const SignRun& signs, int64_t first, const float* j, const float* s,
                               int64_t n, double (&sums)[kSums]) {
   ordered_sums<float>(
       n,
-      [&](int64_t i) {
-        const uint32_t word = signs.word(at + i);
-        const float *left = j + i, *right = s + i;
-        prefetch_next(left);
-        if (kSums == 3) prefetch_next(right);
+      [&](int64_t i, auto& at) {
+        const uint32_t word = signs.word(first + i);
+        prefetch_next(j + i);
+        if (kSums == 3) prefetch_next(s + i);
+        const float *left = at(j + i), *right = at(s + i);
         return [=](int sum, int k) {
           if (sum == 2) return right[k] * right[k];
           return flip_sign(sum == 0 ? left[k] : right[k], sign_of_bit(word, k));
@@ -127,24 +133,31 @@ void file_sums(const SlicedArgs& args, const ProjectionTile& tile, int64_t m, in
   });
 }
 
+// Run after run, and within each projection after projection: the run's scores stay in the
+// first-level cache, and each projection is read in one long stream.
 template <class T>
 void terms(const SlicedArgs& args, TileRange tiles) {
   ProjectionTile tile;
-  T s_buffer[kTile], j_buffer[kTile];
-  for_each_tile(args.noise.origin, args.numel, tiles,
-                [&](int64_t flat, int64_t begin, int64_t count) {
-                  const int64_t slot = flat / kTile - args.noise.origin / kTile;
-                  const T* s = load_tile(args.score, begin, count, s_buffer);
-                  for (int64_t m = 0; m < args.projections; ++m) {
-                    const T* j = load_tile(args.jvp, m * args.numel + begin, count, j_buffer);
-                    tile.fill<T>(args, args.score.dtype, m, flat, begin, count);
-                    if (m == 0) {
-                      file_sums<3>(args, tile, m, begin, count, slot, j, s);
-                    } else {
-                      file_sums<2>(args, tile, m, begin, count, slot, j, s);
-                    }
-                  }
-                });
+  T s_buffer[kSignRun], j_buffer[kTile];
+  for_each_tile<kSignRun>(
+      args.noise.origin, args.numel, tiles, [&](int64_t run_flat, int64_t run, int64_t length) {
+        const T* scores = load_tile(args.score, run, length, s_buffer);
+        for (int64_t m = 0; m < args.projections; ++m) {
+          tile.start(args, m, run_flat, length);
+          for_each_piece<kTile>(
+              run_flat, run, length, [&](int64_t flat, int64_t begin, int64_t count) {
+                const int64_t slot = flat / kTile - args.noise.origin / kTile;
+                const T* s = scores + (begin - run);
+                const T* j = load_tile(args.jvp, m * args.numel + begin, count, j_buffer);
+                tile.fill<T>(args, args.score.dtype, m, flat, begin, count);
+                if (m == 0) {
+                  file_sums<3>(args, tile, m, begin, count, slot, j, s);
+                } else {
+                  file_sums<2>(args, tile, m, begin, count, slot, j, s);
+                }
+              });
+        }
+      });
 }
 
 // grad_jvp = g v and, where grad_score is not null, grad_score += c v.
@@ -166,7 +179,7 @@ FASTSCORE_FN void add_signs(uint32_t word, float g, float c, int64_t n, float* _
 }
 
 template <bool kScore>
-FASTSCORE_FN void add_signed(const SignTile& signs, int64_t at, float g, float c, int64_t n,
+FASTSCORE_FN void add_signed(const SignRun& signs, int64_t at, float g, float c, int64_t n,
                              float* jvp, float* score) {
   int64_t i = 0;
   for (; i + 32 <= n; i += 32) {
@@ -176,43 +189,57 @@ FASTSCORE_FN void add_signed(const SignTile& signs, int64_t at, float g, float c
   if (i < n) add_signs<kScore>(signs.word(at + i), g, c, n - i, jvp + i, score + i);
 }
 
+// grad_score = g s, or zeros.
+template <class T>
+void start_score(const SlicedArgs& args, int64_t begin, int64_t count, const T* s, T* score) {
+  for_each_sample(args.sample_size, begin, count, [&](int64_t sample, int64_t first, int64_t n) {
+    const T g = args.grad_s2 ? static_cast<T>(args.grad_s2[sample]) : 0;
+    const T* __restrict in = s + (first - begin);
+    T* __restrict out = score + (first - begin);
+    for (int64_t i = 0; i < n; ++i) out[i] = args.grad_s2 ? g * in[i] : 0;
+  });
+}
+
+// What projection m adds over a tile.
+template <class T>
+void add_projection(const SlicedArgs& args, const ProjectionTile& tile, int64_t m, int64_t begin,
+                    int64_t count, T* jvp, T* score) {
+  for_each_sample(args.sample_size, begin, count, [&](int64_t sample, int64_t first, int64_t n) {
+    const int64_t at = first - begin, row = m * args.batch + sample;
+    const T g = static_cast<T>(args.grad_vjv[row]);
+    const T c = args.grad_vs ? static_cast<T>(args.grad_vs[row]) : 0;
+    if (tile.v) {
+      add_weighted(tile.v + at, g, c, n, jvp + at, args.grad_vs ? score + at : nullptr);
+    } else if constexpr (sizeof(T) == sizeof(float)) {
+      if (args.grad_vs) {
+        add_signed<true>(tile.signs, at, g, c, n, jvp + at, score + at);
+      } else {
+        add_signed<false>(tile.signs, at, g, c, n, jvp + at, score + at);
+      }
+    }
+  });
+}
+
+// In the same order as terms, for the same reasons.
 template <class T>
 void terms_backward(const SlicedArgs& args, TileRange tiles) {
   ProjectionTile tile;
-  T s_buffer[kTile], score_buffer[kTile], jvp_buffer[kTile];
-  for_each_tile(
-      args.noise.origin, args.numel, tiles, [&](int64_t flat, int64_t begin, int64_t count) {
-        const T* s = load_tile(args.score, begin, count, s_buffer);
-        T* score = output_tile(args.grad_score, begin, score_buffer);
-        for_each_sample(args.sample_size, begin, count,
-                        [&](int64_t sample, int64_t first, int64_t n) {
-                          const T g = args.grad_s2 ? static_cast<T>(args.grad_s2[sample]) : 0;
-                          const T* __restrict in = s + (first - begin);
-                          T* __restrict out = score + (first - begin);
-                          for (int64_t i = 0; i < n; ++i) out[i] = args.grad_s2 ? g * in[i] : 0;
-                        });
+  T s_buffer[kSignRun], score_buffer[kSignRun], jvp_buffer[kTile];
+  for_each_tile<kSignRun>(
+      args.noise.origin, args.numel, tiles, [&](int64_t run_flat, int64_t run, int64_t length) {
+        T* scores = output_tile(args.grad_score, run, score_buffer);
+        start_score(args, run, length, load_tile(args.score, run, length, s_buffer), scores);
         for (int64_t m = 0; m < args.projections; ++m) {
-          T* jvp = output_tile(args.grad_jvp, m * args.numel + begin, jvp_buffer);
-          tile.fill<T>(args, args.score.dtype, m, flat, begin, count);
-          for_each_sample(args.sample_size, begin, count,
-                          [&](int64_t sample, int64_t first, int64_t n) {
-                            const int64_t at = first - begin, row = m * args.batch + sample;
-                            const T g = static_cast<T>(args.grad_vjv[row]);
-                            const T c = args.grad_vs ? static_cast<T>(args.grad_vs[row]) : 0;
-                            if (tile.v) {
-                              T* sum = args.grad_vs ? score + at : nullptr;
-                              add_weighted(tile.v + at, g, c, n, jvp + at, sum);
-                            } else if constexpr (sizeof(T) == sizeof(float)) {
-                              if (args.grad_vs) {
-                                add_signed<true>(tile.signs, at, g, c, n, jvp + at, score + at);
-                              } else {
-                                add_signed<false>(tile.signs, at, g, c, n, jvp + at, score + at);
-                              }
-                            }
-                          });
-          store_tile(args.grad_jvp, m * args.numel + begin, count, jvp);
+          tile.start(args, m, run_flat, length);
+          for_each_piece<kTile>(
+              run_flat, run, length, [&](int64_t flat, int64_t begin, int64_t count) {
+                T* jvp = output_tile(args.grad_jvp, m * args.numel + begin, jvp_buffer);
+                tile.fill<T>(args, args.score.dtype, m, flat, begin, count);
+                add_projection(args, tile, m, begin, count, jvp, scores + (begin - run));
+                store_tile(args.grad_jvp, m * args.numel + begin, count, jvp);
+              });
         }
-        store_tile(args.grad_score, begin, count, score);
+        store_tile(args.grad_score, run, length, scores);
       });
 }
 
@@ -222,18 +249,22 @@ void project_tiles(const SlicedArgs& args, TileRange tiles) {
   ProjectionTile tile;
   T buffer[kTile];
   for (int64_t m = 0; m < args.projections; ++m) {
-    for_each_tile(args.noise.origin, args.numel, tiles,
-                  [&](int64_t flat, int64_t begin, int64_t count) {
-                    T* out = output_tile(args.out, m * args.numel + begin, buffer);
-                    // Rounded when it is stored.
-                    tile.fill<float>(args, DType::kFloat32, m, flat, begin, count);
-                    if (tile.v) {
-                      for (int64_t i = 0; i < count; ++i) out[i] = tile.v[i];
-                    } else {
-                      tile.signs.write(count, out);
-                    }
-                    store_tile(args.out, m * args.numel + begin, count, out);
-                  });
+    for_each_tile<kSignRun>(
+        args.noise.origin, args.numel, tiles, [&](int64_t run_flat, int64_t run, int64_t length) {
+          tile.start(args, m, run_flat, length);
+          for_each_piece<kTile>(run_flat, run, length,
+                                [&](int64_t flat, int64_t begin, int64_t count) {
+                                  T* out = output_tile(args.out, m * args.numel + begin, buffer);
+                                  // Rounded when it is stored.
+                                  tile.fill<float>(args, DType::kFloat32, m, flat, begin, count);
+                                  if (tile.v) {
+                                    for (int64_t i = 0; i < count; ++i) out[i] = tile.v[i];
+                                  } else {
+                                    tile.signs.write(count, out);
+                                  }
+                                  store_tile(args.out, m * args.numel + begin, count, out);
+                                });
+        });
   }
 }
 
@@ -259,10 +290,17 @@ void sliced_norms(const SlicedArgs& args, TileRange tiles) {
               args.sample_size, begin, count, [&](int64_t sample, int64_t first, int64_t n) {
                 // In double, so that any order gives the same float32 radius.
                 const float* g = noise + (first - begin);
-                const double sum = ordered_sum<double>(n, [&](int64_t i) {
-                  return static_cast<double>(g[i]) * static_cast<double>(g[i]);
-                });
-                file_column(args.sums, m, sum, sample, first, n, args.sample_size, slot);
+                double sum[1];
+                ordered_sums<double>(
+                    n,
+                    [&](int64_t i, auto& at) {
+                      const float* part = at(g + i);
+                      return [=](int, int k) {
+                        return static_cast<double>(part[k]) * static_cast<double>(part[k]);
+                      };
+                    },
+                    sum);
+                file_column(args.sums, m, sum[0], sample, first, n, args.sample_size, slot);
               });
         }
       });

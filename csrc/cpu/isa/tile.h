@@ -225,16 +225,27 @@ FASTSCORE_FN NoiseKey noise_key(const NoiseArgs& args) {
           static_cast<uint32_t>(args.draw), static_cast<uint32_t>(args.stream)};
 }
 
-// Calls body(flat_begin, begin, count) for each tile of the range, cut to the tensor: elements
-// [begin, begin + count) of the tensor, the first with flat index flat_begin.
-template <class Body>
-FASTSCORE_FN void for_each_tile(int64_t origin, int64_t numel, TileRange tiles, const Body& body) {
-  for (int64_t t = tiles.begin; t < tiles.end; ++t) {
-    int64_t begin = t * kTile - origin, end = begin + kTile;
-    if (begin < 0) begin = 0;
-    if (end > numel) end = numel;
-    body(origin + begin, begin, end - begin);
+// Calls body(flat, begin, count) for each piece of elements [begin, begin + count) of the tensor,
+// of which the first has flat index `flat`; cuts are at the multiples of kSize of the flat index.
+template <int64_t kSize, class Body>
+FASTSCORE_FN void for_each_piece(int64_t flat, int64_t begin, int64_t count, const Body& body) {
+  const int64_t end = begin + count;
+  while (begin < end) {
+    int64_t n = kSize - flat % kSize;
+    if (n > end - begin) n = end - begin;
+    body(flat, begin, n);
+    flat += n;
+    begin += n;
   }
+}
+
+// The same for the elements that lie in a range of tiles.
+template <int64_t kSize = kTile, class Body>
+FASTSCORE_FN void for_each_tile(int64_t origin, int64_t numel, TileRange tiles, const Body& body) {
+  int64_t begin = tiles.begin * kTile - origin, end = tiles.end * kTile - origin;
+  if (begin < 0) begin = 0;
+  if (end > numel) end = numel;
+  for_each_piece<kSize>(origin + begin, begin, end - begin, body);
 }
 
 // Calls body(sample, begin, count) for each sample's share of elements [begin, begin + count).
