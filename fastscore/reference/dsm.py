@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastscore._checks import fail
+from fastscore._checks import check_choice, fail
 from fastscore._streams import Stream
 from fastscore.reference.langevin import compute_dtype, per_sample
 from fastscore.reference.random import labels as draw_labels
@@ -76,12 +76,22 @@ def perturb(
 
 
 def dsm_residual(
-    output: Tensor, table: Tensor, labels: Tensor, key: Tensor, *, sample_offset: int = 0
+    output: Tensor,
+    table: Tensor,
+    labels: Tensor,
+    key: Tensor,
+    *,
+    reduction: str = "none",
+    sample_offset: int = 0,
 ) -> Tensor:
     """w/2 |p out + q z|^2 of each sample, z being what :func:`perturb` drew with the same key.
 
-    ``table`` is float64 of shape (L, 3) with columns p, q and w. The result has shape (batch,) and
-    is float32 (float64 for a float64 output). Differentiable in output, twice.
+    ``table`` is float64 of shape (L, 3) with columns p, q and w. The result has shape (batch,), or
+    () for the reductions "mean" and "sum", and is float32 (float64 for a float64 output).
+    Differentiable in output, twice.
     """
-    p, q, w = rows_of("dsm_residual", table, labels)
-    return residual(output, perturbation_noise(key, output, sample_offset), p, q, w)
+    fn = "dsm_residual"
+    check_choice(fn, "reduction", reduction, ("mean", "sum", "none"))
+    p, q, w = rows_of(fn, table, labels)
+    loss = residual(output, perturbation_noise(key, output, sample_offset), p, q, w)
+    return loss if reduction == "none" else getattr(loss, reduction)()
