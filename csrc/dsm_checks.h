@@ -35,4 +35,13 @@ inline void check_residual_grad(const char* op, const Tensor& grad, const Tensor
   check_same_device(op, "grad", grad, output, "output");
 }
 
+// What dsm_residual_regrad_ mends: a gradient of `output`, apart from it in memory.
+inline void check_residual_regrad(const char* op, const Tensor& grad_output, const Tensor& output) {
+  check_same_shape(op, "grad_output", grad_output, output, "output");
+  check_same_dtype(op, "grad_output", grad_output, output, "output");
+  check_same_device(op, "grad_output", grad_output, output, "output");
+  check_writable(op, "grad_output", grad_output);
+  check_no_partial_overlap(op, "output", output, grad_output, "grad_output");
+}
+
 }  // namespace fastscore

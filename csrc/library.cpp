@@ -23,6 +23,12 @@ STABLE_TORCH_LIBRARY(fastscore, m) {
   m.def(
       "dsm_residual_backward(Tensor grad, Tensor output, Tensor table, Tensor labels, Tensor key, "
       "int sample_offset) -> Tensor");
+  m.def(
+      "dsm_residual_with_grad(Tensor output, Tensor table, Tensor labels, Tensor key, "
+      "int sample_offset, float expected) -> (Tensor loss, Tensor grad_output)");
+  m.def(
+      "dsm_residual_regrad_(Tensor(a!) grad_output, Tensor grad, float expected, Tensor output, "
+      "Tensor table, Tensor labels, Tensor key, int sample_offset) -> ()");
   // sliced
   m.def("project_(Tensor(a!) out, Tensor key, int distribution, int sample_offset) -> ()");
   m.def(

@@ -41,7 +41,12 @@ class Launcher {
   // A kernel whose blocks loop over `tiles` pieces of work.
   template <class Kernel, class... Args>
   void tiles(int64_t tiles, Kernel* kernel, const Args&... args) const {
-    blocks(std::min(tiles, multiprocessors() * kBlocksPerMultiprocessor), kernel, args...);
+    blocks(tiles_at_once(tiles), kernel, args...);
+  }
+
+  // How many blocks share out `tiles` pieces of work.
+  int64_t tiles_at_once(int64_t tiles) const {
+    return std::min(tiles, multiprocessors() * kBlocksPerMultiprocessor);
   }
 
  private:

@@ -361,21 +361,6 @@ void backward_as(const Launcher& launch, const Projections& p, const View& score
 
 // ---- ops -------------------------------------------------------------------------------------
 
-// Calls body(S()) with the type that elements of `dtype` are stored as.
-template <class Body>
-void with_storage(DType dtype, const Body& body) {
-  switch (dtype) {
-    case DType::kFloat64:
-      return body(double());
-    case DType::kBFloat16:
-      return body(BFloat16());
-    case DType::kFloat16:
-      return body(Float16());
-    default:
-      return body(float());
-  }
-}
-
 void project_(Tensor out, const Tensor& key, int64_t distribution, int64_t sample_offset) {
   const char* op = "project_";
   check_projections(op, out, key, distribution, sample_offset);

@@ -18,17 +18,29 @@ int64_t tile_count(int64_t origin, int64_t numel) {
   return ceil_div(origin % Access::V + numel, kTileElements<Access>);
 }
 
-// The tiles of one block, in a grid that loops over all.
+// The tiles of one block, by default in a grid that loops over all.
 template <class Access>
 class Tiles {
  public:
   static constexpr int V = Access::V;
 
   __device__ __forceinline__ Tiles(int64_t origin, int64_t numel)
-      : numel_(numel), begin_(blockIdx.x * kTileElements<Access> - origin % V) {}
+      : Tiles(origin, numel, blockIdx.x) {}
+  __device__ __forceinline__ Tiles(int64_t origin, int64_t numel, int64_t first_tile)
+      : numel_(numel), begin_(first_tile * kTileElements<Access> - origin % V) {}
 
   __device__ __forceinline__ bool inside() const { return begin_ < numel_; }
-  __device__ __forceinline__ void next() { begin_ += gridDim.x * kTileElements<Access>; }
+  __device__ __forceinline__ void next() { advance(gridDim.x); }
+  __device__ __forceinline__ void advance(int64_t tiles) {
+    begin_ += tiles * kTileElements<Access>;
+  }
+
+  // Elements [begin, end) are those of this tile and the `count` - 1 behind it.
+  __device__ __forceinline__ int64_t begin() const { return begin_ < 0 ? 0 : begin_; }
+  __device__ __forceinline__ int64_t end(int64_t count) const {
+    const int64_t left = numel_ - begin_, size = count * kTileElements<Access>;
+    return begin_ + (left < size ? left : size);
+  }
 
   // Whether all elements of the tile exist and its packs move whole: the same for all threads.
   __device__ __forceinline__ bool whole() const {
