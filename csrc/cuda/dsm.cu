@@ -2,9 +2,8 @@
 #include "core/dsm.h"
 #include "cuda/access.cuh"
 #include "cuda/launch.h"
-#include "cuda/noise.cuh"
+#include "cuda/noisy_tiles.cuh"
 #include "cuda/rows.cuh"
-#include "cuda/tiles.cuh"
 #include "dsm_checks.h"
 
 namespace fastscore::FASTSCORE_ISA {
@@ -105,25 +104,24 @@ __device__ __forceinline__ void map_tile(const NoiseKey& key, int64_t origin,
                                          const Divider& sample_size) {
   using T = typename Access::Real;
   constexpr int V = Access::V;
-  typename Access::Raw raw[Access::kAtOnce];
-  tile.load(in, raw);
-#pragma unroll
-  for (int u = 0; u < Access::kAtOnce; ++u) {
-    const Range range = tile.range(u);
-    if (!tile.has(range)) continue;
-    T x[V];
-    float z[V];
-    Access::unpack(raw[u], x);
-    normals(key, origin + range.i, z);
-    for_each_sample<V>(
-        sample_size, range, [&](int64_t sample) { return rule.row(sample); },
-        [&](int j, const auto& row) { x[j] = Rule::apply(row, x[j], static_cast<T>(z[j])); });
-    out.store(range, tile.whole(), x);
-  }
+  const auto row_of = [&](int64_t sample) { return rule.row(sample); };
+  tile.split_rows(sample_size, row_of, [&](auto whole, const auto& rows) {
+    typename Access::Raw raw[Access::kAtOnce];
+    tile.load(in, whole, raw);
+    for_each_noisy_pack<kPacksTogether<Access>>(
+        key, origin, tile, whole, [&](int u, const Range& range, const float (&z)[V]) {
+          T x[V];
+          Access::unpack(raw[u], x);
+          rows.template each<V>(range, [&](int j, const auto& row) {
+            x[j] = Rule::apply(row, x[j], static_cast<T>(z[j]));
+          });
+          out.store(range, whole, x);
+        });
+  });
 }
 
 template <class Access, class Rule>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kResidentBlocks<Access>)
     map(const NoiseSource noise, const __grid_constant__ Access in,
         const __grid_constant__ Access out, const __grid_constant__ Rule rule,
         const __grid_constant__ Extent extent) {
@@ -172,7 +170,7 @@ __device__ __forceinline__ bool as_expected(const ResidualGradient<T>& rule, T e
   const int64_t last = sample_size(end - 1);
   bool differs = false;
   for (int64_t sample = sample_size(begin) + threadIdx.x; sample <= last; sample += kThreads) {
-    differs = differs || rule.upstream(sample) != expected;
+    differs |= rule.upstream(sample) != expected;
   }
   return !__syncthreads_or(differs);
 }

@@ -18,7 +18,7 @@ constexpr int kThreads = 256;
 // does once (reading the key and the table) is spread over many tiles.
 constexpr int64_t kBlocksPerMultiprocessor = 32;
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+__host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Makes the tensor's device the current one, and launches on PyTorch's current stream of it.
 class Launcher {
