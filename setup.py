@@ -27,13 +27,15 @@ FAMILIES = sorted(path.stem for path in (CSRC / "cpu/isa").glob("*.cpp"))
 # Same results everywhere: no contraction but the fma that the code writes.
 STRICT = ["-O3", "-ffp-contract=off", "-fno-math-errno"]
 COMMON = [*STRICT, "-Wall", "-Wextra", "-fvisibility=hidden"]
-AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+# Independent chains of operations are written one after the other; this interleaves them.
+SCHEDULE = ["-fschedule-insns", "-fsched-pressure"]
+AVX2 = ["-mavx2", "-mfma", "-mf16c", *SCHEDULE]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mprefer-vector-width=512"]
 INSTRUCTION_SETS = {
     "default": [],
     "avx2": [*AVX2, "-DFASTSCORE_LANES_AVX2"],
     # GCC 12 warns of _mm512_undefined_ps in its own headers.
-    "avx512": [*AVX512, "-DFASTSCORE_LANES_AVX512", "-Wno-maybe-uninitialized"],
+    "avx512": [*AVX512, "-DFASTSCORE_LANES_AVX512", "-Wno-uninitialized", "-Wno-maybe-uninitialized"],
 }
 # LibTorch's stable ABI of 2.10: one build serves every torch from there on.
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000ULL", "-DTORCH_STABLE_ONLY"]

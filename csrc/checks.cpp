@@ -1,5 +1,7 @@
 #include "checks.h"
 
+#include <sys/mman.h>
+
 #include <array>
 
 namespace fastscore {
@@ -204,6 +206,27 @@ View make_view(const char* op, const char* arg, const Tensor& x) {
   return view;
 }
 
+namespace {
+
+// Of fresh memory the first touch of each page costs more than a kernel's work on it: ask for pages
+// of 2 MiB where some fit. Only a wish, so what the system answers does not matter.
+void wish_for_huge_pages(Tensor& x) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kHuge = uintptr_t{2} << 20;
+  const auto begin = reinterpret_cast<uintptr_t>(x.data_ptr());
+  const uintptr_t end = (begin + x.numel() * x.element_size()) & ~(kHuge - 1);
+  const uintptr_t first = (begin + kHuge - 1) & ~(kHuge - 1);
+  if (first < end) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+#endif
+}
+
+Tensor new_memory(Tensor x) {
+  if (x.is_cpu()) wish_for_huge_pages(x);
+  return x;
+}
+
+}  // namespace
+
 // By the plain C function: going through the dispatcher, as torch::stable::new_empty does, costs
 // several microseconds.
 Tensor new_tensor(std::span<const int64_t> shape, ScalarType dtype, const Tensor& like) {
@@ -220,7 +243,7 @@ Tensor new_tensor(std::span<const int64_t> shape, ScalarType dtype, const Tensor
   STABLE_TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
                                static_cast<int32_t>(dtype), device_type, device_index, &out));
-  return Tensor(out);
+  return new_memory(Tensor(out));
 }
 
 Tensor new_tensor(std::initializer_list<int64_t> shape, ScalarType dtype, const Tensor& like) {
@@ -228,7 +251,7 @@ Tensor new_tensor(std::initializer_list<int64_t> shape, ScalarType dtype, const 
 }
 
 Tensor new_like(const Tensor& x) {
-  if (!x.is_contiguous()) return torch::stable::empty_like(x);
+  if (!x.is_contiguous()) return new_memory(torch::stable::empty_like(x));
   const auto sizes = x.sizes();
   return new_tensor(std::span<const int64_t>(sizes.data(), sizes.size()), x.scalar_type(), x);
 }

@@ -1,4 +1,5 @@
 // CPU side of the family `dsm`.
+#include <algorithm>
 #include <vector>
 
 #include "cpu/capability.h"
@@ -62,9 +63,8 @@ ResidualArgs residual_args(const char* op, const Tensor& output, const Tensor& t
   return args;
 }
 
-Tensor dsm_residual(const Tensor& output, const Tensor& table, const Tensor& labels,
-                    const Tensor& key, int64_t sample_offset) {
-  ResidualArgs args = residual_args("dsm_residual", output, table, labels, key, sample_offset);
+// Runs the forward kernel and adds up each sample's sum.
+Tensor residual_loss(ResidualArgs& args, const Tensor& output) {
   RowSums sums(args.noise.origin, args.numel, batch_size(output), args.sample_size);
   args.loss = sums.done();
   args.head = sums.head();
@@ -72,10 +72,36 @@ Tensor dsm_residual(const Tensor& output, const Tensor& table, const Tensor& lab
   run_tiles(FASTSCORE_BEST(dsm_residual), args);
   sums.finish();
   Tensor loss = new_tensor({batch_size(output)}, sum_dtype(output.scalar_type()), output);
-  const double* table_values = args.table;
+  const double* table = args.table;
   write_doubles(
-      loss, [&](int64_t b) { return 0.5 * table_values[3 * args.labels[b] + 2] * sums.done()[b]; });
+      loss, [&](int64_t b) { return 0.5 * table[3 * args.labels[b] + 2] * sums.done()[b]; });
   return loss;
+}
+
+Tensor dsm_residual(const Tensor& output, const Tensor& table, const Tensor& labels,
+                    const Tensor& key, int64_t sample_offset) {
+  ResidualArgs args = residual_args("dsm_residual", output, table, labels, key, sample_offset);
+  return residual_loss(args, output);
+}
+
+std::tuple<Tensor, Tensor> dsm_residual_with_grad(const Tensor& output, const Tensor& table,
+                                                  const Tensor& labels, const Tensor& key,
+                                                  int64_t sample_offset, double expected) {
+  const char* op = "dsm_residual_with_grad";
+  ResidualArgs args = residual_args(op, output, table, labels, key, sample_offset);
+  const std::vector<double> grad(batch_size(output), expected);
+  Tensor grad_output = new_like(output);
+  args.grad = grad.data();
+  args.grad_output = make_view(op, "grad_output", grad_output);
+  Tensor loss = residual_loss(args, output);
+  return {loss, grad_output};
+}
+
+void write_residual_grad(const char* op, ResidualArgs& args, const std::vector<double>& grad,
+                         Tensor& grad_output) {
+  args.grad = grad.data();
+  args.grad_output = make_view(op, "grad_output", grad_output);
+  run_tiles(FASTSCORE_BEST(dsm_residual_backward), args);
 }
 
 Tensor dsm_residual_backward(const Tensor& grad, const Tensor& output, const Tensor& table,
@@ -83,12 +109,25 @@ Tensor dsm_residual_backward(const Tensor& grad, const Tensor& output, const Ten
   const char* op = "dsm_residual_backward";
   ResidualArgs args = residual_args(op, output, table, labels, key, sample_offset);
   check_residual_grad(op, grad, output);
-  const std::vector<double> scale = read_doubles(op, "grad", grad);
   Tensor grad_output = new_like(output);
-  args.grad = scale.data();
-  args.grad_output = make_view(op, "grad_output", grad_output);
-  run_tiles(FASTSCORE_BEST(dsm_residual_backward), args);
+  write_residual_grad(op, args, read_doubles(op, "grad", grad), grad_output);
   return grad_output;
+}
+
+void dsm_residual_regrad_(Tensor grad_output, const Tensor& grad, double expected,
+                          const Tensor& output, const Tensor& table, const Tensor& labels,
+                          const Tensor& key, int64_t sample_offset) {
+  const char* op = "dsm_residual_regrad_";
+  ResidualArgs args = residual_args(op, output, table, labels, key, sample_offset);
+  check_residual_grad(op, grad, output);
+  check_residual_regrad(op, grad_output, output);
+  const std::vector<double> upstream = read_doubles(op, "grad", grad);
+  const bool is_double = output.scalar_type() == ScalarType::Double;
+  const double made_for = is_double ? expected : static_cast<float>(expected);
+  const auto as_expected = [&](double g) { return g == made_for; };
+  if (!std::all_of(upstream.begin(), upstream.end(), as_expected)) {
+    write_residual_grad(op, args, upstream, grad_output);
+  }
 }
 
 }  // namespace
@@ -98,4 +137,6 @@ STABLE_TORCH_LIBRARY_IMPL(fastscore, CPU, m) {
   m.impl("perturb", TORCH_BOX(&fastscore::perturb));
   m.impl("dsm_residual", TORCH_BOX(&fastscore::dsm_residual));
   m.impl("dsm_residual_backward", TORCH_BOX(&fastscore::dsm_residual_backward));
+  m.impl("dsm_residual_with_grad", TORCH_BOX(&fastscore::dsm_residual_with_grad));
+  m.impl("dsm_residual_regrad_", TORCH_BOX(&fastscore::dsm_residual_regrad_));
 }

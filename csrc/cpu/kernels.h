@@ -60,8 +60,8 @@ struct ResidualArgs {
   int64_t numel, sample_size;
   double* loss;         // forward: batch
   double *head, *tail;  // forward: one slot a tile, see isa/rows.h
-  const double* grad;   // backward: d loss, batch
-  View grad_output;     // backward
+  const double* grad;   // gradient: d loss, batch
+  View grad_output;     // gradient; data is null where forward makes none
 };
 
 // Where a kernel files its sums over samples, see isa/rows.h: `columns` of them, each `rows` sums

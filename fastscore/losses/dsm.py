@@ -36,12 +36,12 @@ from fastscore._checks import (
 )
 from fastscore.conditioning import CONDITIONINGS, call_model
 from fastscore.ops import dsm_residual, perturb
+from fastscore.ops.dsm import REDUCTIONS
 
 Weighting = str | Callable[[Tensor], Tensor]
 
 WEIGHTINGS = ("sigma2", "none", "likelihood")
 PREDICTIONS = ("score", "eps")
-REDUCTIONS = ("mean", "sum", "none")
 
 
 def likelihood_weighting(sigmas: Tensor) -> Tensor:
@@ -321,10 +321,9 @@ def _loss(
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     sigma = sigmas.index_select(0, valid).to(dtype)
     output = call_model(fn, model, noisy, sigma, valid, conditioning)
-    loss = dsm_residual(output, residual_table, levels, key, sample_offset=sample_offset)
-    if reduction == "mean":
-        return loss.mean()
-    return loss.sum() if reduction == "sum" else loss
+    return dsm_residual(
+        output, residual_table, levels, key, reduction=reduction, sample_offset=sample_offset
+    )
 
 
 # ---- checks ------------------------------------------------------------------------------------

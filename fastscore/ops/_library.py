@@ -21,7 +21,7 @@ except ImportError as error:
         "`pip install --no-build-isolation .` in a checkout, with the torch that you run."
     ) from error
 
-__all__ = ["_C", "Differentiable", "call", "call_", "check_same_device", "ops"]
+__all__ = ["_C", "Differentiable", "call", "call_", "check_same_device", "ops", "traced"]
 
 ops = torch.ops.fastscore
 
@@ -91,6 +91,11 @@ def check_bounds(fn: str, clamp: Any) -> tuple[float | None, float | None]:
     return clamp[0], clamp[1]
 
 
+def traced() -> bool:
+    """Whether torch.compile or torch.func, not eager autograd, will see what runs now."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
 class Differentiable(torch.autograd.Function):
     """An op with a derivative; subclasses give forward, setup_context and backward.
 
@@ -118,7 +123,7 @@ class Differentiable(torch.autograd.Function):
     @classmethod
     def run(cls, fn: str, *args: Any) -> Any:
         """The op, recorded for autograd where that is on."""
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        if traced():
             return cls.apply(*args)
         try:
             if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):

@@ -1,7 +1,7 @@
 """The family ``dsm``: denoising score matching without a noise tensor.
 
     perturb        x~ = a x + sigma z          read x, write x~
-    dsm_residual   w/2 |p out + q z|^2         forward reads out; backward reads out, writes grad
+    dsm_residual   w/2 |p out + q z|^2         read out, write its gradient
 
 Both regenerate z from the key (stream PERTURB). Vincent 2011; Song and Ermon 2019.
 """
@@ -11,7 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastscore.ops._library import Differentiable, check_same_device, ops
+from fastscore._checks import check_choice
+from fastscore.ops._library import Differentiable, call, check_same_device, ops, traced
+
+REDUCTIONS = ("mean", "sum", "none")
 
 
 def perturb(
@@ -41,7 +44,13 @@ def perturb(
 
 
 def dsm_residual(
-    output: Tensor, table: Tensor, labels: Tensor, key: Tensor, *, sample_offset: int = 0
+    output: Tensor,
+    table: Tensor,
+    labels: Tensor,
+    key: Tensor,
+    *,
+    reduction: str = "none",
+    sample_offset: int = 0,
 ) -> Tensor:
     """``w/2 |p out + q z|^2`` of each sample, z being what :func:`perturb` drew with this key.
 
@@ -51,16 +60,31 @@ def dsm_residual(
             w = lambda / sigma^2. Predicted noise: p = -1, q = 1, w = lambda / sigma^2.
         labels: int64 (batch,), as :func:`perturb` returned them.
         key: the key that :func:`perturb` had.
+        reduction: "none", "mean" or "sum" over the batch. A reduced loss makes its gradient in the
+            forward pass, from the same noise, for the upstream gradient 1 that ``loss.backward()``
+            starts with; for another one, backward makes it again.
         sample_offset: number of the first sample.
 
     Returns:
-        float32 (batch,); float64 for a float64 output. Differentiable in output, twice. Sums run in
-        a fixed order: the same bytes for any number of threads and any split of the batch.
+        float32, or float64 for a float64 output: (batch,), or a scalar when reduced. Differentiable
+        in output, twice. Sums run in a fixed order: the same bytes for any number of threads and
+        any split of the batch.
 
     Raises:
         ValueError: an argument does not fit.
     """
-    return _Residual.run("dsm_residual", output, table, labels, key, sample_offset)
+    fn = "dsm_residual"
+    check_choice(fn, "reduction", reduction, REDUCTIONS)
+    args = (output, table, labels, key, sample_offset)
+    if reduction == "none":
+        return _Residual.run(fn, *args)
+    if torch.is_grad_enabled() and output.requires_grad and not traced():
+        return call(fn, _ReducedResidual.apply, *args, reduction)
+    return _reduced(_Residual.run(fn, *args), reduction)
+
+
+def _reduced(loss: Tensor, reduction: str) -> Tensor:
+    return loss.mean() if reduction == "mean" else loss.sum()
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
@@ -96,6 +120,20 @@ def _(grad, output, table, labels, key, sample_offset) -> Tensor:  # type: ignor
         "dsm_residual_backward", output, grad=grad, table=table, labels=labels, key=key
     )
     return torch.empty_like(output)
+
+
+@torch.library.register_fake("fastscore::dsm_residual_with_grad")
+def _(output, table, labels, key, sample_offset, expected) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+    check_same_device("dsm_residual_with_grad", output, table=table, labels=labels, key=key)
+    loss = output.new_empty(output.shape[0], dtype=_sum_dtype(output.dtype))
+    return loss, torch.empty_like(output)
+
+
+@torch.library.register_fake("fastscore::dsm_residual_regrad_")
+def _(grad_output, grad, expected, output, table, labels, key, sample_offset) -> None:  # type: ignore[no-untyped-def]
+    check_same_device(
+        "dsm_residual_regrad_", output, grad=grad, table=table, labels=labels, key=key
+    )
 
 
 class _Perturb(Differentiable):
@@ -134,6 +172,38 @@ class _Residual(Differentiable):
             "dsm_residual_backward", grad, out, table, labels, key, ctx.sample_offset
         )
         return grad_out, None, None, None, None
+
+
+class _ReducedResidual(torch.autograd.Function):
+    """Mean or sum over the batch, with the gradient for the upstream 1 made in the same pass."""
+
+    @staticmethod
+    def forward(ctx, output, table, labels, key, sample_offset, reduction):  # type: ignore[no-untyped-def, override]
+        ctx.count = max(output.shape[0], 1) if reduction == "mean" else 1
+        loss, ctx.made = ops.dsm_residual_with_grad.default(
+            output, table, labels, key, sample_offset, 1 / ctx.count
+        )
+        # The caller may advance the key in place before backward runs: keep its value.
+        ctx.save_for_backward(output, table, labels, key.clone())
+        ctx.sample_offset = sample_offset
+        return _reduced(loss, reduction)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def, override]
+        fresh = not torch.is_grad_enabled()  # else create_graph: the gradient's own graph is wanted
+        made = ctx.made if fresh else None
+        if made is not None:
+            ctx.made = None  # autograd may change in place what it is given: for one backward only
+            if grad.device.type == "cpu" and float(grad) == 1:
+                return made, None, None, None, None, None
+        output, table, labels, key = ctx.saved_tensors
+        inputs = (output, table, labels, key, ctx.sample_offset)
+        upstream = (grad / ctx.count).expand(len(output))
+        if made is None:
+            made = _ResidualBackward.run("dsm_residual_backward", upstream, *inputs)
+        else:
+            ops.dsm_residual_regrad_.default(made, upstream, 1 / ctx.count, *inputs)
+        return made, None, None, None, None, None
 
 
 class _ResidualBackward(Differentiable):

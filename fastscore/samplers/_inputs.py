@@ -65,7 +65,7 @@ def sample(
     check_choice(fn, "init", init, INITS)
     check_int(fn, "sample_offset", sample_offset, minimum=0)
     check_start(fn, start_step, plan.steps, x, seed)
-    clamp = check_clamp(fn, clamp)
+    bounds = check_clamp(fn, clamp)
     check_autocast(fn, autocast)
     if callback is not None and not callable(callback):
         fail_type(fn, "callback", "callable", callback)
@@ -104,10 +104,11 @@ def sample(
         key,
         plan.table.to(device),
         plan.sigmas.to(device, dtype),
+        plan.sigmas.to(dtype).tolist(),
         plan.steps_per_level,
         known=known,
         mask=mask,
-        clamp=clamp,
+        clamp=bounds,
         sample_offset=sample_offset,
         autocast=autocast,
         cache_casts=not use_graph,  # a graph must not read memory that it does not own
@@ -259,10 +260,10 @@ def check_known(
     return known, mask
 
 
-def check_clamp(fn: str, clamp: Clamp | None) -> Clamp | None:
-    """None or (lo, hi) with lo <= hi; either may be None."""
+def check_clamp(fn: str, clamp: Clamp | None) -> Clamp:
+    """(lo, hi) with lo <= hi; either may be None, and both are when there is no clamp."""
     if clamp is None:
-        return None
+        return None, None
     if not isinstance(clamp, (tuple, list)) or len(clamp) != 2:
         fail_type(fn, "clamp", "a pair (lo, hi)", clamp)
     lo, hi = (None if end is None else check_number(fn, "clamp", end) for end in clamp)

@@ -20,12 +20,15 @@ import torch
 from torch import Tensor
 
 from fastscore.conditioning import call_model, condition
-from fastscore.ops import langevin_step_
+from fastscore.ops._library import ops
 from fastscore.samplers._graph import capture
 
 Model = Callable[..., Tensor]
 Callback = Callable[[int, Tensor], Any]
 Clamp = tuple[float | None, float | None]
+
+# What fastscore.ops.langevin_step_ calls, without its checks: everything here has been checked.
+update = ops.langevin_step_.default
 
 
 @dataclass
@@ -52,10 +55,11 @@ class Chain:
     key: Tensor  # (2,) int64: seed, and the number of the next step
     table: Tensor  # (rows, 4) float64
     sigmas: Tensor  # (L,) in the dtype of x
+    levels: list[float]  # the same, for the host
     steps_per_level: int
     known: Tensor | None = None
     mask: Tensor | None = None
-    clamp: Clamp | None = None
+    clamp: Clamp = (None, None)
     sample_offset: int = 0
     autocast: torch.dtype | None = None  # None: whatever region the caller is in
     cache_casts: bool = True
@@ -64,15 +68,24 @@ class Chain:
     labels: Tensor = field(init=False)  # (B,) int64: its index
     arguments: tuple[Tensor, ...] = field(init=False)  # what the model is called with, besides x
     checked: bool = field(init=False, default=False)  # whether the model's output has been
+    host_key: memoryview | None = field(init=False, default=None)  # the key's memory, on the CPU
 
     def __post_init__(self) -> None:
         batch = self.x.shape[0]
         self.draw = self.key[1:]
         self.sigma = self.sigmas.new_empty(batch)
         self.labels = self.key.new_empty(batch)
+        if self.key.device.type == "cpu":
+            self.host_key = memoryview(self.key.numpy())
 
-    def set_level(self) -> None:
-        """Fill ``sigma`` and ``labels`` for the current step, whose number stays on the device."""
+    def set_level(self, level: int) -> None:
+        """Fill ``sigma`` and ``labels`` with the level that the host knows."""
+        self.labels.fill_(level)
+        self.sigma.fill_(self.levels[level])
+        self.arguments = condition(self.conditioning, self.sigma, self.labels)
+
+    def set_level_of_draw(self) -> None:
+        """Fill them for the current step, whose number stays on the device."""
         level = (self.draw // self.steps_per_level).clamp_(max=self.sigmas.shape[0] - 1)
         self.labels.copy_(level)
         self.sigma.copy_(self.sigmas.index_select(0, level))
@@ -97,21 +110,25 @@ class Chain:
 
     def step(self) -> None:
         """One model call, one fused update, one step further."""
-        langevin_step_(
+        update(
             self.x,
             self.score(),
             self.table,
             self.key,
-            known=self.known,
-            mask=self.mask,
-            clamp=self.clamp,
-            sample_offset=self.sample_offset,
+            self.known,
+            self.mask,
+            *self.clamp,
+            self.sample_offset,
         )
-        self.draw.add_(1)
+        torch._C._increment_version((self.x,))
+        if self.host_key is None:
+            self.draw.add_(1)
+        else:
+            self.host_key[1] += 1  # a tenth of the time that an op on one number takes
 
     def set_level_and_step(self) -> None:
         """One step that serves every level: the work that a CUDA graph replays."""
-        self.set_level()
+        self.set_level_of_draw()
         self.step()
 
 
@@ -146,7 +163,7 @@ def run(
                 graph.replay()
             else:
                 if step == start_step or step % chain.steps_per_level == 0:
-                    chain.set_level()
+                    chain.set_level(min(step // chain.steps_per_level, len(chain.levels) - 1))
                 chain.step()
             done = step + 1
             if recorded < len(record) and done == record[recorded]:

@@ -86,8 +86,8 @@ struct NoiseTile {
     const int64_t last = end - origin;
     // Two passes over the cached tile: each loop has few live values and much independent work.
     int64_t i = first;
-    for (; i + 2 * kGroup < last; i += 3 * kGroup) {
-      make_words<3>(key, block_of(origin + i), values + i);
+    for (; i + 3 * kGroup < last; i += 4 * kGroup) {
+      make_words<4>(key, block_of(origin + i), values + i);
     }
     for (; i + kGroup < last; i += 2 * kGroup) {
       make_words<2>(key, block_of(origin + i), values + i);

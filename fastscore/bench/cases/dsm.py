@@ -62,7 +62,7 @@ def build_part(case: Case) -> Work:
 
         def run() -> Part:
             noisy, labels = ops.perturb(x, perturb_table, key)
-            loss = ops.dsm_residual(output, residual_table, labels, key).mean()
+            loss = ops.dsm_residual(output, residual_table, labels, key, reduction="mean")
             return noisy, labels, loss, gradient(loss)
 
         def check() -> Agreement:
