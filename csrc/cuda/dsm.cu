@@ -167,9 +167,10 @@ template <class T>
 __device__ __forceinline__ bool as_expected(const ResidualGradient<T>& rule, T expected,
                                             const Divider& sample_size, int64_t begin,
                                             int64_t end) {
-  const int64_t last = sample_size(end - 1);
+  const int64_t first = sample_size(begin);
+  const int64_t last = rule.stride == 0 ? first : sample_size(end - 1);  // All share one number.
   bool differs = false;
-  for (int64_t sample = sample_size(begin) + threadIdx.x; sample <= last; sample += kThreads) {
+  for (int64_t sample = first + threadIdx.x; sample <= last; sample += kThreads) {
     differs |= rule.upstream(sample) != expected;
   }
   return !__syncthreads_or(differs);

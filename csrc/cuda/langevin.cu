@@ -99,8 +99,12 @@ __device__ __forceinline__ void step_tile(const StepArgs<typename State::Real>& 
   }
 }
 
+// Masked packs of eight do not fit the registers that four blocks would leave them.
+template <class State, bool kMasked>
+constexpr int kStepBlocks = kMasked && State::V == 8 ? 3 : kResidentBlocks<State>;
+
 template <class State, class Score, bool kMasked>
-__global__ void __launch_bounds__(kThreads, kResidentBlocks<State> - kMasked)
+__global__ void __launch_bounds__(kThreads, kStepBlocks<State, kMasked>)
     langevin(const __grid_constant__ StepArgs<typename State::Real> args,
              const __grid_constant__ StepTensors<State, Score> t) {
   using T = typename State::Real;
