@@ -89,6 +89,43 @@ def build_sliced_backward(case: Case) -> Work:
     )
 
 
+def build_gradient_in_advance(case: Case) -> Work:
+    """The DSM loss and its gradient in one pass: reads the output, writes a tensor of its size."""
+    return _in_advance(case, mended=False)
+
+
+def build_gradient_as_expected(case: Case) -> Work:
+    """The same, and the check that finds the gradient right as it is: one more launch."""
+    return _in_advance(case, mended=True)
+
+
+def _in_advance(case: Case, *, mended: bool) -> Work:
+    output, raw = normal(case), torch.ops.fastscore
+    batch = case.shape[0]
+    table = torch.tensor([[0.5, 1.0, 1.0]], dtype=torch.float64, device=case.device)
+    labels = torch.zeros(batch, dtype=torch.int64, device=case.device)
+    args = (output, table, labels, random.key(0, device=case.device), 0)
+    up = torch.full((batch,), 1 / batch, device=case.device)
+
+    def run() -> tuple[Tensor, Tensor]:
+        loss, grad = raw.dsm_residual_with_grad(*args, 1 / batch)
+        if mended:
+            raw.dsm_residual_regrad_(grad, up, 1 / batch, *args)
+        return loss, grad
+
+    def check() -> Agreement:
+        loss, grad = run()
+        return checks.worst(
+            checks.same_formula(loss, raw.dsm_residual(*args)),
+            checks.same_formula(grad, raw.dsm_residual_backward(up, *args)),
+        )
+
+    return Work(
+        [library(lambda: Side(run, check)), limits.copy(output), limits.triad(output)],
+        bytes=2 * output.nbytes,
+    )
+
+
 def reduce_overhead(network: networks.Network) -> Callable[[Case], Candidate]:
     """Annealed Langevin dynamics whose whole step is compiled and replayed as a graph."""
 
@@ -170,6 +207,11 @@ def cases() -> Iterator[Case]:
         "sliced_terms_backward", "sliced", build_sliced_backward, (IMAGES[0], 3072), device="cuda",
         params=terms, **size(n),
     )  # fmt: skip
+    for name, build in (
+        ("dsm_residual_with_grad", build_gradient_in_advance),
+        ("dsm_residual_with_grad_as_expected", build_gradient_as_expected),
+    ):
+        yield Case(name, "dsm", build, IMAGES, device="cuda", **size(n))
     small = networks.mlp(1024, 2, 128, 128)
     yield sampled(small, 20, 5, reduce_overhead(small))
     images = networks.conv(64, 3, 32)

@@ -72,6 +72,12 @@ def results(shape: tuple[int, ...], dtype: torch.dtype, device: str, place) -> I
                     seed=7))  # fmt: skip
     yield raw.dsm_residual_backward(up[0], x, loss_table, labels, key(device), 0)
     yield sums(ops.dsm_residual(x, loss_table, labels, key(device)))
+    args = (x, loss_table, labels, key(device), 0)
+    for upstream in (up[0], up[0, :1].expand(batch)):
+        loss, grad = raw.dsm_residual_with_grad(*args, float(up[0, 0].cpu()))
+        yield sums(loss)
+        raw.dsm_residual_regrad_(grad, upstream, float(up[0, 0].cpu()), *args)
+        yield grad
     jvp = place(data(2, *shape, dtype=dtype, seed=5))
     for number, distribution in enumerate(DISTRIBUTIONS):
         options = {"distribution": distribution}

@@ -237,12 +237,12 @@ Tensor new_tensor(std::span<const int64_t> shape, ScalarType dtype, const Tensor
     stride *= shape[d] > 1 ? shape[d] : 1;
   }
   int32_t device_type, device_index;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
   AtenTensorHandle out;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
-                               static_cast<int32_t>(dtype), device_type, device_index, &out));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(),
+                                                  strides.data(), static_cast<int32_t>(dtype),
+                                                  device_type, device_index, &out));
   return new_memory(Tensor(out));
 }
 

@@ -118,6 +118,24 @@ def residual_gradients(make: Make, shape: Shape, device: torch.device) -> Result
     return torch.autograd.grad(loss, output, weights)
 
 
+def gradients_in_advance(make: Make, shape: Shape, device: torch.device) -> Results:
+    """Made with the loss for an upstream gradient of 1/4, then for the true one."""
+    table, output = dsm_tables()[1].to(device), make(*shape, seed=6)
+    labels = torch.arange(shape[0], device=device) % len(table)
+    args, raw = (output, table, labels, make_key(8, 9, device), 1), torch.ops.fastscore
+    quarter = torch.full((shape[0],), 0.25, dtype=torch.float64, device=device)
+    some, wide = quarter.clone(), quarter.new_zeros(2 * shape[0])
+    some[::3], wide[::2] = 1.5, quarter
+    found: list[Tensor] = []
+    for upstream in (quarter, some.float(), wide[::2], quarter[:1].expand(shape[0]), 2 * quarter):
+        _, grad = raw.dsm_residual_with_grad(*args, 0.25)
+        found.append(grad.clone())
+        raw.dsm_residual_regrad_(grad, upstream, 0.25, *args)
+        assert_same_bytes(grad, raw.dsm_residual_backward(upstream, *args))
+        found.append(grad)
+    return tuple(found)
+
+
 def projected(make: Make, shape: Shape, device: torch.device) -> Results:
     dtype = make(1, 1, 1, 1, seed=0).dtype
     return tuple(
@@ -163,6 +181,7 @@ ELEMENTWISE: dict[str, Case] = {
     "steps_in_float32": steps_in_float32,
     "perturbed": perturbed,
     "residual_gradients": residual_gradients,
+    "gradients_in_advance": gradients_in_advance,
     "projected": projected,
     "sliced_gradients": sliced_gradients,
     "duals": duals,
@@ -221,8 +240,10 @@ def test_nan_and_infinity_in_half_precision(dtype: torch.dtype) -> None:
 def residuals(make: Make, shape: Shape, device: torch.device, part: slice) -> Results:
     table, output = dsm_tables()[1].to(device), make(*shape, seed=6)[part]
     labels = (torch.arange(shape[0], device=device) % len(table))[part]
-    key, first = make_key(8, 9, device), part.start or 0
-    return (ops.dsm_residual(output, table, labels, key, sample_offset=first),)
+    args = (output, table, labels, make_key(8, 9, device), part.start or 0)
+    loss = torch.ops.fastscore.dsm_residual(*args)
+    assert_same_bytes(torch.ops.fastscore.dsm_residual_with_grad(*args, 0.25)[0], loss)
+    return (loss,)
 
 
 def terms(make: Make, shape: Shape, device: torch.device, part: slice) -> Results:
@@ -316,6 +337,7 @@ class EveryOp:
             *ops.perturb(x, self.noise, key),
             ops.dsm_residual(x, self.loss, labels, key),
             raw.dsm_residual_backward(x[:, 0], x, self.loss, labels, key, 0),
+            *self.residual_in_advance(key),
             *(ops.projections(key, x.shape, 2, distribution=d) for d in DISTRIBUTIONS),
             *(t for d in DISTRIBUTIONS for t in ops.sliced_terms(s, jvp, key, distribution=d)),
             *raw.sliced_terms_backward(jvp[:, :, 0], None, x[:, 0], s, key, 2, 0),
@@ -324,6 +346,12 @@ class EveryOp:
             ops.dual_stacked(jvp, "tanh"),
             raw.dual_stacked_backward(jvp, jvp, 2, 0.0, 0.0),
         ]
+
+    def residual_in_advance(self, key: Tensor) -> tuple[Tensor, Tensor]:
+        args, raw = (self.x, self.loss, self.labels, key, 0), torch.ops.fastscore
+        loss, grad = raw.dsm_residual_with_grad(*args, 0.5)
+        raw.dsm_residual_regrad_(grad, self.x[:, 0], 0.5, *args)
+        return loss, grad
 
 
 def test_ops_run_on_the_current_stream() -> None:

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch.utils.cpp_extension import include_paths
 
 CSRC = Path(__file__).parents[1] / "csrc"
@@ -99,10 +100,31 @@ def compile_all(objects: Path, jobs: int = 2) -> list[Kernel]:
         return [kernel for group in kernels for kernel in group]
 
 
+def header() -> str:
+    """What the figures depend on."""
+    run = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True)
+    release = re.search(r"release .*", run.stdout)
+    version = release[0] if release else "of unknown version"
+    return f"nvcc {version}; torch {torch.__version__} (headers); {' '.join(FLAGS[1:4])}"
+
+
+def summary(kernels: list[Kernel]) -> list[str]:
+    """One line for each family: its fast kernels, which move packs whole, and the others."""
+    lines = [f"{'family':<10}{'kernels':>8}{'most registers':>16}{'fast float32':>14}{'spills':>8}"]
+    for source in sorted({kernel.source for kernel in kernels}):
+        mine = [kernel for kernel in kernels if kernel.source == source]
+        fast = [k.registers for k in mine if re.search(r"Packed(<float, 4>|IfLi4EE)", k.name)]
+        most, spills = max(k.registers for k in mine), sum(k.spills + k.stack for k in mine)
+        lines.append(f"{source:<10}{len(mine):>8}{most:>16}{max(fast, default=0):>14}{spills:>8}")
+    return lines
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         objects = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(scratch)
         kernels = compile_all(objects)
+    print(header())
+    print("\n".join(summary(kernels)), end="\n\n")
     print(f"{'registers':>9} {'stack':>5} {'spills':>6} {'shared':>6}  kernel (sm_90)")
     for k in sorted(kernels, key=lambda k: (k.source, k.name)):
         print(f"{k.registers:9} {k.stack:5} {k.spills:6} {k.shared:6}  {k.source}: {k.name}")

@@ -18,7 +18,14 @@ namespace fastscore::FASTSCORE_ISA {
 struct Range {
   int64_t i;
   int low, high;
+
+  __device__ __forceinline__ bool empty() const { return low >= high; }
+  __device__ __forceinline__ bool holds(int elements) const { return low == 0 && high == elements; }
 };
+
+// Blocks that a multiprocessor is to hold at least: it bounds the registers.
+template <class Access>
+constexpr int kResidentBlocks = Access::kAtOnce > 1 && sizeof(typename Access::Real) == 4 ? 4 : 2;
 
 template <class S, int kElements = kPack<S>>
 struct Packed {

@@ -2,9 +2,8 @@
 #include "core/dsm.h"
 #include "cuda/access.cuh"
 #include "cuda/launch.h"
-#include "cuda/noise.cuh"
+#include "cuda/noisy_tiles.cuh"
 #include "cuda/rows.cuh"
-#include "cuda/tiles.cuh"
 #include "dsm_checks.h"
 
 namespace fastscore::FASTSCORE_ISA {
@@ -52,6 +51,19 @@ struct Perturbation {
 };
 
 template <class T>
+__device__ __forceinline__ ResidualRow<T> residual_row(const LabelledTable<3>& table,
+                                                       int64_t sample) {
+  return {static_cast<T>(table.at(sample, 0)), static_cast<T>(table.at(sample, 1)),
+          static_cast<T>(table.at(sample, 2))};
+}
+
+// What a residual is multiplied by to make its gradient.
+template <class T>
+__device__ __forceinline__ T residual_scale(const ResidualRow<T>& row, T upstream) {
+  return upstream * row.w * row.p;
+}
+
+template <class T>
 struct ResidualGradient {
   struct Row {
     ResidualRow<T> row;
@@ -63,13 +75,17 @@ struct ResidualGradient {
   int64_t stride;
   bool is_double;
 
+  static ResidualGradient of(const LabelledTable<3>& table, const Tensor& grad) {
+    return {table, grad.data_ptr(), grad.stride(0), grad.scalar_type() == ScalarType::Double};
+  }
+
+  __device__ __forceinline__ T upstream(int64_t sample) const {
+    return is_double ? static_cast<T>(static_cast<const double*>(grad)[sample * stride])
+                     : static_cast<T>(static_cast<const float*>(grad)[sample * stride]);
+  }
   __device__ __forceinline__ Row row(int64_t sample) const {
-    const ResidualRow<T> row = {static_cast<T>(table.at(sample, 0)),
-                                static_cast<T>(table.at(sample, 1)),
-                                static_cast<T>(table.at(sample, 2))};
-    const T upstream = is_double ? static_cast<T>(static_cast<const double*>(grad)[sample * stride])
-                                 : static_cast<T>(static_cast<const float*>(grad)[sample * stride]);
-    return {row, upstream * row.w * row.p};
+    const ResidualRow<T> row = residual_row<T>(table, sample);
+    return {row, residual_scale(row, upstream(sample))};
   }
   static __device__ __forceinline__ T apply(const Row& row, T out, T z) {
     return row.scale * residual(row.row, out, z);
@@ -82,29 +98,36 @@ struct Extent {
 };
 
 template <class Access, class Rule>
-__global__ void __launch_bounds__(kThreads)
+__device__ __forceinline__ void map_tile(const NoiseKey& key, int64_t origin,
+                                         const Tiles<Access>& tile, const Access& in,
+                                         const Access& out, const Rule& rule,
+                                         const Divider& sample_size) {
+  using T = typename Access::Real;
+  constexpr int V = Access::V;
+  const auto row_of = [&](int64_t sample) { return rule.row(sample); };
+  tile.split_rows(sample_size, row_of, [&](auto whole, const auto& rows) {
+    typename Access::Raw raw[Access::kAtOnce];
+    tile.load(in, whole, raw);
+    for_each_noisy_pack<kPacksTogether<Access>>(
+        key, origin, tile, whole, [&](int u, const Range& range, const float (&z)[V]) {
+          T x[V];
+          Access::unpack(raw[u], x);
+          rows.template each<V>(range, [&](int j, const auto& row) {
+            x[j] = Rule::apply(row, x[j], static_cast<T>(z[j]));
+          });
+          out.store(range, whole, x);
+        });
+  });
+}
+
+template <class Access, class Rule>
+__global__ void __launch_bounds__(kThreads, kResidentBlocks<Access>)
     map(const NoiseSource noise, const __grid_constant__ Access in,
         const __grid_constant__ Access out, const __grid_constant__ Rule rule,
         const __grid_constant__ Extent extent) {
-  using T = typename Access::Real;
-  constexpr int V = Access::V;
   const NoiseKey key = noise_key(noise);
   for (Tiles<Access> tile(noise.origin, extent.numel); tile.inside(); tile.next()) {
-    typename Access::Raw raw[Access::kAtOnce];
-    tile.load(in, raw);
-#pragma unroll
-    for (int u = 0; u < Access::kAtOnce; ++u) {
-      const Range range = tile.range(u);
-      if (!tile.has(range)) continue;
-      T x[V];
-      float z[V];
-      Access::unpack(raw[u], x);
-      normals(key, noise.origin + range.i, z);
-      for_each_sample<V>(
-          extent.sample_size, range, [&](int64_t sample) { return rule.row(sample); },
-          [&](int j, const auto& row) { x[j] = Rule::apply(row, x[j], static_cast<T>(z[j])); });
-      out.store(range, tile.whole(), x);
-    }
+    map_tile(key, noise.origin, tile, in, out, rule, extent.sample_size);
   }
 }
 
@@ -130,15 +153,64 @@ template <template <class> class Rule, class MakeRule>
 void map_tensor(const Launcher& launch, const NoiseSource& noise, const View& in, const View& out,
                 const MakeRule& make_rule, const Extent& extent) {
   if (extent.numel == 0) return;
-  switch (in.dtype) {
-    case DType::kFloat64:
-      return map_as<double, Rule>(launch, noise, in, out, make_rule(double()), extent);
-    case DType::kBFloat16:
-      return map_as<BFloat16, Rule>(launch, noise, in, out, make_rule(float()), extent);
-    case DType::kFloat16:
-      return map_as<Float16, Rule>(launch, noise, in, out, make_rule(float()), extent);
-    default:
-      return map_as<float, Rule>(launch, noise, in, out, make_rule(float()), extent);
+  with_storage(in.dtype, [&](auto stored) {
+    using S = decltype(stored);
+    map_as<S, Rule>(launch, noise, in, out, make_rule(Compute<S>()), extent);
+  });
+}
+
+// ---- the gradient, where it was made for another upstream gradient ---------------------------
+
+// Whether the samples that elements [begin, end) are of have the expected upstream gradient. All
+// threads of the block ask, and all get the answer.
+template <class T>
+__device__ __forceinline__ bool as_expected(const ResidualGradient<T>& rule, T expected,
+                                            const Divider& sample_size, int64_t begin,
+                                            int64_t end) {
+  const int64_t first = sample_size(begin);
+  const int64_t last = rule.stride == 0 ? first : sample_size(end - 1);  // All share one number.
+  bool differs = false;
+  for (int64_t sample = first + threadIdx.x; sample <= last; sample += kThreads) {
+    differs |= rule.upstream(sample) != expected;
+  }
+  return !__syncthreads_or(differs);
+}
+
+// A block has `share` tiles in a row: where all is as expected it learns so at once.
+template <class Access>
+__global__ void __launch_bounds__(kThreads)
+    regrad(const NoiseSource noise, const __grid_constant__ Access output,
+           const __grid_constant__ Access grad_output,
+           const __grid_constant__ ResidualGradient<typename Access::Real> rule,
+           const __grid_constant__ Extent extent, const typename Access::Real expected,
+           const int64_t share) {
+  const Divider& size = extent.sample_size;
+  Tiles<Access> tile(noise.origin, extent.numel, blockIdx.x * share);
+  if (as_expected(rule, expected, size, tile.begin(), tile.end(share))) return;
+  const NoiseKey key = noise_key(noise);
+  for (int64_t t = 0; t < share && tile.inside(); ++t, tile.advance(1)) {
+    if (as_expected(rule, expected, size, tile.begin(), tile.end(1))) continue;
+    map_tile(key, noise.origin, tile, output, grad_output, rule, size);
+  }
+}
+
+template <class S>
+void regrad_as(const Launcher& launch, const NoiseSource& noise, const View& output,
+               const View& grad_output, const ResidualGradient<Compute<S>>& rule,
+               const Extent& extent, double expected) {
+  constexpr int V = kPack<S>;
+  const auto run = [&](const auto& from, const auto& to) {
+    using Access = std::decay_t<decltype(from)>;
+    const int64_t tiles = tile_count<Access>(noise.origin, extent.numel);
+    const int64_t share = ceil_div(tiles, launch.tiles_at_once(tiles));
+    launch.blocks(ceil_div(tiles, share), &regrad<Access>, noise, from, to, rule, extent,
+                  static_cast<Compute<S>>(expected), share);
+  };
+  if (noise.origin % V == 0 && packable(output, V) && packable(grad_output, V)) {
+    run(packed<S>(output), packed<S>(grad_output));
+  } else {
+    using Any = Spread<Compute<S>>;
+    run(Any::of(output), Any::of(grad_output));
   }
 }
 
@@ -171,17 +243,28 @@ struct ResidualSum {
     return output.load(range, whole);
   }
 
-  __device__ __forceinline__ void add(const Row& row, int64_t, const Inputs& inputs,
-                                      const Range& range, bool whole, Real (&sums)[1]) const {
-    Real out[V];
+  __device__ __forceinline__ void residuals(const Row& row, const Inputs& inputs,
+                                            const Range& range, Real (&r)[V]) const {
     float z[V];
-    Access::unpack(inputs, out);
+    Access::unpack(inputs, r);
     normals(row.key, noise.origin + range.i, z);
 #pragma unroll
+    for (int j = 0; j < V; ++j) r[j] = residual(row.row, r[j], static_cast<Real>(z[j]));
+  }
+
+  static __device__ __forceinline__ void add_squares(const Real (&r)[V], const Range& range,
+                                                     bool whole, Real& sum) {
+#pragma unroll
     for (int j = 0; j < V; ++j) {
-      const Real r = residual(row.row, out[j], static_cast<Real>(z[j]));
-      if (whole || (j >= range.low && j < range.high)) sums[0] = fma(r, r, sums[0]);
+      if (whole || (j >= range.low && j < range.high)) sum = fma(r[j], r[j], sum);
     }
+  }
+
+  __device__ __forceinline__ void add(const Row& row, int64_t, const Inputs& inputs,
+                                      const Range& range, bool whole, Real (&sums)[1]) const {
+    Real r[V];
+    residuals(row, inputs, range, r);
+    add_squares(r, range, whole, sums[0]);
   }
 
   __device__ __forceinline__ void finish(int64_t sample, int64_t, const double (&sums)[1]) const {
@@ -189,20 +272,59 @@ struct ResidualSum {
   }
 };
 
+// The same sum, and on the way the gradient for an upstream gradient of `expected`.
+template <class Access>
+struct ResidualSumWithGrad : ResidualSum<Access> {
+  using Sum = ResidualSum<Access>;
+  using typename Sum::Inputs, typename Sum::Real;
+  static constexpr int V = Access::V;
+  struct Row {
+    typename Sum::Row row;
+    Real scale;
+  };
+
+  Access grad_output;
+  Real expected;
+
+  __device__ __forceinline__ Row row(int64_t sample, int64_t job) const {
+    const ResidualRow<Real> row = residual_row<Real>(this->table, sample);
+    return {Sum::row(sample, job), residual_scale(row, expected)};
+  }
+
+  __device__ __forceinline__ void add(const Row& row, int64_t, const Inputs& inputs,
+                                      const Range& range, bool whole, Real (&sums)[1]) const {
+    Real r[V], grad[V];
+    this->residuals(row.row, inputs, range, r);
+    Sum::add_squares(r, range, whole, sums[0]);
+#pragma unroll
+    for (int j = 0; j < V; ++j) grad[j] = row.scale * r[j];
+    grad_output.store(range, whole, grad);
+  }
+};
+
+// Makes the sums of all samples. grad_output is null, or gets the gradient for `expected`.
 template <class S>
 void residual_as(const Launcher& launch, const NoiseSource& noise, const View& output,
-                 const LabelledTable<3>& table, const RowShape& shape, Tensor& loss) {
+                 const LabelledTable<3>& table, const RowShape& shape, Tensor& loss,
+                 const View* grad_output, double expected) {
   using T = Compute<S>;
   constexpr int V = kPack<S>;
   T* losses = loss.mutable_data_ptr<T>();
   const auto run = [&](const auto& access) {
-    using Access = std::decay_t<decltype(access)>;
-    sum_rows(launch, ResidualSum<Access>{noise, access, table, losses}, shape, loss);
+    using Access = decltype(access(output));
+    const ResidualSum<Access> sum = {noise, access(output), table, losses};
+    if (grad_output) {
+      const ResidualSumWithGrad<Access> both = {sum, access(*grad_output),
+                                                static_cast<T>(expected)};
+      sum_rows(launch, both, shape, loss);
+    } else {
+      sum_rows(launch, sum, shape, loss);
+    }
   };
-  if (noise.origin % V == 0 && packable(output, V)) {
-    run(packed<S>(output));
+  if (noise.origin % V == 0 && packable(output, V) && (!grad_output || packable(*grad_output, V))) {
+    run([](const View& view) { return packed<S>(view); });
   } else {
-    run(Spread<T, V>::of(output));
+    run([](const View& view) { return Spread<T, V>::of(view); });
   }
 }
 
@@ -239,30 +361,38 @@ std::tuple<Tensor, Tensor> perturb(const Tensor& x, const Tensor& table, const T
   return {out, labels};
 }
 
-Tensor dsm_residual(const Tensor& output, const Tensor& table, const Tensor& labels,
-                    const Tensor& key, int64_t sample_offset) {
-  const char* op = "dsm_residual";
-  check_residual(op, output, table, labels, key, sample_offset);
+// The loss of each sample; grad_output as residual_as takes it.
+Tensor residual_loss(const char* op, const Tensor& output, const Tensor& table,
+                     const Tensor& labels, const Tensor& key, int64_t sample_offset,
+                     const View* grad_output, double expected) {
   const Launcher launch(output);
   Tensor loss = new_tensor({batch_size(output)}, sum_dtype(output.scalar_type()), output);
   const NoiseSource noise = perturbation_noise(key, output, sample_offset);
   const View view = make_view(op, "output", output);
-  const auto rows = LabelledTable<3>::of(table, labels);
   const RowShape shape = {batch_size(output), sample_size(output), noise.origin, 1};
-  switch (view.dtype) {
-    case DType::kFloat64:
-      residual_as<double>(launch, noise, view, rows, shape, loss);
-      break;
-    case DType::kBFloat16:
-      residual_as<BFloat16>(launch, noise, view, rows, shape, loss);
-      break;
-    case DType::kFloat16:
-      residual_as<Float16>(launch, noise, view, rows, shape, loss);
-      break;
-    default:
-      residual_as<float>(launch, noise, view, rows, shape, loss);
-  }
+  with_storage(view.dtype, [&](auto stored) {
+    residual_as<decltype(stored)>(launch, noise, view, LabelledTable<3>::of(table, labels), shape,
+                                  loss, grad_output, expected);
+  });
   return loss;
+}
+
+Tensor dsm_residual(const Tensor& output, const Tensor& table, const Tensor& labels,
+                    const Tensor& key, int64_t sample_offset) {
+  const char* op = "dsm_residual";
+  check_residual(op, output, table, labels, key, sample_offset);
+  return residual_loss(op, output, table, labels, key, sample_offset, nullptr, 0);
+}
+
+std::tuple<Tensor, Tensor> dsm_residual_with_grad(const Tensor& output, const Tensor& table,
+                                                  const Tensor& labels, const Tensor& key,
+                                                  int64_t sample_offset, double expected) {
+  const char* op = "dsm_residual_with_grad";
+  check_residual(op, output, table, labels, key, sample_offset);
+  Tensor grad_output = new_like(output);
+  const View view = make_view(op, "grad_output", grad_output);
+  return {residual_loss(op, output, table, labels, key, sample_offset, &view, expected),
+          grad_output};
 }
 
 Tensor dsm_residual_backward(const Tensor& grad, const Tensor& output, const Tensor& table,
@@ -272,16 +402,32 @@ Tensor dsm_residual_backward(const Tensor& grad, const Tensor& output, const Ten
   check_residual_grad(op, grad, output);
   const Launcher launch(output);
   Tensor grad_output = new_like(output);
-  const auto rows = LabelledTable<3>::of(table, labels);
   map_tensor<ResidualGradient>(
       launch, perturbation_noise(key, output, sample_offset), make_view(op, "output", output),
       make_view(op, "grad_output", grad_output),
       [&](auto type) {
-        return ResidualGradient<decltype(type)>{rows, grad.data_ptr(), grad.stride(0),
-                                                grad.scalar_type() == ScalarType::Double};
+        return ResidualGradient<decltype(type)>::of(LabelledTable<3>::of(table, labels), grad);
       },
       extent_of(output));
   return grad_output;
+}
+
+void dsm_residual_regrad_(Tensor grad_output, const Tensor& grad, double expected,
+                          const Tensor& output, const Tensor& table, const Tensor& labels,
+                          const Tensor& key, int64_t sample_offset) {
+  const char* op = "dsm_residual_regrad_";
+  check_residual(op, output, table, labels, key, sample_offset);
+  check_residual_grad(op, grad, output);
+  check_residual_regrad(op, grad_output, output);
+  if (output.numel() == 0) return;
+  const Launcher launch(output);
+  const View view = make_view(op, "output", output);
+  with_storage(view.dtype, [&](auto stored) {
+    using S = decltype(stored);
+    const auto rule = ResidualGradient<Compute<S>>::of(LabelledTable<3>::of(table, labels), grad);
+    regrad_as<S>(launch, perturbation_noise(key, output, sample_offset), view,
+                 make_view(op, "grad_output", grad_output), rule, extent_of(output), expected);
+  });
 }
 
 }  // namespace
@@ -292,4 +438,6 @@ STABLE_TORCH_LIBRARY_IMPL(fastscore, CUDA, m) {
   m.impl("perturb", TORCH_BOX(&perturb));
   m.impl("dsm_residual", TORCH_BOX(&dsm_residual));
   m.impl("dsm_residual_backward", TORCH_BOX(&dsm_residual_backward));
+  m.impl("dsm_residual_with_grad", TORCH_BOX(&dsm_residual_with_grad));
+  m.impl("dsm_residual_regrad_", TORCH_BOX(&dsm_residual_regrad_));
 }

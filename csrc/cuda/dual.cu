@@ -37,9 +37,9 @@ __global__ void __launch_bounds__(kThreads)
   for (Tiles<Access> tile(0, shape.numel); tile.inside(); tile.next()) {
 #pragma unroll 1
     for (int u = 0; u < Access::kAtOnce; ++u) {
-      const Range range = tile.range(u);
-      if (!tile.has(range)) continue;
-      const bool whole = tile.whole();
+      const Range range = tile.range(u, Constant<false>());
+      if (range.empty()) continue;
+      const bool whole = Access::kMovesWhole && range.holds(V);
       auto raw = t.h.load(range, whole);
       T h[V], value[V], slope[V], in[V];
       Access::unpack(raw, h);
@@ -72,9 +72,9 @@ __global__ void __launch_bounds__(kThreads)
   for (Tiles<Access> tile(0, shape.numel); tile.inside(); tile.next()) {
 #pragma unroll 1
     for (int u = 0; u < Access::kAtOnce; ++u) {
-      const Range range = tile.range(u);
-      if (!tile.has(range)) continue;
-      const bool whole = tile.whole();
+      const Range range = tile.range(u, Constant<false>());
+      if (range.empty()) continue;
+      const bool whole = Access::kMovesWhole && range.holds(V);
       const auto raw_h = t.h.load(range, whole);
       const auto raw_grad = t.grad_value.load(range, whole);
       T h[V], slope[V], curvature[V], grad[V], sum[V];
@@ -115,8 +115,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// ---- choosing the kernel
-// -------------------------------------------------------------------------
+// ---- choosing the kernel --------------------------------------------------------------------
 
 // Two doubles are 16 bytes; the rest of the library takes four, for the sake of its noise.
 template <class S>

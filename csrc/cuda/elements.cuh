@@ -38,6 +38,21 @@ __device__ __forceinline__ void from_compute(float x, BFloat16& out) {
 }
 __device__ __forceinline__ void from_compute(float x, Float16& out) { out = __float2half_rn(x); }
 
+// Calls body(S()) with the type that elements of `dtype` are stored as.
+template <class Body>
+void with_storage(DType dtype, const Body& body) {
+  switch (dtype) {
+    case DType::kFloat64:
+      return body(double());
+    case DType::kBFloat16:
+      return body(BFloat16());
+    case DType::kFloat16:
+      return body(Float16());
+    default:
+      return body(float());
+  }
+}
+
 // Elements of a pack: 16 bytes of half precision or of float, and whole blocks of noise.
 template <class S>
 constexpr int kPack = sizeof(S) == 2 ? 8 : 4;

@@ -5,8 +5,7 @@
 #include "core/langevin.h"
 #include "cuda/access.cuh"
 #include "cuda/launch.h"
-#include "cuda/noise.cuh"
-#include "cuda/tiles.cuh"
+#include "cuda/noisy_tiles.cuh"
 #include "langevin_checks.h"
 
 namespace fastscore::FASTSCORE_ISA {
@@ -59,86 +58,76 @@ struct StepPack {
   }
 };
 
-// The step itself: the current row of the table, and the noise.
-template <class T, bool kMasked>
-class Step {
- public:
-  __device__ __forceinline__ explicit Step(const StepArgs<T>& args)
-      : args_(args), key_(noise_key(args.noise)) {
-    const int64_t row = langevin_row(args.noise.key[1], args.rows);
-    table_ = args.table + row * args.batch_rows * 4;
-    per_sample_ = args.batch_rows != 1;
-    common_ = coefficients<T>(table_, kMasked);
-  }
-
-  template <int V>
-  __device__ __forceinline__ void operator()(const Range& r, StepPack<T, V, kMasked>& p) const {
-    float z[V];
-    if (per_sample_ || common_.noisy) {
-      normals(key_, args_.noise.origin + r.i, z);
-    } else {
-#pragma unroll
-      for (int j = 0; j < V; ++j) z[j] = 0;
-    }
-    if (per_sample_) {
-      for_each_sample<V>(
-          args_.sample_size, r,
-          [&](int64_t sample) { return coefficients<T>(table_ + 4 * sample, kMasked); },
-          [&](int j, const Coefficients<T>& own) { p.update(j, own.row, static_cast<T>(z[j])); });
-    } else {
-#pragma unroll
-      for (int j = 0; j < V; ++j) p.update(j, common_.row, static_cast<T>(z[j]));
-    }
-    if (args_.clamp) {
-#pragma unroll
-      for (int j = 0; j < V; ++j) p.x[j] = clamped(p.x[j], args_.low, args_.high);
-    }
-  }
-
- private:
-  const StepArgs<T>& args_;
-  NoiseKey key_;
-  const double* table_;
-  bool per_sample_;
-  Coefficients<T> common_;
-};
-
-template <class State, class Score, bool kMasked>
-__global__ void __launch_bounds__(kThreads)
-    langevin(const __grid_constant__ StepArgs<typename State::Real> args,
-             const __grid_constant__ StepTensors<State, Score> t) {
+// One tile. kNoisy: noise is drawn.
+template <bool kMasked, bool kNoisy, class State, class Score, class Whole, class Rows>
+__device__ __forceinline__ void step_tile(const StepArgs<typename State::Real>& args,
+                                          const StepTensors<State, Score>& t, const NoiseKey& key,
+                                          const Tiles<State>& tile, Whole whole, const Rows& rows) {
   using T = typename State::Real;
   constexpr int V = State::V;
-  const Step<T, kMasked> step(args);
-  for (Tiles<State> tile(args.noise.origin, args.numel); tile.inside(); tile.next()) {
-    typename State::Raw x[State::kAtOnce], known[State::kAtOnce];
-    typename Score::Raw s[State::kAtOnce];
-    Pack<bool, V> mask[State::kAtOnce];
-    tile.load(t.x, x);
-    tile.load(t.score, s);
-    if constexpr (kMasked) {
-      tile.load(t.known, known);
-      tile.load(t.mask, mask);
+  typename State::Raw x[State::kAtOnce];
+  typename Score::Raw s[State::kAtOnce];
+  tile.load(t.x, whole, x);
+  tile.load(t.score, whole, s);
+  const auto update = [&](int u, const Range& range, const float (&z)[V]) {
+    StepPack<T, V, kMasked> p;
+    State::unpack(x[u], p.x);
+    Score::unpack(s[u], p.s);
+    if constexpr (kMasked) {  // Loaded late, for want of registers.
+      State::unpack(t.known.load(range, whole), p.known);
+      unpack(t.mask.load(range, whole), p.fixed);
     }
+    rows.template each<V>(range, [&](int j, const Coefficients<T>& own) {
+      p.update(j, own.row, static_cast<T>(z[j]));
+    });
+    if (args.clamp) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) p.x[j] = clamped(p.x[j], args.low, args.high);
+    }
+    t.out.store(range, whole, p.x);
+  };
+  if constexpr (kNoisy) {
+    constexpr int kTogether = kMasked ? 1 : kPacksTogether<State>;
+    for_each_noisy_pack<kTogether>(key, args.noise.origin, tile, whole, update);
+  } else {
+    const float silence[V] = {};
 #pragma unroll
     for (int u = 0; u < State::kAtOnce; ++u) {
-      const Range range = tile.range(u);
-      if (!tile.has(range)) continue;
-      StepPack<T, V, kMasked> p;
-      State::unpack(x[u], p.x);
-      Score::unpack(s[u], p.s);
-      if constexpr (kMasked) {
-        State::unpack(known[u], p.known);
-        unpack(mask[u], p.fixed);
-      }
-      step(range, p);
-      t.out.store(range, tile.whole(), p.x);
+      const Range range = tile.range(u, whole);
+      if (!range.empty()) update(u, range, silence);
     }
   }
 }
 
-// ---- choosing the kernel
-// -------------------------------------------------------------------------
+// Masked packs of eight do not fit the registers that four blocks would leave them.
+template <class State, bool kMasked>
+constexpr int kStepBlocks = kMasked && State::V == 8 ? 3 : kResidentBlocks<State>;
+
+template <class State, class Score, bool kMasked>
+__global__ void __launch_bounds__(kThreads, kStepBlocks<State, kMasked>)
+    langevin(const __grid_constant__ StepArgs<typename State::Real> args,
+             const __grid_constant__ StepTensors<State, Score> t) {
+  using T = typename State::Real;
+  const NoiseKey key = noise_key(args.noise);
+  const double* table =
+      args.table + langevin_row(args.noise.key[1], args.rows) * args.batch_rows * 4;
+  const bool per_sample = args.batch_rows != 1;
+  const auto row_of = [&](int64_t sample) { return coefficients<T>(table + 4 * sample, kMasked); };
+  const OneRow<Coefficients<T>> common = {row_of(0)};
+  for (Tiles<State> tile(args.noise.origin, args.numel); tile.inside(); tile.next()) {
+    if (per_sample) {
+      tile.split_rows(args.sample_size, row_of, [&](auto whole, const auto& rows) {
+        step_tile<kMasked, true>(args, t, key, tile, whole, rows);
+      });
+    } else if (common.row.noisy) {
+      tile.split([&](auto whole) { step_tile<kMasked, true>(args, t, key, tile, whole, common); });
+    } else {
+      tile.split([&](auto whole) { step_tile<kMasked, false>(args, t, key, tile, whole, common); });
+    }
+  }
+}
+
+// ---- choosing the kernel --------------------------------------------------------------------
 
 struct StepViews {
   View out, x, known, score;

@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/macros.h>
 
 #include <algorithm>
 
@@ -18,7 +19,7 @@ constexpr int kThreads = 256;
 // does once (reading the key and the table) is spread over many tiles.
 constexpr int64_t kBlocksPerMultiprocessor = 32;
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+__host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Makes the tensor's device the current one, and launches on PyTorch's current stream of it.
 class Launcher {
@@ -41,7 +42,12 @@ class Launcher {
   // A kernel whose blocks loop over `tiles` pieces of work.
   template <class Kernel, class... Args>
   void tiles(int64_t tiles, Kernel* kernel, const Args&... args) const {
-    blocks(std::min(tiles, multiprocessors() * kBlocksPerMultiprocessor), kernel, args...);
+    blocks(tiles_at_once(tiles), kernel, args...);
+  }
+
+  // How many blocks share out `tiles` pieces of work.
+  int64_t tiles_at_once(int64_t tiles) const {
+    return std::min(tiles, multiprocessors() * kBlocksPerMultiprocessor);
   }
 
  private:

@@ -22,16 +22,52 @@ __device__ __forceinline__ NoiseKey noise_key(const NoiseSource& source) {
   return noise_key(source.key, source.stream);
 }
 
-// The normals of V elements from flat index `flat` on, a multiple of 4.
+// Several blocks at once, round by round: each round's key is made once for all.
+template <int kBlocks>
+__device__ __forceinline__ void philox_blocks(const NoiseKey& key,
+                                              const uint64_t (&numbers)[kBlocks],
+                                              PhiloxBlock<uint32_t> (&w)[kBlocks]) {
+#pragma unroll
+  for (int b = 0; b < kBlocks; ++b) {
+    w[b] = {static_cast<uint32_t>(numbers[b]), static_cast<uint32_t>(numbers[b] >> 32), key.draw,
+            key.stream};
+  }
+#pragma unroll
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    const uint32_t k0 = key.seed_low + round * kPhiloxW0, k1 = key.seed_high + round * kPhiloxW1;
+#pragma unroll
+    for (int b = 0; b < kBlocks; ++b) w[b] = philox_round(w[b], k0, k1);
+  }
+}
+
+// The normals of kPacks packs of V elements, the first at flat index `flat`, a multiple of 4, and
+// each `apart` elements behind the one before.
+template <int kPacks, int V>
+__device__ __forceinline__ void normals(const NoiseKey& key, int64_t flat, int64_t apart,
+                                        float (&z)[kPacks][V]) {
+  constexpr int kEach = V / kNormalsPerBlock, kBlocks = kPacks * kEach;
+  uint64_t numbers[kBlocks];
+  PhiloxBlock<uint32_t> w[kBlocks];
+#pragma unroll
+  for (int b = 0; b < kBlocks; ++b) {
+    numbers[b] = static_cast<uint64_t>(flat + b / kEach * apart) / kNormalsPerBlock + b % kEach;
+  }
+  philox_blocks(key, numbers, w);
+#pragma unroll
+  for (int b = 0; b < kBlocks; ++b) {
+    float* block = z[b / kEach] + b % kEach * kNormalsPerBlock;
+    box_muller(w[b].w0, w[b].w1, block[0], block[1]);
+    box_muller(w[b].w2, w[b].w3, block[2], block[3]);
+  }
+}
+
+// The normals of V elements from flat index `flat` on.
 template <int V>
 __device__ __forceinline__ void normals(const NoiseKey& key, int64_t flat, float (&z)[V]) {
+  float pack[1][V];
+  normals(key, flat, 0, pack);
 #pragma unroll
-  for (int b = 0; b < V / kNormalsPerBlock; ++b) {
-    float block[kNormalsPerBlock];
-    normal_block(key, static_cast<uint64_t>(flat) / kNormalsPerBlock + b, block);
-#pragma unroll
-    for (int j = 0; j < kNormalsPerBlock; ++j) z[kNormalsPerBlock * b + j] = block[j];
-  }
+  for (int j = 0; j < V; ++j) z[j] = pack[0][j];
 }
 
 // The same for uniforms.

@@ -35,16 +35,18 @@ __global__ void __launch_bounds__(kThreads)
   constexpr int V = Access::V;
   const NoiseKey key = noise_key(source);
   for (Tiles<Access> tile(source.origin, numel); tile.inside(); tile.next()) {
+    tile.split([&](auto whole) {
 #pragma unroll
-    for (int u = 0; u < Access::kAtOnce; ++u) {
-      const Range range = tile.range(u);
-      float z[V];
-      Distribution::draw(key, source.origin + range.i, z);
-      typename Access::Real values[V];
+      for (int u = 0; u < Access::kAtOnce; ++u) {
+        const Range range = tile.range(u, whole);
+        float z[V];
+        Distribution::draw(key, source.origin + range.i, z);
+        typename Access::Real values[V];
 #pragma unroll
-      for (int j = 0; j < V; ++j) values[j] = z[j];
-      out.store(range, tile.whole(), values);
-    }
+        for (int j = 0; j < V; ++j) values[j] = z[j];
+        out.store(range, whole, values);
+      }
+    });
   }
 }
 

@@ -45,11 +45,10 @@ struct PackRun {
     return {i, i < begin ? static_cast<int>(begin - i) : 0,
             left >= V ? V : (left > 0 ? static_cast<int>(left) : 0)};
   }
+  __device__ __forceinline__ Range whole_range(int64_t pack) const {
+    return {first + pack * V, 0, V};
+  }
 };
-
-// Blocks that a multiprocessor is to hold at least: it bounds the registers.
-template <class Op>
-constexpr int kResidentBlocks = Op::kAtOnce > 1 && sizeof(typename Op::Real) == 4 ? 4 : 2;
 
 // ---- short rows ------------------------------------------------------------------------------
 
@@ -70,7 +69,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks<Op>)
 #pragma unroll 1
       for (int64_t pack = lane; run.first + pack * V < run.end; pack += kLanes) {
         const Range range = run.range(pack);
-        const bool whole = range.low == 0 && range.high == V;
+        const bool whole = range.holds(V);
         op.add(shared, job, op.load(job, range, whole), range, whole, sums);
       }
     }
@@ -91,6 +90,26 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks<Op>)
 
 // ---- long rows -------------------------------------------------------------------------------
 
+// Adds kPacks of a thread's packs, the first of them number `first`, each kThreads packs behind the
+// one before: all loads come first. kWhole: all packs exist and are whole.
+template <int kPacks, bool kWhole, class Op, class Row, class Sums>
+__device__ __forceinline__ void add_packs(const Op& op, const Row& shared, int64_t job,
+                                          const PackRun<Op::V>& run, int first, Sums& sums) {
+  Range range[kPacks];
+  bool whole[kPacks];
+  typename Op::Inputs inputs[kPacks];
+#pragma unroll
+  for (int u = 0; u < kPacks; ++u) {
+    range[u] = kWhole ? run.whole_range(first + u * kThreads) : run.range(first + u * kThreads);
+    whole[u] = kWhole || range[u].holds(Op::V);
+    inputs[u] = op.load(job, range[u], whole[u]);
+  }
+#pragma unroll
+  for (int u = 0; u < kPacks; ++u) {
+    if (kWhole || !range[u].empty()) op.add(shared, job, inputs[u], range[u], whole[u], sums);
+  }
+}
+
 // One block for each segment of each row. With several segments, their sums go to `partial`, laid
 // out as rows x jobs x sums x segments.
 template <class Op>
@@ -108,26 +127,22 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks<Op>)
   run.first += segment * kSegmentElements<V>;
   const int64_t limit = run.first + kSegmentElements<V>;
   if (limit < run.end) run.end = limit;
-  const bool whole = run.first >= run.begin && run.end == limit;
+  // The packs that the block takes at once make a round. How many there are, and how many whole.
+  const int rounds = ceil_div(run.end - run.first, kThreads * V);
+  const int whole = run.first < run.begin ? 0 : (run.end - run.first) / (kThreads * V);
 
 #pragma unroll 1
   for (int64_t job = 0; job < op.jobs(); ++job) {
     const auto shared = op.row(row, job);
     Real sums[Op::kSums] = {};
+    int round = 0;
 #pragma unroll 1
-    for (int done = 0; done < kPacksPerThread; done += Op::kAtOnce) {
-      const int first = done * kThreads + threadIdx.x;
-      typename Op::Inputs inputs[Op::kAtOnce];
-#pragma unroll
-      for (int u = 0; u < Op::kAtOnce; ++u) {
-        inputs[u] = op.load(job, run.range(first + u * kThreads), whole);
-      }
-#pragma unroll
-      for (int u = 0; u < Op::kAtOnce; ++u) {
-        const Range range = run.range(first + u * kThreads);
-        if (!whole && range.low >= range.high) continue;
-        op.add(shared, job, inputs[u], range, whole, sums);
-      }
+    for (; round + Op::kAtOnce <= whole; round += Op::kAtOnce) {
+      add_packs<Op::kAtOnce, true>(op, shared, job, run, round * kThreads + threadIdx.x, sums);
+    }
+#pragma unroll 1
+    for (; round < rounds; ++round) {
+      add_packs<1, false>(op, shared, job, run, round * kThreads + threadIdx.x, sums);
     }
     double totals[Op::kSums];
 #pragma unroll

@@ -150,20 +150,22 @@ __global__ void __launch_bounds__(kThreads, 2)
     project(const __grid_constant__ Projections p, const __grid_constant__ Access out) {
   constexpr int V = Access::V;
   for (Tiles<Access> tile(p.noise.origin, p.numel); tile.inside(); tile.next()) {
+    tile.split([&](auto whole) {
 #pragma unroll 1
-    for (int64_t m = 0; m < p.count; ++m) {
+      for (int64_t m = 0; m < p.count; ++m) {
 #pragma unroll
-      for (int u = 0; u < Access::kAtOnce; ++u) {
-        const Range range = tile.range(u);
-        if (!tile.has(range)) continue;
-        float v[V];
-        p.draw(m, range, v);
-        typename Access::Real values[V];
+        for (int u = 0; u < Access::kAtOnce; ++u) {
+          const Range range = tile.range(u, whole);
+          if (range.empty()) continue;
+          float v[V];
+          p.draw(m, range, v);
+          typename Access::Real values[V];
 #pragma unroll
-        for (int j = 0; j < V; ++j) values[j] = v[j];
-        out.store(p.at(m, range), tile.whole(), values);
+          for (int j = 0; j < V; ++j) values[j] = v[j];
+          out.store(p.at(m, range), whole, values);
+        }
       }
-    }
+    });
   }
 }
 
@@ -289,50 +291,63 @@ struct TermGrads {
 };
 
 template <class Access>
-__global__ void __launch_bounds__(kThreads, 2)
-    terms_backward(const __grid_constant__ Projections p, const __grid_constant__ Access score,
-                   const __grid_constant__ TermGrads<typename Access::Real> grads,
-                   const __grid_constant__ Access grad_score,
-                   const __grid_constant__ Access grad_jvp) {
-  using T = typename Access::Real;
+struct BackwardTensors {
+  Access score, grad_score, grad_jvp;
+};
+
+// One pack; `sum` is g_3 s, and becomes the score's gradient.
+template <class Access, class T = typename Access::Real>
+__device__ __forceinline__ void backward_pack(const Projections& p, const TermGrads<T>& grads,
+                                              const BackwardTensors<Access>& t, const Range& range,
+                                              bool whole, T (&sum)[Access::V]) {
   constexpr int V = Access::V;
   struct Row {
     T of_jvp, of_score;
   };
-  for (Tiles<Access> tile(p.noise.origin, p.numel); tile.inside(); tile.next()) {
-    typename Access::Raw raw[Access::kAtOnce];
-    if (grads.half_s2.data) tile.load(score, raw);
-#pragma unroll
-    for (int u = 0; u < Access::kAtOnce; ++u) {
-      const Range range = tile.range(u);
-      if (!tile.has(range)) continue;
-      T sum[V];
-      if (grads.half_s2.data) {
-        Access::unpack(raw[u], sum);
-        for_each_sample<V>(
-            p.sample_size, range, [&](int64_t sample) { return grads.half_s2.at(0, sample); },
-            [&](int j, T g) { sum[j] = g * sum[j]; });
-      } else {
-#pragma unroll
-        for (int j = 0; j < V; ++j) sum[j] = 0;
-      }
 #pragma unroll 1
-      for (int64_t m = 0; m < p.count; ++m) {
-        float v[V];
-        T jvp[V];
-        p.draw(m, range, v);
-        for_each_sample<V>(
-            p.sample_size, range,
-            [&](int64_t sample) { return Row{grads.vjv.at(m, sample), grads.vs.at(m, sample)}; },
-            [&](int j, const Row& row) {
-              const T weight = v[j];
-              jvp[j] = row.of_jvp * weight;
-              sum[j] = fma(row.of_score, weight, sum[j]);
-            });
-        grad_jvp.store(p.at(m, range), tile.whole(), jvp);
+  for (int64_t m = 0; m < p.count; ++m) {
+    float v[V];
+    T jvp[V];
+    p.draw(m, range, v);
+    for_each_sample<V>(
+        p.sample_size, range,
+        [&](int64_t sample) { return Row{grads.vjv.at(m, sample), grads.vs.at(m, sample)}; },
+        [&](int j, const Row& row) {
+          const T weight = v[j];
+          jvp[j] = row.of_jvp * weight;
+          sum[j] = fma(row.of_score, weight, sum[j]);
+        });
+    t.grad_jvp.store(p.at(m, range), whole, jvp);
+  }
+  t.grad_score.store(range, whole, sum);
+}
+
+template <class Access>
+__global__ void __launch_bounds__(kThreads, 2)
+    terms_backward(const __grid_constant__ Projections p,
+                   const __grid_constant__ TermGrads<typename Access::Real> grads,
+                   const __grid_constant__ BackwardTensors<Access> t) {
+  using T = typename Access::Real;
+  constexpr int V = Access::V;
+  const bool has_score = grads.half_s2.data != nullptr;
+  for (Tiles<Access> tile(p.noise.origin, p.numel); tile.inside(); tile.next()) {
+    tile.split([&](auto whole) {
+      typename Access::Raw raw[Access::kAtOnce] = {};
+      if (has_score) tile.load(t.score, whole, raw);
+#pragma unroll
+      for (int u = 0; u < Access::kAtOnce; ++u) {
+        const Range range = tile.range(u, whole);
+        if (range.empty()) continue;
+        T sum[V];
+        Access::unpack(raw[u], sum);
+        if (has_score) {
+          for_each_sample<V>(
+              p.sample_size, range, [&](int64_t sample) { return grads.half_s2.at(0, sample); },
+              [&](int j, T g) { sum[j] = g * sum[j]; });
+        }
+        backward_pack(p, grads, t, range, whole, sum);
       }
-      grad_score.store(range, tile.whole(), sum);
-    }
+    });
   }
 }
 
@@ -347,8 +362,8 @@ void backward_as(const Launcher& launch, const Projections& p, const View& score
                               Upstream<T>::of(grad_half_s2)};
   const auto run = [&](const auto& s, const auto& gs, const auto& gj) {
     using Access = std::decay_t<decltype(s)>;
-    launch.tiles(tile_count<Access>(p.noise.origin, p.numel), &terms_backward<Access>, p, s, grads,
-                 gs, gj);
+    launch.tiles(tile_count<Access>(p.noise.origin, p.numel), &terms_backward<Access>, p, grads,
+                 BackwardTensors<Access>{s, gs, gj});
   };
   if (p.noise.origin % V == 0 && packable(score, V) && packable(grad_score, V) &&
       stack_packable(grad_jvp, p.count, p.numel, V)) {
@@ -360,21 +375,6 @@ void backward_as(const Launcher& launch, const Projections& p, const View& score
 }
 
 // ---- ops -------------------------------------------------------------------------------------
-
-// Calls body(S()) with the type that elements of `dtype` are stored as.
-template <class Body>
-void with_storage(DType dtype, const Body& body) {
-  switch (dtype) {
-    case DType::kFloat64:
-      return body(double());
-    case DType::kBFloat16:
-      return body(BFloat16());
-    case DType::kFloat16:
-      return body(Float16());
-    default:
-      return body(float());
-  }
-}
 
 void project_(Tensor out, const Tensor& key, int64_t distribution, int64_t sample_offset) {
   const char* op = "project_";

@@ -18,50 +18,10 @@ int64_t tile_count(int64_t origin, int64_t numel) {
   return ceil_div(origin % Access::V + numel, kTileElements<Access>);
 }
 
-// The tiles of one block, in a grid that loops over all.
-template <class Access>
-class Tiles {
- public:
-  static constexpr int V = Access::V;
-
-  __device__ __forceinline__ Tiles(int64_t origin, int64_t numel)
-      : numel_(numel), begin_(blockIdx.x * kTileElements<Access> - origin % V) {}
-
-  __device__ __forceinline__ bool inside() const { return begin_ < numel_; }
-  __device__ __forceinline__ void next() { begin_ += gridDim.x * kTileElements<Access>; }
-
-  // Whether all elements of the tile exist and its packs move whole: the same for all threads.
-  __device__ __forceinline__ bool whole() const {
-    return Access::kMovesWhole && begin_ >= 0 && begin_ + kTileElements<Access> <= numel_;
-  }
-
-  // This thread's pack number u.
-  __device__ __forceinline__ Range range(int u) const {
-    const int64_t i = begin_ + u * kThreads * V + threadIdx.x * V, left = numel_ - i;
-    return {i, i < 0 ? static_cast<int>(-i) : 0,
-            left >= V ? V : (left > 0 ? static_cast<int>(left) : 0)};
-  }
-
-  // Whether the pack has any elements.
-  __device__ __forceinline__ bool has(const Range& range) const {
-    return whole() || range.low < range.high;
-  }
-
-  // Loads this thread's packs.
-  template <class From>
-  __device__ __forceinline__ void load(const From& from,
-                                       typename From::Raw (&raw)[Access::kAtOnce]) const {
-    if (whole()) {
-#pragma unroll
-      for (int u = 0; u < Access::kAtOnce; ++u) raw[u] = from.load(range(u), true);
-    } else {
-#pragma unroll
-      for (int u = 0; u < Access::kAtOnce; ++u) raw[u] = from.load(range(u), false);
-    }
-  }
-
- private:
-  int64_t numel_, begin_;
+// A flag that is known when the code is compiled.
+template <bool kValue>
+struct Constant {
+  __device__ __forceinline__ constexpr operator bool() const { return kValue; }
 };
 
 // Calls body(j, row) for each element of a pack, with load(sample) of the sample that it is of.
@@ -86,5 +46,98 @@ __device__ __forceinline__ void for_each_sample(const Divider& sample_size, cons
     body(j, row);
   }
 }
+
+// The rows of a tile's elements: each(range, body) calls body(j, row) for those of a pack.
+template <class Row>
+struct OneRow {
+  Row row;
+
+  template <int V, class Body>
+  __device__ __forceinline__ void each(const Range&, const Body& body) const {
+#pragma unroll
+    for (int j = 0; j < V; ++j) body(j, row);
+  }
+};
+
+template <class Load>
+struct RowPerSample {
+  const Divider& sample_size;
+  const Load& load;
+
+  template <int V, class Body>
+  __device__ __forceinline__ void each(const Range& range, const Body& body) const {
+    for_each_sample<V>(sample_size, range, load, body);
+  }
+};
+
+// The tiles of one block, by default in a grid that loops over all.
+template <class Access>
+class Tiles {
+ public:
+  static constexpr int V = Access::V;
+
+  __device__ __forceinline__ Tiles(int64_t origin, int64_t numel)
+      : Tiles(origin, numel, blockIdx.x) {}
+  __device__ __forceinline__ Tiles(int64_t origin, int64_t numel, int64_t first_tile)
+      : numel_(numel), begin_(first_tile * kTileElements<Access> - origin % V) {}
+
+  __device__ __forceinline__ bool inside() const { return begin_ < numel_; }
+  __device__ __forceinline__ void next() { advance(gridDim.x); }
+  __device__ __forceinline__ void advance(int64_t tiles) {
+    begin_ += tiles * kTileElements<Access>;
+  }
+
+  // Elements [begin, end) are those of this tile and the `count` - 1 behind it.
+  __device__ __forceinline__ int64_t begin() const { return begin_ < 0 ? 0 : begin_; }
+  __device__ __forceinline__ int64_t end(int64_t count) const {
+    const int64_t left = numel_ - begin_, size = count * kTileElements<Access>;
+    return begin_ + (left < size ? left : size);
+  }
+
+  // Calls body(whole), `whole` being a constant: whether all elements of the tile exist and its
+  // packs move whole. The usual case is so compiled without a test; all threads take one way.
+  template <class Body>
+  __device__ __forceinline__ void split(const Body& body) const {
+    if constexpr (Access::kMovesWhole) {
+      if (begin_ >= 0 && begin_ + kTileElements<Access> <= numel_) return body(Constant<true>());
+    }
+    body(Constant<false>());
+  }
+
+  // The same as body(whole, rows), `rows` being the row of each element, from load(sample).
+  template <class Load, class Body>
+  __device__ __forceinline__ void split_rows(const Divider& sample_size, const Load& load,
+                                             const Body& body) const {
+    split([&](auto whole) {
+      if constexpr (whole) {
+        const int64_t sample = sample_size(begin_);
+        if (begin_ + kTileElements<Access> <= (sample + 1) * sample_size.divisor) {
+          return body(whole, OneRow{load(sample)});
+        }
+      }
+      body(whole, RowPerSample<Load>{sample_size, load});
+    });
+  }
+
+  // This thread's pack number u.
+  template <class Whole>
+  __device__ __forceinline__ Range range(int u, Whole) const {
+    const int64_t i = begin_ + u * kThreads * V + threadIdx.x * V, left = numel_ - i;
+    if constexpr (Whole()) return {i, 0, V};
+    return {i, i < 0 ? static_cast<int>(-i) : 0,
+            left >= V ? V : (left > 0 ? static_cast<int>(left) : 0)};
+  }
+
+  // Loads this thread's packs.
+  template <class From, class Whole>
+  __device__ __forceinline__ void load(const From& from, Whole whole,
+                                       typename From::Raw (&raw)[Access::kAtOnce]) const {
+#pragma unroll
+    for (int u = 0; u < Access::kAtOnce; ++u) raw[u] = from.load(range(u, whole), whole);
+  }
+
+ private:
+  int64_t numel_, begin_;
+};
 
 }  // namespace fastscore::FASTSCORE_ISA

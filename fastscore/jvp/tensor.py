@@ -16,7 +16,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, Protocol
 
 import torch
@@ -36,7 +36,8 @@ _LIBRARIES = tuple(
 # Where the functions that rules are written for live; None is a method of torch.Tensor.
 _MODULES = (None, "torch", "torch.functional", "torch.nn.functional", "torch._tensor")
 _IN_PLACE_DUNDERS = {"__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__", "__ipow__"}
-_APPLY = torch.autograd.Function.apply.__func__.__code__
+# The autograd.Function whose forward a code object is, or None.
+_FUNCTIONS: dict[CodeType, type | None] = {}
 
 
 class Unsupported(Exception):
@@ -210,13 +211,28 @@ def _refuse_custom_function() -> None:
     """Refuse to look inside a custom autograd.Function.
 
     Its forward runs with gradients off, so that a graph made there would be lost, and what it does
-    to a tangent is for its own backward to say. No hook of PyTorch's tells, so the call stack does.
+    to a tangent is for its own backward to say. No hook of PyTorch's tells, so the call stack does:
+    by the frame of forward, since that of apply is not Python's in every version of PyTorch.
     """
     frame: FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_code is not evaluate.__code__:
-        if frame.f_code is _APPLY:
-            raise Unsupported(frame.f_locals["cls"].__qualname__, "it is an autograd.Function")
+        code = frame.f_code
+        if code not in _FUNCTIONS:
+            _FUNCTIONS[code] = _function_of(code)
+        function = _FUNCTIONS[code]
+        if function is not None:
+            raise Unsupported(function.__qualname__, "it is an autograd.Function")
         frame = frame.f_back
+
+
+def _function_of(code: CodeType) -> type | None:
+    left = [torch.autograd.Function]
+    while left:
+        function = left.pop()
+        if getattr(function.forward, "__code__", None) is code:
+            return function
+        left.extend(function.__subclasses__())
+    return None
 
 
 def evaluate(
