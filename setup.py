@@ -3,6 +3,7 @@
 Environment:
   FASTSCORE_CUDA=0|1     leave CUDA out, or demand it (default: built when nvcc and a CUDA
                          build of torch are both there)
+  CUDA_HOME              the CUDA toolkit (default: that of the nvcc on the PATH)
   TORCH_CUDA_ARCH_LIST   the CUDA architectures to build, as for any torch extension (default: those
                          of the GPUs that are here; with none, all that torch was built for)
   MAX_JOBS               how many compilers run at once
@@ -13,13 +14,35 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pybind11
 import torch
 from setuptools import setup
-from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+
+
+def set_cuda_home() -> None:
+    """From nvcc itself, which may be a script or a link elsewhere; torch takes it by its place."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None or os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"):
+        return
+    plan = subprocess.run(
+        [nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True
+    )
+    found = re.search(r"^#\$ TOP=(.+)$", plan.stderr, re.MULTILINE)
+    if found:
+        os.environ["CUDA_HOME"] = os.path.realpath(found[1])
+
+
+set_cuda_home()  # torch reads it when it is imported
+from torch.utils.cpp_extension import (  # noqa: E402
+    CUDA_HOME,
+    BuildExtension,
+    CppExtension,
+    CUDAExtension,
+)
 
 CSRC = Path("csrc")
 FAMILIES = sorted(path.stem for path in (CSRC / "cpu/isa").glob("*.cpp"))
@@ -109,7 +132,8 @@ def extension():
     sources = [CSRC / "library.cpp", CSRC / "module.cpp", CSRC / "checks.cpp"]
     sources += sorted((CSRC / "cpu").glob("*.cpp"))
     macros = [f'-DFASTSCORE_TORCH_VERSION="{torch.__version__}"']
-    flags = {"cxx": ["-std=c++20", *COMMON, *STABLE_ABI, *macros]}
+    # The stable headers of torch 2.14 leave parameters unused.
+    flags = {"cxx": ["-std=c++20", *COMMON, "-Wno-unused-parameter", *STABLE_ABI, *macros]}
     make = CppExtension
     if cuda:
         make = CUDAExtension
