@@ -89,9 +89,12 @@ def results(shape: tuple[int, ...], dtype: torch.dtype, device: str, place) -> I
         value, tangents = ops.dual(x, jvp, activation)
         yield sums(value) if dtype == torch.float64 else value
         yield sums(tangents) if dtype == torch.float64 else tangents
+        for part in ops.dual_slope(x, activation):
+            yield sums(part) if dtype == torch.float64 else part
         stack = ops.dual_stacked(jvp, activation)
         yield sums(stack) if dtype == torch.float64 else stack
     yield sums(raw.dual_backward(x, jvp, s, jvp, 1, 0.0, 0.0)[0])
+    yield sums(raw.dual_slope_backward(s, x, x, 1, 0.0, 0.0))
     yield sums(raw.dual_stacked_backward(jvp, jvp, 2, 0.0, 0.0))
 
 

@@ -1,6 +1,8 @@
 // What the ops of the family `dual` ask of their arguments, on every device.
 #pragma once
 
+#include <initializer_list>
+
 #include "checks.h"
 #include "core/activations.h"
 
@@ -27,9 +29,13 @@ inline void check_like(const char* op, const char* arg, const Tensor& x, const T
   check_same_device(op, arg, x, like, like_name);
 }
 
-inline void check_dual(const char* op, const Tensor& h, const Tensor& hdot, int64_t activation) {
+inline void check_dual_slope(const char* op, const Tensor& h, int64_t activation) {
   check_dual_dtype(op, "h", h);
   check_activation(op, activation);
+}
+
+inline void check_dual(const char* op, const Tensor& h, const Tensor& hdot, int64_t activation) {
+  check_dual_slope(op, h, activation);
   bool fits = hdot.dim() == h.dim() + 1;
   for (int64_t d = 0; fits && d < h.dim(); ++d) fits = hdot.size(d + 1) == h.size(d);
   if (!fits) {
@@ -41,33 +47,36 @@ inline void check_dual(const char* op, const Tensor& h, const Tensor& hdot, int6
 }
 
 inline void check_dual_stacked(const char* op, const Tensor& h, int64_t activation) {
-  check_dual_dtype(op, "h", h);
-  check_activation(op, activation);
+  check_dual_slope(op, h, activation);
   if (h.dim() < 1 || h.size(0) < 1) {
     fail(op, "h", "of shape (1 + tangents, ...), got ", describe(h));
   }
 }
 
-// Whether x's slices x[0], x[1], ... lie one after the other in memory, each without a hole and in
-// some order of its dimensions: a channels_last tensor for example.
-inline bool has_dense_slices(const Tensor& x) {
-  if (x.is_contiguous()) return true;
+// Whether x's dimensions from `first` on lie in memory without a hole, in some order of theirs:
+// those of a channels_last tensor for example.
+inline bool is_dense(const Tensor& x, int64_t first) {
   const int64_t dims = x.dim();
   const auto sizes = x.sizes(), strides = x.strides();
-  int64_t slice = 1;
-  for (int64_t d = 1; d < dims; ++d) slice *= sizes[d];
-  if (sizes[0] > 1 && strides[0] != slice) return false;
+  int64_t whole = 1;
+  for (int64_t d = first; d < dims; ++d) whole *= sizes[d];
   // The dimension of stride 1, then the one whose stride is what the first spans, and so on.
   int64_t span = 1;
-  while (span < slice) {
-    int64_t next = 0;
-    for (int64_t d = 1; d < dims && !next; ++d) {
-      if (sizes[d] > 1 && strides[d] == span) next = d;
-    }
-    if (!next) return false;
+  while (span < whole) {
+    int64_t next = first;
+    while (next < dims && !(sizes[next] > 1 && strides[next] == span)) ++next;
+    if (next == dims) return false;
     span *= sizes[next];
   }
   return true;
+}
+
+// Whether x's slices x[0], x[1], ... lie one after the other in memory, each dense.
+inline bool has_dense_slices(const Tensor& x) {
+  if (x.is_contiguous()) return true;
+  int64_t slice = 1;
+  for (int64_t d = 1; d < x.dim(); ++d) slice *= x.size(d);
+  return (x.size(0) <= 1 || x.stride(0) == slice) && is_dense(x, 1);
 }
 
 // Whether the dimensions of `like` lie in memory as x's last ones do.
@@ -77,6 +86,20 @@ inline bool same_strides(const Tensor& x, const Tensor& like) {
     if (like.size(d) > 1 && like.stride(d) != x.stride(lead + d)) return false;
   }
   return true;
+}
+
+// Elementwise work may follow the order of memory where all tensors share it.
+inline bool share_order(const Tensor& h, const Tensor& hdot, const Tensor& value,
+                        const Tensor& out) {
+  return has_dense_slices(hdot) && same_strides(hdot, h) && same_strides(value, h) &&
+         same_strides(out, hdot);
+}
+
+// The same of tensors of h's shape.
+inline bool share_order(const Tensor& h, std::initializer_list<const Tensor*> others) {
+  bool shared = h.is_contiguous() || is_dense(h, 0);
+  for (const Tensor* other : others) shared = shared && same_strides(*other, h);
+  return shared;
 }
 
 // The tensor's view; when `flat`, with its elements in the order of memory.

@@ -44,6 +44,10 @@ STABLE_TORCH_LIBRARY(fastscore, m) {
   m.def(
       "dual_backward(Tensor grad_value, Tensor grad_tangents, Tensor h, Tensor hdot, "
       "int activation, float a, float b) -> (Tensor grad_h, Tensor grad_hdot)");
+  m.def("dual_slope(Tensor h, int activation, float a, float b) -> (Tensor value, Tensor slope)");
+  m.def(
+      "dual_slope_backward(Tensor grad_value, Tensor grad_slope, Tensor h, int activation, "
+      "float a, float b) -> Tensor");
   m.def("dual_stacked(Tensor h, int activation, float a, float b) -> Tensor");
   m.def("dual_stacked_backward(Tensor grad, Tensor h, int activation, float a, float b) -> Tensor");
 }

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastscore.jvp.tensor import DualTensor, Run, Unsupported, _refuse_custom_function, evaluate
-from fastscore.ops import dual
+from fastscore.ops import dual_slope
 
 MAX_DIAGONALS = 2  # in a product whose trace has a closed form
 MAX_TERMS = 16  # every residual block doubles their number
@@ -337,8 +337,8 @@ def _activation(name: str, *parameters: str) -> None:
         params = dict(zip((*parameters, "inplace"), args, strict=False)) | kwargs
         inplace = params.pop("inplace", False)
         h = input.value
-        value, slope = dual(h, torch.ones_like(h).unsqueeze(0), name, **params)
-        terms = input.then(Diagonal(slope.squeeze(0).flatten(1)))
+        value, slope = dual_slope(h, name, **params)
+        terms = input.then(Diagonal(slope.flatten(1)))
         if not inplace:
             return JacobianTensor(value, terms)
         if input.shared:

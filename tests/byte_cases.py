@@ -123,6 +123,9 @@ def dual_case(dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
     for name in names:
         out = ops.dual_stacked(h, name)
         results += [out.detach(), *torch.autograd.grad(out, h, upstream)]
+        both = ops.dual_slope(h, name)
+        results += [*(t.detach() for t in both)]
+        results += torch.autograd.grad(both, h, (upstream, upstream.flip(0)))
     return tuple(results)
 
 

@@ -172,6 +172,9 @@ def duals(make: Make, shape: Shape, device: torch.device) -> Results:
         found += (output.detach() for output in outputs)
         upstream = [randn(*t.shape, seed=9).to(t) for t in outputs]
         found += torch.autograd.grad(outputs, (stack, h, hdot), upstream)
+        both = ops.dual_slope(h, name, **params)
+        found += (t.detach() for t in both)
+        found += torch.autograd.grad(both, h, upstream[1:2] * 2)
     return tuple(found)
 
 
@@ -343,6 +346,8 @@ class EveryOp:
             *raw.sliced_terms_backward(jvp[:, :, 0], None, x[:, 0], s, key, 2, 0),
             *ops.dual(x, jvp, "silu"),
             *raw.dual_backward(s, jvp, x, jvp, 1, 0.0, 0.0),
+            *ops.dual_slope(x, "gelu"),
+            raw.dual_slope_backward(s, x, x, 5, 0.0, 0.0),
             ops.dual_stacked(jvp, "tanh"),
             raw.dual_stacked_backward(jvp, jvp, 2, 0.0, 0.0),
         ]

@@ -22,12 +22,6 @@ void run(void (*kernel)(const DualArgs&, TileRange), const DualArgs& args) {
   if (args.numel > 0) run_range(kernel, args, tiles_of(0, args.numel), 1 + args.tangents);
 }
 
-// Elementwise work may follow the order of memory where all tensors share it.
-bool share_order(const Tensor& h, const Tensor& hdot, const Tensor& value, const Tensor& out) {
-  return has_dense_slices(hdot) && same_strides(hdot, h) && same_strides(value, h) &&
-         same_strides(out, hdot);
-}
-
 std::tuple<Tensor, Tensor> dual(const Tensor& h, const Tensor& hdot, int64_t activation, double a,
                                 double b) {
   const char* op = "dual";
@@ -64,6 +58,36 @@ std::tuple<Tensor, Tensor> dual_backward(const Tensor& grad_value, const Tensor&
   args.first_tangent = 0;
   run(FASTSCORE_BEST(dual_backward), args);
   return {grad_h, grad_hdot};
+}
+
+std::tuple<Tensor, Tensor> dual_slope(const Tensor& h, int64_t activation, double a, double b) {
+  const char* op = "dual_slope";
+  check_dual_slope(op, h, activation);
+  Tensor value = new_like(h), slope = new_like(h);
+  const bool flat = share_order(h, {&value, &slope});
+  DualArgs args = dual_args(activation, a, b, h.numel(), 1);
+  args.h = ordered_view(op, "h", h, flat);
+  args.value = ordered_view(op, "value", value, flat);
+  args.out = ordered_view(op, "slope", slope, flat);
+  run(FASTSCORE_BEST(slope_forward), args);
+  return {value, slope};
+}
+
+Tensor dual_slope_backward(const Tensor& grad_value, const Tensor& grad_slope, const Tensor& h,
+                           int64_t activation, double a, double b) {
+  const char* op = "dual_slope_backward";
+  check_dual_slope(op, h, activation);
+  check_like(op, "grad_value", grad_value, h, "h");
+  check_like(op, "grad_slope", grad_slope, h, "h");
+  Tensor grad_h = new_like(h);
+  const bool flat = share_order(h, {&grad_value, &grad_slope, &grad_h});
+  DualArgs args = dual_args(activation, a, b, h.numel(), 1);
+  args.h = ordered_view(op, "h", h, flat);
+  args.grad_value = ordered_view(op, "grad_value", grad_value, flat);
+  args.grad_out = ordered_view(op, "grad_slope", grad_slope, flat);
+  args.value = ordered_view(op, "grad_h", grad_h, flat);
+  run(FASTSCORE_BEST(slope_backward), args);
+  return grad_h;
 }
 
 DualArgs stacked_args(const Tensor& h, int64_t activation, double a, double b) {
@@ -106,6 +130,8 @@ Tensor dual_stacked_backward(const Tensor& grad, const Tensor& h, int64_t activa
 STABLE_TORCH_LIBRARY_IMPL(fastscore, CPU, m) {
   m.impl("dual", TORCH_BOX(&fastscore::dual));
   m.impl("dual_backward", TORCH_BOX(&fastscore::dual_backward));
+  m.impl("dual_slope", TORCH_BOX(&fastscore::dual_slope));
+  m.impl("dual_slope_backward", TORCH_BOX(&fastscore::dual_slope_backward));
   m.impl("dual_stacked", TORCH_BOX(&fastscore::dual_stacked));
   m.impl("dual_stacked_backward", TORCH_BOX(&fastscore::dual_stacked_backward));
 }

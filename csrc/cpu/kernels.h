@@ -94,6 +94,7 @@ struct DualArgs {
   View value, out;            // forward: results; backward: gradients of h and hdot
   int64_t first_tangent;      // index in hdot, grad_out and out of the first tangent's elements
   int64_t tangents, numel;    // numel: of h
+  // The slope's kernels have no hdot: out is the slope, and grad_out its upstream gradient.
 };
 
 #define FASTSCORE_KERNELS(isa)                                                            \
@@ -109,6 +110,8 @@ struct DualArgs {
   void sliced_terms_backward(const SlicedArgs& args, TileRange tiles);                    \
   void dual_forward(const DualArgs& args, TileRange tiles);                               \
   void dual_backward(const DualArgs& args, TileRange tiles);                              \
+  void slope_forward(const DualArgs& args, TileRange tiles);                              \
+  void slope_backward(const DualArgs& args, TileRange tiles);                             \
   void draw_labels(const NoiseArgs& args, int64_t levels, int64_t* labels, int64_t begin, \
                    int64_t end);                                                          \
   void philox_words(const uint32_t* counter, const uint32_t* key, uint32_t* out);         \

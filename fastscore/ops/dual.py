@@ -6,8 +6,9 @@
 Least traffic: each tensor is read or written once, forward and backward.
 
 Two layouts: :func:`dual` takes the value and the tangents apart, :func:`dual_stacked` as one tensor
-whose slice 0 is the value, so that linear layers run once on everything. Forward-mode
-differentiation: Wengert 1964, "A simple automatic derivative evaluation program".
+whose slice 0 is the value, so that linear layers run once on everything. :func:`dual_slope` gives
+the slope phi'(h) itself, for traces in closed form. Forward-mode differentiation: Wengert 1964, "A
+simple automatic derivative evaluation program".
 
 In float32 and half precision all instruction sets and devices give the same bytes. float64 uses the
 mathematics library, whose last bit may differ between platforms.
@@ -82,6 +83,27 @@ def dual(h: Tensor, hdot: Tensor, activation: str, **params: Any) -> tuple[Tenso
     ([-0.5, 2.0], [[0.5, 1.0], [1.5, 4.0]])
     """
     return _Dual.run("dual", h, hdot, *_checked("dual", activation, params))
+
+
+def dual_slope(h: Tensor, activation: str, **params: Any) -> tuple[Tensor, Tensor]:
+    """``phi(h)`` and ``phi'(h)``: :func:`dual` along ones, which are never stored.
+
+    Args:
+        h, activation, params: as for :func:`dual`.
+
+    Returns:
+        The value and the slope, of h's shape and dtype. Differentiable once, as :func:`dual`.
+
+    Raises:
+        ValueError: unknown activation or parameter, or a dtype that is not floating.
+        TypeError: h is not a tensor.
+
+    >>> value, slope = dual_slope(torch.tensor([-1.0, 2.0]), "leaky_relu", negative_slope=0.5)
+    >>> value.tolist(), slope.tolist()
+    ([-0.5, 2.0], [0.5, 1.0])
+    """
+    check_tensor("dual_slope", "h", h)
+    return _DualSlope.run("dual_slope", h, *_checked("dual_slope", activation, params))
 
 
 def dual_stacked(h: Tensor, activation: str, **params: Any) -> Tensor:
@@ -164,6 +186,17 @@ def _(grad_value, grad_tangents, h, hdot, activation, a, b):  # type: ignore[no-
     return torch.empty_like(h), torch.empty_like(hdot)
 
 
+@torch.library.register_fake("fastscore::dual_slope")
+def _(h, activation, a, b):  # type: ignore[no-untyped-def]
+    return torch.empty_like(h), torch.empty_like(h)
+
+
+@torch.library.register_fake("fastscore::dual_slope_backward")
+def _(grad_value, grad_slope, h, activation, a, b) -> Tensor:  # type: ignore[no-untyped-def]
+    check_same_device("dual_slope_backward", h, grad_value=grad_value, grad_slope=grad_slope)
+    return torch.empty_like(h)
+
+
 @torch.library.register_fake("fastscore::dual_stacked")
 def _(h, activation, a, b) -> Tensor:  # type: ignore[no-untyped-def]
     return torch.empty_like(h)
@@ -197,6 +230,18 @@ def _(info, in_dims, grad_value, grad_tangents, h, hdot, activation, a, b):  # t
         _batched(info, x, dim, 1) for x, dim in ((grad_tangents, in_dims[1]), (hdot, in_dims[3]))
     )
     return ops.dual_backward.default(grad_value, grad_tangents, h, hdot, activation, a, b), (0, 1)
+
+
+@torch.library.register_vmap("fastscore::dual_slope")
+def _(info, in_dims, h, activation, a, b):  # type: ignore[no-untyped-def]
+    return ops.dual_slope.default(_batched(info, h, in_dims[0], 0), activation, a, b), (0, 0)
+
+
+@torch.library.register_vmap("fastscore::dual_slope_backward")
+def _(info, in_dims, grad_value, grad_slope, h, activation, a, b):  # type: ignore[no-untyped-def]
+    tensors = zip((grad_value, grad_slope, h), in_dims, strict=False)
+    grad_value, grad_slope, h = (_batched(info, x, dim, 0) for x, dim in tensors)
+    return ops.dual_slope_backward.default(grad_value, grad_slope, h, activation, a, b), 0
 
 
 @torch.library.register_vmap("fastscore::dual_stacked")
@@ -246,6 +291,39 @@ class _DualBackward(Differentiable):
     @staticmethod
     def backward(ctx, *grads):  # type: ignore[no-untyped-def, override]
         _refuse_second_derivative("dual")
+
+
+class _DualSlope(Differentiable):
+    @staticmethod
+    def forward(h, activation, a, b):  # type: ignore[no-untyped-def, override]
+        return ops.dual_slope.default(h, activation, a, b)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def, override]
+        h, *ctx.numbers = inputs
+        ctx.save_for_backward(h)
+
+    @staticmethod
+    def backward(ctx, grad_value, grad_slope):  # type: ignore[no-untyped-def, override]
+        (h,) = ctx.saved_tensors
+        grad_h = _DualSlopeBackward.run(
+            "dual_slope_backward", grad_value, grad_slope, h, *ctx.numbers
+        )
+        return grad_h, None, None, None
+
+
+class _DualSlopeBackward(Differentiable):
+    @staticmethod
+    def forward(grad_value, grad_slope, h, activation, a, b):  # type: ignore[no-untyped-def, override]
+        return ops.dual_slope_backward.default(grad_value, grad_slope, h, activation, a, b)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def, override]
+        return None
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def, override]
+        _refuse_second_derivative("dual_slope")
 
 
 class _DualStacked(Differentiable):

@@ -158,6 +158,31 @@ def dual(h: Tensor, hdot: Tensor, activation: str, **params: Any) -> tuple[Tenso
     return value.to(h.dtype), (slope * hdot).to(h.dtype)
 
 
+def dual_slope(h: Tensor, activation: str, **params: Any) -> tuple[Tensor, Tensor]:
+    """``phi(h)`` and ``phi'(h)``: :func:`dual` along ones.
+
+    Args:
+        h, activation, params: as for :func:`dual`.
+
+    Returns:
+        The value and the slope, of h's shape and dtype.
+
+    Raises:
+        ValueError: unknown activation or parameter, or a dtype that is not floating.
+        TypeError: h is not a tensor.
+
+    Example:
+        >>> import torch
+        >>> from fastscore.reference import dual_slope
+        >>> value, slope = dual_slope(torch.tensor([-1.0, 2.0]), "leaky_relu", negative_slope=0.5)
+        >>> value.tolist(), slope.tolist()
+        ([-0.5, 2.0], [0.5, 1.0])
+    """
+    check_floating("dual_slope", "h", h)
+    value, slope = _value_and_slope("dual_slope", h, activation, params)
+    return value.to(h.dtype), slope.to(h.dtype)
+
+
 def dual_stacked(h: Tensor, activation: str, **params: Any) -> Tensor:
     """``[phi(h_0), phi'(h_0) h_1, ..., phi'(h_0) h_M]`` for a stacked value and its tangents.
 

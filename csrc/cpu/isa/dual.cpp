@@ -116,6 +116,38 @@ void backward(const DualArgs& args, TileRange tiles) {
   });
 }
 
+template <class T>
+void value_and_slope(const DualArgs& args, TileRange tiles) {
+  T h_buffer[kTile], value_buffer[kTile], slope_buffer[kTile];
+  for_each_tile(0, args.numel, tiles, [&](int64_t, int64_t begin, int64_t count) {
+    const T* h = load_tile(args.h, begin, count, h_buffer);
+    T* value = output_tile(args.value, begin, value_buffer);
+    T* slope = output_tile(args.out, begin, slope_buffer);
+    with_activation(args.activation, args.a, args.b,
+                    [&](auto act) { jets<ValueAndSlope>(act, h, count, value, slope); });
+    store_tile(args.value, begin, count, value);
+    store_tile(args.out, begin, count, slope);
+  });
+}
+
+template <class T>
+void value_and_slope_backward(const DualArgs& args, TileRange tiles) {
+  T h_buffer[kTile], value_buffer[kTile], slope_buffer[kTile], out_buffer[kTile];
+  T slope[kTile], curvature[kTile];
+  for_each_tile(0, args.numel, tiles, [&](int64_t, int64_t begin, int64_t count) {
+    const T* h = load_tile(args.h, begin, count, h_buffer);
+    with_activation(args.activation, args.a, args.b,
+                    [&](auto act) { jets<SlopeAndCurvature>(act, h, count, slope, curvature); });
+    const T* __restrict grad_value = load_tile(args.grad_value, begin, count, value_buffer);
+    const T* __restrict grad_slope = load_tile(args.grad_out, begin, count, slope_buffer);
+    T* __restrict out = output_tile(args.value, begin, out_buffer);
+    for (int64_t i = 0; i < count; ++i) {
+      out[i] = fma(grad_value[i], slope[i], curvature[i] * grad_slope[i]);
+    }
+    store_tile(args.value, begin, count, out);
+  });
+}
+
 }  // namespace
 
 void dual_forward(const DualArgs& args, TileRange tiles) {
@@ -131,6 +163,22 @@ void dual_backward(const DualArgs& args, TileRange tiles) {
     backward<double>(args, tiles);
   } else {
     backward<float>(args, tiles);
+  }
+}
+
+void slope_forward(const DualArgs& args, TileRange tiles) {
+  if (args.h.dtype == DType::kFloat64) {
+    value_and_slope<double>(args, tiles);
+  } else {
+    value_and_slope<float>(args, tiles);
+  }
+}
+
+void slope_backward(const DualArgs& args, TileRange tiles) {
+  if (args.h.dtype == DType::kFloat64) {
+    value_and_slope_backward<double>(args, tiles);
+  } else {
+    value_and_slope_backward<float>(args, tiles);
   }
 }
 
