@@ -11,6 +11,7 @@ from fastscore.losses import (
     score_matching_loss,
     ssm_loss,
 )
+from fastscore.memory import keep_freed_memory
 from fastscore.metrics import fisher_divergence, sliced_fisher_divergence
 from fastscore.samplers import annealed_langevin, consistent_annealed_langevin, langevin
 from fastscore.schedules import (
@@ -34,6 +35,7 @@ __all__ = [
     "geometric_sigmas",
     "jvp",
     "jvps",
+    "keep_freed_memory",
     "langevin",
     "langevin_step_size",
     "nn",

@@ -56,6 +56,7 @@ def run_info(_: argparse.Namespace) -> None:
 def run_demo(args: argparse.Namespace) -> None:
     from fastscore.demo import run_demo
 
+    fastscore.keep_freed_memory()
     run_demo(
         args.out,
         iterations=args.iterations,
@@ -74,6 +75,7 @@ def run_sample(args: argparse.Namespace) -> None:
     check_int("sample", "-n", args.n, minimum=1)
     out = prepare_file("sample", args.out, (".npz", ".png"))
     checkpoint = load_checkpoint(args.checkpoint, device=args.device)
+    fastscore.keep_freed_memory()
     shape = checkpoint.model.data_shape
     if out.suffix == ".png" and (len(shape) != 3 or shape[0] != 1):
         fail("sample", "--out", "a .npz file for a model of other than grey images", out)

@@ -1,0 +1,47 @@
+"""Freed memory that stays with the process."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+import fastscore
+
+# Pages mapped while three arrays of 16 MiB come and go, ten times after the first.
+FAULTS = """
+import resource, sys, torch, fastscore
+if sys.argv[1] == "keep":
+    assert fastscore.keep_freed_memory(128)
+def arrays():
+    made = [torch.empty(4 << 20) for _ in range(3)]
+    for each in made:
+        each.fill_(1)
+for _ in range(3):
+    arrays()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    arrays()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(mode: str) -> int:
+    run = [sys.executable, "-c", FAULTS, mode]
+    return int(subprocess.run(run, capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="sets glibc's options")
+def test_freed_memory_is_found_in_place() -> None:
+    # 4096 pages an array; fewer where the system hands out large ones of itself.
+    assert faults("keep") < 100 < faults("leave")
+
+
+@pytest.mark.parametrize(
+    ("mebibytes", "error"), [(0, ValueError), (4096, ValueError), (1.5, TypeError)]
+)
+def test_bad_amount(mebibytes: object, error: type[Exception]) -> None:
+    with pytest.raises(error, match=r"^keep_freed_memory: mebibytes must be"):
+        fastscore.keep_freed_memory(mebibytes)
