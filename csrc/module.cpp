@@ -4,6 +4,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <chrono>
+#include <numeric>
+#include <thread>
+#include <vector>
+
 #include "cpu/capability.h"
 #include "cpu/kernels.h"
 
@@ -43,6 +48,25 @@ py::array_t<uint32_t> philox4x32(const Words& counter, const Words& key) {
   return out;
 }
 
+// Fused multiply-adds of float32 in a second by so many threads at once: what bounds arithmetic.
+double multiply_add_rate(int threads) {
+  constexpr int64_t kRounds = int64_t{1} << 18;
+  using namespace fastscore;
+  std::vector<double> rates(threads);
+  std::vector<std::thread> workers;
+  for (double& rate : rates) {
+    workers.emplace_back([&rate] {
+      float sum;
+      const auto start = std::chrono::steady_clock::now();
+      const int64_t count = FASTSCORE_BEST(multiply_adds)(kRounds, &sum);
+      const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - start;
+      rate = static_cast<double>(count) / passed.count();
+    });
+  }
+  for (std::thread& worker : workers) worker.join();
+  return std::accumulate(rates.begin(), rates.end(), 0.0);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -52,6 +76,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_capabilities", &fastscore::available_capabilities);
   m.def("philox4x32", &philox4x32, py::arg("counter"), py::arg("key"));
   m.def("box_muller_words", &box_muller_words, py::arg("words"));
+  m.def("multiply_add_rate", &multiply_add_rate, py::arg("threads"),
+        py::call_guard<py::gil_scoped_release>());
   m.attr("cuda_archs") = FASTSCORE_CUDA_ARCHS;
   m.attr("compiler") = __VERSION__;
   m.attr("torch_version") = FASTSCORE_TORCH_VERSION;

@@ -117,6 +117,7 @@ struct DualArgs {
   void philox_words(const uint32_t* counter, const uint32_t* key, uint32_t* out);         \
   void box_muller_words(const uint32_t* words, int64_t pairs, float* log, float* cosine,  \
                         float* sine, float* normals);                                     \
+  int64_t multiply_adds(int64_t rounds, float* sum);                                      \
   }
 
 FASTSCORE_KERNELS(cpu_default)

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from fastscore.bench.case import Candidate, Side, limit
+from fastscore.ops._library import _C
 
 # Multiplications and fused multiply-adds on 32-bit lanes for each element, counted in csrc/core.
-# They all share the units whose peak a matrix product shows; additions, shifts and logic, which
-# may run beside them, are left out, so that the share of the peak is at most 1.
+# Additions, shifts and logic, which may run beside them, are left out. Where a machine multiplies
+# integers and floats in different units the share of the peak may pass 1.
 # A Philox block, four words or 128 signs, is 20 products on 64-bit lanes. A pair of normals is a
 # logarithm (13), a cosine with its sine (11), a square root and two products.
 PHILOX_BLOCK = 20 * 2
@@ -54,6 +55,16 @@ def copy(like: Tensor) -> Candidate:
     return limit("copy", make)
 
 
+def clone(like: Tensor) -> Candidate:
+    """Reads one array, writes a new one, whose pages the system may have to map and clear."""
+
+    def make() -> Side:
+        a = torch.zeros_like(like)
+        return Side(lambda: a.clone(), bytes=2 * a.nbytes)
+
+    return limit("clone", make)
+
+
 def fill(like: Tensor) -> Candidate:
     """a = 1: writes one array."""
 
@@ -76,22 +87,24 @@ def read(*like: Tensor) -> Candidate:
 
 @functools.cache
 def peak_operations(device: str, threads: int) -> float:
-    """Fused multiply-adds of float32 in a second, by the best of thirty matrix products."""
-    n = 8192 if device == "cuda" else 768
+    """Fused multiply-adds of float32 in a second: the best of thirty tries.
+
+    On a CPU they stay in registers, with the instructions that the kernels use; on a GPU they are
+    a matrix product's.
+    """
+    if device == "cpu":
+        return max(_C.multiply_add_rate(threads) for _ in range(30))
+    n = 8192
     a, b = torch.ones(n, n, device=device), torch.ones(n, n, device=device)
     tf32 = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     best = float("inf")
     try:
         for _ in range(30):
             start = time.perf_counter()
             torch.mm(a, b)
-            if device == "cuda":
-                torch.cuda.synchronize()
+            torch.cuda.synchronize()
             best = min(best, time.perf_counter() - start)
     finally:
         torch.backends.cuda.matmul.allow_tf32 = tf32
-        torch.set_num_threads(before)
     return n**3 / best

@@ -106,4 +106,22 @@ void box_muller_words(const uint32_t* words, int64_t pairs, float* log, float* c
   }
 }
 
+// Nothing but fused multiply-adds, in chains enough to hide their latency; returns how many numbers
+// they made. What is left of them keeps the compiler from dropping the work.
+int64_t multiply_adds(int64_t rounds, float* sum) {
+  constexpr int kLanes = sizeof(LaneF) / sizeof(float), kSums = 12;
+  const LaneF factor = broadcast<LaneF>(0.5f), term = broadcast<LaneF>(1.0f);
+  LaneF sums[kSums];
+  for (int i = 0; i < kSums; ++i) sums[i] = broadcast<LaneF>(static_cast<float>(i));
+  for (int64_t round = 0; round < rounds; ++round) {
+#pragma GCC unroll 12
+    for (int i = 0; i < kSums; ++i) sums[i] = fma(sums[i], factor, term);
+  }
+  for (int i = 1; i < kSums; ++i) sums[0] = sums[0] + sums[i];
+  float lanes[kLanes];
+  store(lanes, sums[0]);
+  *sum = lanes[0];
+  return rounds * kSums * kLanes;
+}
+
 }  // namespace fastscore::FASTSCORE_ISA

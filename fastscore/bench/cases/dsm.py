@@ -128,8 +128,8 @@ def build_part(case: Case) -> Work:
             limits.triad(x),
             limits.copy(x),
         ],
-        bytes=5 * x.nbytes,  # read x, write x~; read the output; read it, write its gradient
-        operations=3 * (limits.NORMAL + 3) * case.elements,
+        bytes=4 * x.nbytes,  # read x, write x~; read the output, write its gradient
+        operations=2 * (limits.NORMAL + 3) * case.elements,
     )
 
 
@@ -175,7 +175,13 @@ def build_perturb(case: Case) -> Work:
         return Side(run, lambda: noise(run))
 
     return Work(
-        [library(ours), peer("eager", in_eager), limits.triad(x), limits.copy(x)],
+        [
+            library(ours),
+            peer("eager", in_eager),
+            limits.triad(x),
+            limits.copy(x),
+            limits.clone(x),
+        ],
         bytes=2 * x.nbytes,
         operations=(limits.NORMAL + 3) * case.elements,
     )
@@ -228,7 +234,7 @@ def build_residual(case: Case) -> Work:
 
 
 def cases(device: str, quick: bool) -> Iterator[Case]:
-    """At the size of a training batch of CIFAR-10."""
+    """At the size of a training batch of CIFAR-10, and larger and smaller."""
     shape = (16, 3, 32, 32) if quick else (128, 3, 32, 32)
     needs = size(torch.Size(shape).numel(), buffers=20)
     kept = None
@@ -242,3 +248,5 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
     few = ("fastscore", "eager", "NCSN loss", "jax", "triad", "copy")
     yield Case("dsm", "dsm", build_part, shape, torch.bfloat16, device, providers=few, **needs)
     yield Case("dsm", "dsm", build_part, (128, 64), device=device, providers=few)
+    large = (1024, 16384)  # in memory, not in a cache
+    yield Case("perturb", "dsm", build_perturb, large, device=device, **size(2**24))

@@ -160,6 +160,12 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
             "sliced_terms", "sliced", build_terms, shape, device=device, params=params,
             providers=kept, **needs,
         )  # fmt: skip
+    params = {"distribution": "rademacher", "projections": 1}
+    if not quick:  # in memory, not in a cache
+        yield Case(
+            "sliced_terms", "sliced", build_terms, (4096, 4096), device=device, params=params,
+            providers=few, **size(2**24),
+        )  # fmt: skip
     params = {"distribution": "rademacher", "projections": 4}
     yield Case(
         "projections", "sliced", build_projections, shape, device=device, params=params, **needs
