@@ -64,7 +64,8 @@ def key(
         source = generator.device if generator is not None else device
         drawn = torch.randint(-(2**63), 2**63 - 1, (2,), generator=generator, device=source)
         drawn[1] = draw
-        return drawn if device is None else drawn.to(device)
+        # Asking is cheaper than a call of ``to`` that does nothing.
+        return drawn if device is None or drawn.device == device else drawn.to(device)
     if generator is not None:
         fail("key", "generator", "None when a seed is given", "both")
     if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
