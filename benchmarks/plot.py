@@ -154,21 +154,30 @@ def ratios(rows: list[Row]) -> Figure | None:
 
 
 def roofline(rows: list[Row]) -> Figure | None:
-    """Rate of multiplications against those for each byte, under the two roofs of the machine."""
+    """Rate of multiplications against those for each byte, under the machine's roofs.
+
+    There are two slopes: what the passes over memory reach in the cases that outgrow a cache, whose
+    ops are filled circles, and in the others, whose ops are hollow.
+    """
     cases = [row for row in largest_cases(rows) if row["operations"] and row["bytes"]]
-    rates = [rate for row in cases if (rate := limit_rate(rows, row))]
-    if not rates:
+    rates: dict[bool, list[float]] = {True: [], False: []}  # by whether in memory
+    for row in cases:
+        if rate := limit_rate(rows, row):
+            rates[in_memory(row)].append(rate)
+    bandwidths = [max(found) for found in rates.values() if found]
+    if not bandwidths:
         return None
-    bandwidth = max(rates)
     peak = max(row["peak_operations_per_second"] for row in cases)
     figure, (ax,) = new_figure(6.5, 4.5)
     intensity = [row["operations"] / row["bytes"] for row in cases]
-    span = [min(*intensity, peak / bandwidth) / 3, max(*intensity, peak / bandwidth) * 3]
-    knee = [span[0], peak / bandwidth, span[1]]
-    ax.plot(knee, [min(peak, bandwidth * x) / 1e9 for x in knee], **LIMIT)
+    knees = [peak / bandwidth for bandwidth in bandwidths]
+    low, high = min(*intensity, *knees) / 3, max(*intensity, *knees) * 3
+    for bandwidth, knee in zip(bandwidths, knees, strict=True):
+        ax.plot([low, knee, high], [bandwidth * low / 1e9, peak / 1e9, peak / 1e9], **LIMIT)
     for row, x in zip(cases, intensity, strict=True):
         rate, colour = row["operations_per_second"] / 1e9, FAMILY_COLOURS[row["family"]]
-        ax.plot(x, rate, "o", markersize=5, color=colour)
+        face = colour if in_memory(row) else "white"
+        ax.plot(x, rate, "o", markersize=5, color=colour, markerfacecolor=face)
         ax.annotate(
             row["op"], (x, rate), (5, -2), textcoords="offset points", fontsize=7, color=colour
         )
@@ -178,10 +187,14 @@ def roofline(rows: list[Row]) -> Figure | None:
     plain(ax.yaxis)
     ax.set_xlabel("multiplications for each byte moved")
     ax.set_ylabel("10^9 multiplications per second")
-    ax.set_title(
-        f"roofs: {bandwidth / 1e9:.3g} GB/s, {peak / 1e9:.3g} G multiplications/s", fontsize=8
-    )
+    slopes = " and ".join(f"{bandwidth / 1e9:.3g}" for bandwidth in bandwidths)
+    ax.set_title(f"roofs: {slopes} GB/s, {peak / 1e9:.3g} G multiplications/s", fontsize=8)
     return figure
+
+
+def in_memory(row: Row) -> bool:
+    """Whether its arrays outgrow any cache."""
+    return row["bytes"] >= 2**26
 
 
 def over_axis(
