@@ -73,4 +73,5 @@ SLICED = [
     (conv(8, 3, 16), 1),
     (conv(4, 3, 32), 1),
 ]
+EXACT = mlp(1024, 128, 512, 512, activation="silu")
 QUICK = [mlp(32, 8, 32, 32), conv(16, 1, 8, width=8)]

@@ -18,6 +18,7 @@ from fastscore.bench.cases.dsm import noise_levels
 from fastscore.bench.peers import eager, in_jax, papers
 from fastscore.bench.peers.compiled import compiled
 from fastscore.losses.dsm import dsm_tables
+from fastscore.losses.score_matching import ScoreMatchingLoss
 from fastscore.losses.ssm import SSMLoss
 
 RATE = 1e-5  # so small that all of a side's many steps see much the same network
@@ -138,7 +139,10 @@ def same_gradients(network: nn.Module, ours: Loss, reference: Loss) -> Agreement
 
 
 def build_ssm(network: networks.Network) -> Callable[[Case], Work]:
-    """A step of Adam on the variance-reduced loss over ten noise levels, weighted by sigma^2."""
+    """A step of Adam on the variance-reduced loss over ten noise levels, weighted by sigma^2.
+
+    In ``train_sm`` the library takes the exact trace; its peers take projections all the same.
+    """
 
     def work(case: Case) -> Work:
         model, sigmas = network.make(case.device), noise_levels(case.device)
@@ -170,7 +174,9 @@ def build_ssm(network: networks.Network) -> Callable[[Case], Work]:
             return Side(training, lambda: checks.same_mean(training.losses(), expected()))
 
         def ours() -> Side:
-            loss_fn = SSMLoss(sigmas, projections=count).to(case.device)
+            exact = case.op == "train_sm"
+            loss_fn = ScoreMatchingLoss(sigmas) if exact else SSMLoss(sigmas, projections=count)
+            loss_fn = loss_fn.to(case.device)
             return side(lambda net: loss_fn(net, x))
 
         def dsm_step() -> Side:
@@ -205,9 +211,11 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
             device=device, params={"network": network.name}, clock="host", providers=kept,
         )  # fmt: skip
     sliced = zip(networks.QUICK, itertools.repeat(1)) if quick else networks.SLICED
-    for network, count in sliced:
+    jobs = [("train_ssm", *each) for each in sliced]
+    jobs.append(("train_sm", networks.QUICK[0] if quick else networks.EXACT, 1))
+    for op, network, count in jobs:
         params = {"network": network.name, "projections": count}
         yield Case(
-            "train_ssm", "jobs", build_ssm(network), (network.batch, *network.shape),
+            op, "jobs", build_ssm(network), (network.batch, *network.shape),
             device=device, params=params, clock="host",
         )  # fmt: skip
