@@ -59,7 +59,9 @@ def projections(
     count = check_int(fn, "count", count, minimum=1)
     if dtype not in _FLOATING:
         fail(fn, "dtype", "float32, float64, bfloat16 or float16", dtype)
-    if isinstance(shape, str) or not isinstance(shape, Sequence):
+    if not isinstance(shape, (tuple, list)) and (
+        isinstance(shape, str) or not isinstance(shape, Sequence)
+    ):
         fail_type(fn, "shape", "a sequence of integers", shape)
     if len(shape) < 1 or any(check_int(fn, "shape", n, minimum=0) < 0 for n in shape):
         fail(fn, "shape", "at least one dimension, the batch", tuple(shape))
