@@ -85,15 +85,14 @@ def sample(
 
     with torch.no_grad():
         key = random.key(seed, draw=start_step, device=device, generator=generator)
-        init_key = torch.stack([key[0], torch.zeros_like(key[0])])
         if x is None:
-            state = draw_state(init_key, shape, init, plan.init_scale, dtype, sample_offset)
+            state = draw_state(initial(key), shape, init, plan.init_scale, dtype, sample_offset)
         else:
             state = x.detach().to(dtype, copy=True)
         if mask is not None and start_step == 0:
             # The model sees known elements at the noise level of the others from the first step on.
             z = random.normal(
-                init_key, shape, dtype=dtype, stream=Stream.INIT, sample_offset=sample_offset
+                initial(key), shape, dtype=dtype, stream=Stream.INIT, sample_offset=sample_offset
             )
             state = torch.where(mask, z.mul_(plan.known_scale).add_(known), state)
     chain = Chain(
@@ -123,6 +122,11 @@ def sample(
         use_graph=use_graph,
     )
     return chain.x if record is None else (chain.x, trajectory)
+
+
+def initial(key: Tensor) -> Tensor:
+    """The key of what is drawn before the first step, wherever the run starts: draw number 0."""
+    return torch.stack([key[0], torch.zeros_like(key[0])])
 
 
 def draw_state(
