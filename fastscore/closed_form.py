@@ -17,6 +17,7 @@ need nothing special; what is not of this form raises :class:`NoClosedForm`.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -115,7 +116,7 @@ class Jacobian(NamedTuple):
     def projection_cost(self) -> int:
         """Multiply-adds that one tangent and its gradient add, for comparison."""
         factors = (factor for term in self.terms for factor in term.factors)
-        weights = {f.weight.data_ptr(): f.weight.numel() for f in factors if isinstance(f, Matrix)}
+        weights = {id(f.weight): f.weight.numel() for f in factors if isinstance(f, Matrix)}
         return 3 * sum(weights.values()) * len(self.value)
 
 
@@ -290,9 +291,17 @@ class JacobianTensor(torch.Tensor):
                 return func(*args, **(kwargs or {}))
         if not torch.is_grad_enabled():
             _refuse_custom_function()
-        if name not in _RULES:
+        rule = _RULES.get(name)
+        if rule is None:
             raise NoClosedForm(name)
-        return _RULES[name](func, *args, **(kwargs or {}))
+        try:
+            return rule(func, *args, **(kwargs or {}))
+        except TypeError as error:
+            try:
+                inspect.signature(rule).bind(func, *args, **(kwargs or {}))
+            except TypeError:  # an option that the rule does not know
+                raise NoClosedForm(f"{name} with these options") from error
+            raise
 
     @classmethod
     def __torch_dispatch__(
@@ -416,8 +425,8 @@ def _neg(func: Any, input: JacobianTensor) -> JacobianTensor:
 
 
 @_rule("cat concat concatenate")
-def _cat(func: Any, tensors: Any, dim: int = 0) -> JacobianTensor:
-    if any(t.dim() != 2 for t in tensors) or dim not in (1, -1):
+def _cat(func: Any, tensors: Any, dim: int = 0, *, axis: int | None = None) -> JacobianTensor:
+    if any(t.dim() != 2 for t in tensors) or (dim if axis is None else axis) not in (1, -1):
         raise NoClosedForm("cat")
     terms: list[Term] = []
     start = 0
@@ -443,6 +452,8 @@ def _reshape(func: Any, input: JacobianTensor, *args: Any, **kwargs: Any) -> Jac
 @_rule("contiguous to float double type_as")
 def _copy(func: Any, input: JacobianTensor, *args: Any, **kwargs: Any) -> JacobianTensor:
     value = func(input.value, *args, **kwargs)
+    if not value.is_floating_point():
+        raise NoClosedForm("numbers that are rounded to integers")
     return input if value is input.value else JacobianTensor(value, input.terms)
 
 

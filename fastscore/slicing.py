@@ -32,6 +32,7 @@ from fastscore.traces import (
 )
 
 DISTRIBUTIONS = ("rademacher", "gaussian", "sphere")
+LOST = "(the difference of two half-precision scores is lost to rounding)"
 
 Model = Callable[..., Tensor]
 
@@ -125,6 +126,8 @@ def finite_difference(fn: str, model: Model, batch: Batch, slicing: Slicing) -> 
     """
     x = batch.x
     _refuse_half_precision(fn, "x", x)
+    if torch.is_autocast_enabled(x.device.type):
+        fail(fn, "method", f'other than "finite_difference" under autocast {LOST}', "it")
     v = _draw(batch, slicing)
     h = _step(x, slicing.epsilon) * (1.0 if batch.sigma is None else per_sample(batch.sigma, x))
     u = h * v
@@ -184,8 +187,7 @@ def _step(x: Tensor, epsilon: float | None) -> float:
 def _refuse_half_precision(fn: str, arg: str, value: Tensor) -> None:
     if torch.finfo(value.dtype).bits < 32:
         what = "of float32 or float64" if arg == "x" else "a model that returns float32 or float64"
-        reason = "(the difference of two half-precision scores is lost to rounding)"
-        fail(fn, arg, f'{what} for method="finite_difference" {reason}', describe(value))
+        fail(fn, arg, f'{what} for method="finite_difference" {LOST}', describe(value))
 
 
 METHODS: dict[str, Callable[[str, Model, Batch, Slicing], Terms]] = {

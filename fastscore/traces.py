@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -114,6 +115,7 @@ def output_and_trace(
     args: tuple[Any, ...] = (),
     *,
     chunk_size: int | None = None,
+    closed: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """``model(x, *args)`` and the exact trace of its Jacobian at each sample.
 
@@ -126,17 +128,23 @@ def output_and_trace(
         x: (batch, ...).
         args: passed on to the model.
         chunk_size: how many unit vectors one pass carries.
+        closed: not to use unit vectors.
 
     Returns:
         The output, and the trace (batch,) in float32, float64 for a float64 output.
 
     Raises:
         ValueError, TypeError: an output that is not of x's shape.
+        NoClosedForm: with ``closed``, where there is none.
     """
+    kept = _running_statistics(model)
     try:
         with _compiled_parts_run_eagerly():
             form = jacobian(model, x, *args)
     except NoClosedForm:
+        _restore(kept)
+        if closed:
+            raise
         return trace_by_unit_vectors(fn, model, x, args, chunk_size=chunk_size)
     return check_output(fn, form.value, x), form.trace()
 
@@ -169,13 +177,42 @@ def trace_by_unit_vectors(
         output = check_output(fn, model(x, *args), x)
         return output, output.new_zeros(len(x), dtype=sum_dtype(output.dtype))
     output, trace = of_chunk(0)
+
+    def of_another(start: int) -> Tensor:
+        with untouched(model, x):  # running statistics move once for a batch
+            return of_chunk(start)[1]
+
     for start in range(chunk, dimensions, chunk):
         if torch.is_grad_enabled():
-            _, part = checkpoint(of_chunk, start, use_reentrant=False)
+            part = checkpoint(of_another, start, use_reentrant=False)
         else:
-            _, part = of_chunk(start)
+            part = of_another(start)
         trace = trace + part
     return output, trace
+
+
+@contextmanager
+def untouched(model: Model, x: Tensor) -> Iterator[None]:
+    """Leave the model's running statistics and the random number generators alone."""
+    kept = _running_statistics(model)
+    devices = [x.device] if x.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:  # a checkpoint's second run ends by an exception
+        _restore(kept)
+
+
+def _running_statistics(model: Model) -> list[tuple[Tensor, Tensor]]:
+    """The buffers of a model in training, and their values."""
+    if not isinstance(model, nn.Module) or not model.training:
+        return []
+    return [(buffer, buffer.clone()) for buffer in model.buffers()]
+
+
+def _restore(kept: list[tuple[Tensor, Tensor]]) -> None:
+    for buffer, value in kept:
+        buffer.data.copy_(value)  # unseen by autograd, as a layer's own update of it is
 
 
 def unit_vectors(x: Tensor, indices: Tensor) -> Tensor:

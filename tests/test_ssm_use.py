@@ -202,6 +202,62 @@ def test_the_choice() -> None:
     assert choice(Conditioned(mlp(16, (32, 32))), x, sigmas=SIGMAS) == "exact"
 
 
+def test_batches_of_any_size_are_estimated_alike() -> None:
+    net, x = mlp(64, (64, 64)), randn(64, 64, dtype=F64)
+    loss_fn = SSMLoss(reduction="none")
+    whole = loss_fn(net, x, seed=0)
+    assert choice(mlp(64, (64, 64)), x[:8]) == "forward"  # where the shard comes first
+    parts = [loss_fn(net, x[i : i + 8], seed=0, sample_offset=i) for i in range(0, 64, 8)]
+    assert loss_fn.chosen_method == "exact"
+    torch.testing.assert_close(torch.cat(parts), whole)
+
+
+def test_projections_that_were_asked_for_are_made() -> None:
+    net, x = mlp(16, (32, 32)), randn(64, 16, dtype=F64)
+    for options in ({}, {"distribution": "gaussian", "projections": 32}):
+        assert choice(net, x, variance_reduced=False, **options) == "forward"
+    one, other = (ssm_loss(net, x, variance_reduced=False, seed=seed) for seed in (0, 1))
+    assert one != other
+
+
+def test_the_choice_follows_the_model() -> None:
+    """Never to unit vectors, which a network of many dimensions could not pay for."""
+    x = randn(256, 64)
+    hidden = [nn.Linear(64, 32), nn.SiLU(), nn.Dropout(0.5), nn.Linear(32, 32), nn.SiLU()]
+    model = nn.Sequential(*hidden, nn.Linear(32, 64))
+    assert choice(model.eval(), x) == "exact"
+    assert choice(model.train(), x) == "forward"
+    assert choice(model.eval(), x) == "exact"
+
+    shallow, deep = mlp(64, (32,)), mlp(64, (32, 32, 32))
+
+    def wrapped(net: nn.Module) -> Callable[[Tensor], Tensor]:
+        return lambda x: net(x)
+
+    class Holder:
+        def __init__(self, net: nn.Module) -> None:
+            self.net = net
+
+        def score(self, x: Tensor) -> Tensor:
+            return self.net(x)
+
+    for made in (wrapped, lambda net: Holder(net).score):
+        assert choice(made(shallow), x.double()) == "exact"
+        assert choice(made(deep), x.double()) == "forward"  # the same code, another network
+
+
+def test_under_function_transforms() -> None:
+    net, x = mlp(), randn(5, 4, dtype=F64)
+    params = dict(net.named_parameters())
+
+    def loss(params: dict[str, Tensor], x: Tensor) -> Tensor:
+        return ssm_loss(lambda x: torch.func.functional_call(net, params, (x,)), x, seed=0)
+
+    got = torch.func.grad(loss)(params, x)
+    want = torch.autograd.grad(ssm_loss(net, x, seed=0), tuple(params.values()))
+    torch.testing.assert_close(tuple(got.values()), want)
+
+
 def test_the_choice_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     net = mlp(16, (32, 32))
     with caplog.at_level(logging.DEBUG, logger="fastscore"):
@@ -376,11 +432,16 @@ def test_bad_models(loss: Loss, method: str) -> None:
 
 def test_finite_differences_refuse_a_model_in_half_precision() -> None:
     model = mlp().float()
+    with pytest.raises(ValueError, match=r"^ssm_loss: model must be a model that returns float32"):
+        ssm_loss(lambda x: model(x).bfloat16(), randn(5, 4), method="finite_difference")
+    # A model that ends in float32, as ScoreMLP does, has lost as much on its way.
     with (
         torch.autocast("cpu", dtype=torch.bfloat16),
-        pytest.raises(ValueError, match=r"^ssm_loss: model must be a model that returns float32"),
+        pytest.raises(
+            ValueError, match=r'^ssm_loss: method must be other than "finite_difference"'
+        ),
     ):
-        ssm_loss(model, randn(5, 4), method="finite_difference")
+        ssm_loss(lambda x: model(x).float(), randn(5, 4), method="finite_difference")
 
 
 def test_a_second_derivative_is_refused_and_not_wrong() -> None:

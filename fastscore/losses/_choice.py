@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -15,54 +16,67 @@ from torch import Tensor, nn
 from fastscore.closed_form import NoClosedForm, jacobian
 from fastscore.jvp.api import _compiled_parts_run_eagerly, _on_dual_tensors
 from fastscore.jvp.tensor import Unsupported
-from fastscore.traces import has_energy
+from fastscore.slicing import Slicing
+from fastscore.traces import has_energy, untouched
 
 _LOGGER = logging.getLogger("fastscore")
 _CHOICES: weakref.WeakKeyDictionary[Any, dict[Any, str]] = weakref.WeakKeyDictionary()
 
 
 def choose_method(
-    fn: str, model: Callable[..., Tensor], x: Tensor, args: tuple[Any, ...], projections: int
+    fn: str,
+    model: Callable[..., Tensor],
+    x: Tensor,
+    args: tuple[Any, ...],
+    slicing: Slicing,
+    *,
+    again: bool = False,
 ) -> str:
-    """The method that ``"auto"`` stands for, remembered for the model and the shape of its data.
+    """The method that ``"auto"`` stands for, remembered for the model and the shape of a sample.
+
+    Remembered, so that a last batch of fewer samples is estimated as the others are.
 
     Measured on the CPU, at equal numbers of multiply-adds all of them run at the rate of the matrix
     products, so that what counts is their number:
 
-    * ``"exact"`` where the closed-form trace costs no more than the projections, and where there
-      are as many projections as dimensions;
+    * ``"exact"`` where the closed-form trace costs no more than the projections of this batch, and
+      where there are as many projections as dimensions; only if variance is to be reduced;
     * ``"reverse"`` for energies, whose Jacobian is symmetric and costs the same either way, and for
       models that tangents can't be carried through;
     * ``"forward"`` for everything else: it shares the score over all projections.
 
-    The first call for a model runs it once or twice on ``x`` without recording gradients.
+    The first call for a model runs it once or twice on ``x`` without recording gradients; so does a
+    call with ``again``, for a model that has changed.
     """
     remembered = _remembered(model)
-    situation = (x.shape, x.dtype, x.device.type, projections)
-    if situation not in remembered:
-        with torch.no_grad(), _untouched(model, x), _compiled_parts_run_eagerly():
-            method, reason = _choose(fn, model, x, args, projections)
+    training = isinstance(model, nn.Module) and model.training
+    situation = (x.shape[1:], x.dtype, x.device.type, slicing, training)
+    if again or situation not in remembered:
+        with torch.no_grad(), untouched(model, x), _compiled_parts_run_eagerly():
+            method, reason = _choose(fn, model, x, args, slicing)
         _LOGGER.debug('%s: method "auto" is "%s" here: %s', fn, method, reason)
         remembered[situation] = method
     return remembered[situation]
 
 
 def _choose(
-    fn: str, model: Callable[..., Tensor], x: Tensor, args: tuple[Any, ...], projections: int
+    fn: str, model: Callable[..., Tensor], x: Tensor, args: tuple[Any, ...], slicing: Slicing
 ) -> tuple[str, str]:
     """The method, and the reason in words."""
     if has_energy(model):
         return "reverse", "the model differentiates an energy"
-    try:
-        form = jacobian(model, x, *args)
-        cost, cost_of_projections = form.training_cost(), projections * form.projection_cost()
-        reason = f"closed-form trace of {cost:,} multiply-adds, projections {cost_of_projections:,}"
-        if cost <= cost_of_projections:
-            return "exact", reason
-    except NoClosedForm as error:
-        reason = f"no closed-form trace ({error})"
-    if math.prod(x.shape[1:]) <= projections:
-        return "exact", f"{reason}; no more dimensions than projections"
+    reason = "variance is not to be reduced"
+    if slicing.variance_reduced:
+        try:
+            form = jacobian(model, x, *args)
+            cost, projected = form.training_cost(), slicing.count * form.projection_cost()
+            reason = f"closed-form trace of {cost:,} multiply-adds, projections {projected:,}"
+            if cost <= projected:
+                return "exact", reason
+        except NoClosedForm as error:
+            reason = f"no closed-form trace ({error})"
+        if few_dimensions(x, slicing):
+            return "exact", f"{reason}; no more dimensions than projections"
     try:
         _on_dual_tensors(fn, model, x, torch.zeros_like(x).unsqueeze(0), args, {}, False)
     except Unsupported as error:
@@ -70,21 +84,18 @@ def _choose(
     return "forward", reason
 
 
+def few_dimensions(x: Tensor, slicing: Slicing) -> bool:
+    """Whether unit vectors, which give the exact trace, are no more than the projections."""
+    return math.prod(x.shape[1:]) <= slicing.count
+
+
 def _remembered(model: Callable[..., Tensor]) -> dict[Any, str]:
     """The choices for this model; a function written in place is known by its code."""
+    while isinstance(model, partial):
+        model = model.func
+    if isinstance(model, MethodType):
+        return _remembered(model.__self__)
     try:
         return _CHOICES.setdefault(getattr(model, "__code__", model), {})
     except TypeError:  # can't be hashed or referred to weakly
         return {}
-
-
-@contextmanager
-def _untouched(model: Callable[..., Tensor], x: Tensor) -> Iterator[None]:
-    """Leave the model's buffers (running statistics) and the random number generators alone."""
-    buffers = list(model.buffers()) if isinstance(model, nn.Module) and model.training else []
-    kept = [buffer.clone() for buffer in buffers]
-    devices = [x.device] if x.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        yield
-    for buffer, value in zip(buffers, kept, strict=True):
-        buffer.copy_(value)

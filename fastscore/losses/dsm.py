@@ -35,6 +35,7 @@ from fastscore._checks import (
 )
 from fastscore.conditioning import CONDITIONINGS, call_model
 from fastscore.ops import dsm_residual, perturb
+from fastscore.ops._library import traced
 from fastscore.ops.dsm import REDUCTIONS
 
 Weighting = str | Callable[[Tensor], Tensor]
@@ -329,8 +330,8 @@ def _loss(
 
 
 def _values_can_be_read(x: Tensor) -> bool:
-    """On a GPU, or while a graph is traced, a check of values would cost more than it is worth."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Not on a GPU, where the host would wait, nor in a traced graph or a function transform."""
+    return x.device.type == "cpu" and not traced()
 
 
 def _check_data(fn: str, x: Any, sigmas: Tensor) -> None:

@@ -26,13 +26,18 @@ from fastscore.traces import output_and_trace
 
 
 def score_matching_term(
-    fn: str, model: Callable[..., Tensor], batch: Batch, chunk_size: int | None
+    fn: str,
+    model: Callable[..., Tensor],
+    batch: Batch,
+    chunk_size: int | None,
+    *,
+    closed: bool = False,
 ) -> Tensor:
-    """tr J + 1/2 |s|^2 of each sample."""
+    """tr J + 1/2 |s|^2 of each sample; with ``closed`` in closed form or not at all."""
     evaluate = output_and_trace
     if torch.compiler.is_compiling():  # can't be traced: a break in the graph
         evaluate = torch.compiler.disable(output_and_trace)
-    score, trace = evaluate(fn, model, batch.x, batch.args, chunk_size=chunk_size)
+    score, trace = evaluate(fn, model, batch.x, batch.args, chunk_size=chunk_size, closed=closed)
     return trace + half_square(score)
 
 

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from fastscore._checks import check_choice, check_floating, check_int, check_number, fail_type
-from fastscore.losses._choice import choose_method
+from fastscore.closed_form import NoClosedForm
+from fastscore.losses._choice import choose_method, few_dimensions
 from fastscore.losses._levels import (
     ScoreMatchingModule,
     check_conditioning,
@@ -49,7 +50,13 @@ class Options(NamedTuple):
     def _term(self, fn: str, model: Callable[..., Tensor], batch: Batch) -> tuple[Tensor, str]:
         method = self.method
         if method == "auto":
-            method = choose_method(fn, model, batch.x, batch.args, self.slicing.count)
+            method = choose_method(fn, model, batch.x, batch.args, self.slicing)
+            if method == "exact" and not few_dimensions(batch.x, self.slicing):
+                try:
+                    return score_matching_term(fn, model, batch, None, closed=True), method
+                except NoClosedForm:  # the model is not what it was when this was chosen
+                    again = choose_method(fn, model, batch.x, batch.args, self.slicing, again=True)
+                    method = again
         if method == "exact":
             return score_matching_term(fn, model, batch, self.chunk_size), method
         return METHODS[method](fn, model, batch, self.slicing).mean(), method
@@ -183,14 +190,16 @@ def ssm_loss(
     ``"finite_difference"``
         FD-SSM (Pang et al. 2020, https://arxiv.org/abs/2007.03317): scores at x + u and x - u with
         u = v epsilon/sqrt(d), so that a Rademacher or sphere projection has \|u\| = epsilon; times
-        sigma with ``sigmas``. Not in half precision.
+        sigma with ``sigmas``. Not in half precision, nor under autocast.
     ``"exact"``
         tr J + 1/2 \|s\|^2 with no projections: the mean over all of them and, with
         ``variance_reduced=False`` too, no variance. See :func:`score_matching_loss`.
     ``"auto"``
-        Whichever of "exact", "forward" and "reverse" takes the fewest operations for this network,
-        dimension and M; see ``fastscore.losses.ssm.choose_method``. What it chose is in
-        ``SSMLoss.chosen_method`` and in the debug log of the logger "fastscore".
+        Whichever of "exact" (with ``variance_reduced=True`` only), "forward" and "reverse" takes
+        the fewest operations for this network, dimension, M and the first batch: later batches are
+        estimated likewise. Give a method where shards of a batch, in processes of their own, must
+        have the losses of the whole. What was chosen is in ``SSMLoss.chosen_method`` and in the
+        debug log of the logger "fastscore".
 
     All of them work for images and data of any rank, for energies
     (:class:`fastscore.scores.EnergyScore`), for compiled models (which run uncompiled where they
@@ -204,8 +213,8 @@ def ssm_loss(
         x: data, (batch, ...), float32, float64, bfloat16 or float16; never changed, nor is its
             ``requires_grad``.
         projections: M, at least 1.
-        distribution: of v: "rademacher" (default; the least variance), "gaussian", or "sphere" of
-            radius sqrt(d).
+        distribution: of v: "rademacher" (default; the least variance of those with independent
+            entries), "gaussian", or "sphere" of radius sqrt(d).
         sigmas: noise levels, (L,), positive and strictly decreasing; None for clean data.
         labels: with sigmas, the level of each sample, (batch,), int64 in [0, L); drawn uniformly
             when None.

@@ -150,8 +150,9 @@ class _Perturb(Differentiable):
     @staticmethod
     def backward(ctx, grad, _):  # type: ignore[no-untyped-def, override]
         table, labels = ctx.saved_tensors
-        a = _rows_of(table, labels)[:, 0].to(grad.dtype)
-        return grad * per_sample(a, grad), None, None, None, None
+        work = _sum_dtype(grad.dtype)  # rounded once, at the end
+        a = _rows_of(table, labels)[:, 0].to(work)
+        return (grad.to(work) * per_sample(a, grad)).to(grad.dtype), None, None, None, None
 
 
 class _Residual(Differentiable):

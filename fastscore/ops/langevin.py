@@ -114,6 +114,7 @@ class _LangevinStep(Differentiable):
         if row.dim() == 2:
             shape = (-1, *[1] * (grad.dim() - 1))
             a, b = a.reshape(shape), b.reshape(shape)
-        grad_x = grad * a.to(grad.dtype)
-        grad_score = (grad * b.to(grad.dtype)).to(ctx.score_dtype)
+        work = torch.promote_types(grad.dtype, torch.float32)  # rounded once, at the end
+        grad_x = (grad.to(work) * a.to(work)).to(grad.dtype)
+        grad_score = (grad.to(work) * b.to(work)).to(ctx.score_dtype)
         return grad_x, grad_score, None, None, grad_known, None, None, None, None
