@@ -13,9 +13,10 @@ from torch import Tensor
 
 from fastscore import nn
 from fastscore._checks import check_sigmas, fail, fail_type
+from fastscore.files import prepare_file
 
 FORMAT = "fastscore-checkpoint-1"
-NETWORKS = ("ScoreMLP", "ScoreConvNet")
+NETWORKS = {network.__name__: network for network in (nn.ScoreMLP, nn.ScoreConvNet)}
 
 
 @dataclass
@@ -46,18 +47,19 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
     """
     from safetensors.torch import save_file
 
-    name = type(checkpoint.model).__name__
-    if name not in NETWORKS:
-        fail_type("save_checkpoint", "model", "one of fastscore.nn's networks", checkpoint.model)
+    fn = "save_checkpoint"
+    if type(checkpoint.model) not in NETWORKS.values():
+        fail_type(fn, "model", "one of fastscore.nn's networks", checkpoint.model)
     config = {
         "format": FORMAT,
-        "network": name,
+        "network": type(checkpoint.model).__name__,
         "arguments": checkpoint.model.config,
         "sampling": checkpoint.sampling,
     }
     tensors = {f"model.{k}": v.contiguous() for k, v in checkpoint.model.state_dict().items()}
-    tensors["sigmas"] = check_sigmas("save_checkpoint", checkpoint.sigmas).contiguous()
+    tensors["sigmas"] = check_sigmas(fn, checkpoint.sigmas).contiguous()
     path = Path(path)
+    path = prepare_file(fn, path, (path.suffix,))
     partial = path.with_name(path.name + ".partial")
     save_file(tensors, str(partial), metadata={"fastscore": json.dumps(config)})
     partial.replace(path)
@@ -70,10 +72,16 @@ def load_checkpoint(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not a fastscore checkpoint, or is damaged.
+        ValueError: the file is not a fastscore checkpoint, or is damaged; or a device that is not
+            there.
     """
     from safetensors import SafetensorError, safe_open
 
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        fail("load_checkpoint", "device", "a device that is there", f"{device} ({reason})")
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"load_checkpoint: there is no file {path}")
@@ -86,9 +94,7 @@ def load_checkpoint(
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         fail("load_checkpoint", "path", f"a checkpoint of format {FORMAT}", path)
     try:
-        if config["network"] not in NETWORKS:
-            raise KeyError(config["network"])
-        model = getattr(nn, config["network"])(**config["arguments"]).to(device)
+        model = NETWORKS[config["network"]](**config["arguments"]).to(device)
         weights = {k.removeprefix("model."): v for k, v in tensors.items() if k != "sigmas"}
         model.load_state_dict(weights)
         sigmas, sampling = tensors["sigmas"], config["sampling"]

@@ -22,7 +22,8 @@ from fastscore._checks import (
     fail_type,
 )
 from fastscore.conditioning import as_sigma
-from fastscore.slicing import DISTRIBUTIONS, Batch, Slicing, forward, noise_key
+from fastscore.random import noise_key
+from fastscore.slicing import DISTRIBUTIONS, Batch, Slicing, forward
 from fastscore.traces import output_and_trace
 
 METHODS = ("hutchinson", "exact")

@@ -115,7 +115,7 @@ def sliced_fisher_divergence(
     check_int(fn, "sample_offset", sample_offset, minimum=0)
     difference = _difference(fn, model, true_score, x, sigma)
     v = draw_projections(
-        random.key(seed, device=x.device, generator=generator),
+        random.make_key(fn, seed, device=x.device, generator=generator),
         x.shape,
         projections,
         distribution=distribution,

@@ -15,6 +15,12 @@ def _rows(fn: str, arg: str, x: Tensor) -> Tensor:
     return x.flatten(1).double()
 
 
+def _check_alike(fn: str, arg: str, x: Tensor, like: str, other: Tensor) -> None:
+    if x.shape[1:] != other.shape[1:]:
+        shapes = tuple(other.shape[1:]), tuple(x.shape[1:])
+        fail(fn, arg, f"samples of shape {shapes[0]}, as those of {like}", shapes[1])
+
+
 def frechet_distance(a: Tensor, b: Tensor) -> float:
     """Squared Fréchet distance of the Gaussians fitted to two sets of samples.
 
@@ -33,9 +39,9 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     12.0
     """
     fn = "frechet_distance"
-    a, b = _rows(fn, "a", a), _rows(fn, "b", b)
-    if a.shape[1] != b.shape[1]:
-        fail(fn, "b", f"of {a.shape[1]} values a sample, like a", b.shape[1])
+    rows, others = _rows(fn, "a", a), _rows(fn, "b", b)
+    _check_alike(fn, "b", b, "a", a)
+    a, b = rows, others
     values, vectors = torch.linalg.eigh(torch.cov(a.T))
     root = vectors * values.clamp_min(0).sqrt() @ vectors.T
     cross = torch.linalg.eigvalsh(root @ torch.cov(b.T) @ root).clamp_min(0).sqrt().sum()
@@ -51,8 +57,13 @@ def nearest_distance(x: Tensor, data: Tensor) -> float:
     Args:
         x, data: (n, ...) and (m, ...), floating point, equal shapes after the first.
 
+    Raises:
+        ValueError: fewer than 2 samples, or different shapes.
+
     >>> nearest_distance(torch.zeros(2, 1), torch.tensor([[3.0], [4.0]]))
     3.0
     """
     fn = "nearest_distance"
-    return float(torch.cdist(_rows(fn, "x", x), _rows(fn, "data", data)).min(1).values.median())
+    rows, others = _rows(fn, "x", x), _rows(fn, "data", data)
+    _check_alike(fn, "data", data, "x", x)
+    return float(torch.cdist(rows, others).min(1).values.median())

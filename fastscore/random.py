@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fastscore import ops
-from fastscore._checks import check_int, check_tensor, fail, fail_type
+from fastscore._checks import check_device, check_int, check_tensor, describe, fail, fail_type
 from fastscore._streams import Stream
 
 __all__ = ["Stream", "key", "normal", "rademacher", "uniform"]
@@ -55,11 +55,23 @@ def key(
     >>> key(3, draw=5)
     tensor([3, 5])
     """
-    check_int("key", "draw", draw, minimum=0)
+    return make_key("key", seed, draw=draw, device=device, generator=generator)
+
+
+def make_key(
+    fn: str,
+    seed: int | None,
+    *,
+    draw: int = 0,
+    device: torch.device | str | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """:func:`key` on behalf of the function ``fn``, which messages name."""
+    check_int(fn, "draw", draw, minimum=0)
     if draw >= 2**32:
-        fail("key", "draw", "below 2^32", draw)
+        fail(fn, "draw", "below 2^32", draw)
     if generator is not None and not isinstance(generator, torch.Generator):
-        fail_type("key", "generator", "a torch.Generator or None", generator)
+        fail_type(fn, "generator", "a torch.Generator or None", generator)
     if seed is None:
         source = generator.device if generator is not None else device
         drawn = torch.randint(-(2**63), 2**63 - 1, (2,), generator=generator, device=source)
@@ -67,13 +79,33 @@ def key(
         # Asking is cheaper than a call of ``to`` that does nothing.
         return drawn if device is None or drawn.device == device else drawn.to(device)
     if generator is not None:
-        fail("key", "generator", "None when a seed is given", "both")
+        fail(fn, "generator", "None when a seed is given", "both")
     if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
-        fail_type("key", "seed", "an integer or None", seed)
+        fail_type(fn, "seed", "an integer or None", seed)
     if not -(2**63) <= seed < 2**64:
-        fail("key", "seed", "an integer of 64 bits", seed)
+        fail(fn, "seed", "an integer of 64 bits", seed)
     signed = int(seed) - 2**64 if seed >= 2**63 else int(seed)
     return torch.tensor([signed, draw], dtype=torch.int64, device=device)
+
+
+def noise_key(
+    fn: str,
+    x: Tensor,
+    key: Tensor | None,
+    seed: int | None,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """The given key, checked, or one of the seed."""
+    if key is None:
+        return make_key(fn, seed, device=x.device, generator=generator)
+    check_tensor(fn, "key", key)
+    if key.dtype != torch.int64 or key.shape != (2,):
+        fail(fn, "key", "an int64 tensor [seed, draw]", describe(key))
+    check_device(fn, "key", key, x.device, "where x is")
+    for name, value in (("seed", seed), ("generator", generator)):
+        if value is not None:
+            fail(fn, name, "None when key is given", value)
+    return key
 
 
 def _filled(
@@ -94,6 +126,7 @@ def _filled(
         fail_type(fn, "shape", "a sequence of integers", shape)
     if len(shape) < 1 or min(shape) < 0:
         fail(fn, "shape", "at least one dimension, the batch, and no negative size", tuple(shape))
+    check_int(fn, "stream", stream, minimum=0)
     check_int(fn, "sample_offset", sample_offset, minimum=0)
     out = torch.empty(tuple(shape), dtype=dtype, device=key.device)
     return fill(out, key, stream=stream, sample_offset=sample_offset)

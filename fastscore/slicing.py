@@ -17,8 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastscore import random
-from fastscore._checks import check_device, check_tensor, describe, fail
+from fastscore._checks import describe, fail
 from fastscore.conditioning import per_sample
 from fastscore.jvp.api import _dual_output
 from fastscore.jvp.forms import forms_of_layer
@@ -66,26 +65,6 @@ class Terms(NamedTuple):
     def mean(self) -> Tensor:
         """The term of each sample, (batch,): the mean over projections."""
         return self.vjv.mean(0) + (self.half.mean(0) if self.half.dim() == 2 else self.half)
-
-
-def noise_key(
-    fn: str,
-    x: Tensor,
-    key: Tensor | None,
-    seed: int | None,
-    generator: torch.Generator | None,
-) -> Tensor:
-    """The given key, checked, or one of the seed."""
-    if key is None:
-        return random.key(seed, device=x.device, generator=generator)
-    check_tensor(fn, "key", key)
-    if key.dtype != torch.int64 or key.shape != (2,):
-        fail(fn, "key", "an int64 tensor [seed, draw]", describe(key))
-    check_device(fn, "key", key, x.device, "where x is")
-    for name, value in (("seed", seed), ("generator", generator)):
-        if value is not None:
-            fail(fn, name, "None when key is given", value)
-    return key
 
 
 def forward(fn: str, model: Model, batch: Batch, slicing: Slicing) -> Terms:

@@ -1,5 +1,7 @@
 """Checkpoints: what is saved comes back, and nothing else is taken for one."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -87,3 +89,20 @@ def test_refuses_damaged_weights(tmp_path):
     save_file({"sigmas": SIGMAS, "model.odd": torch.zeros(1)}, str(path), metadata=metadata)
     with pytest.raises(ValueError, match="undamaged"):
         load_checkpoint(path)
+
+
+def test_what_can_not_be_is_said_first(tmp_path: Path) -> None:
+    class ScoreMLP(torch.nn.Linear):
+        """Another's network of the same name."""
+
+    sigmas = torch.tensor([1.0, 0.5])
+    with pytest.raises(TypeError, match=r"^save_checkpoint: model must be"):
+        save_checkpoint(tmp_path / "a.safetensors", Checkpoint(ScoreMLP(2, 2), sigmas))
+    network = Checkpoint(fastscore.nn.ScoreMLP(2), sigmas)
+    with pytest.raises(FileNotFoundError, match=r"^save_checkpoint: the directory"):
+        save_checkpoint(tmp_path / "nowhere" / "a.safetensors", network)
+    save_checkpoint(tmp_path / "a.safetensors", network)
+    with pytest.raises(
+        ValueError, match=r"^load_checkpoint: device must be a device that is there"
+    ):
+        load_checkpoint(tmp_path / "a.safetensors", device="nonsense")

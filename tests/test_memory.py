@@ -36,7 +36,7 @@ def faults(mode: str) -> int:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="sets glibc's options")
 def test_freed_memory_is_found_in_place() -> None:
     # 4096 pages an array; fewer where the system hands out large ones of itself.
-    assert faults("keep") < 100 < faults("leave")
+    assert 10 * faults("keep") + 100 < faults("leave")
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,11 @@ def test_nearest_distance_is_the_median():
     ("a", "b", "message"),
     [
         (torch.zeros(1, 2), torch.zeros(3, 2), "a must be at least 2 samples, got 1"),
-        (torch.zeros(3, 2), torch.zeros(3, 4), "b must be of 2 values a sample"),
+        (
+            torch.zeros(3, 2),
+            torch.zeros(3, 4),
+            "b must be samples of shape \\(2,\\), as those of a",
+        ),
         (torch.zeros(3, 2).int(), torch.zeros(3, 2), "a must be a floating-point tensor"),
     ],
 )

@@ -351,3 +351,13 @@ def test_compile_fullgraph(device: torch.device) -> None:
     for draw in (0, 1):
         key = make_key(2, draw, device)
         assert_same_bytes(compiled(x, key), noisy(x, key))
+
+
+def test_messages_name_the_function_that_was_called() -> None:
+    x, sigmas = torch.zeros(3, 2), [1.0, 0.5]
+    with pytest.raises(TypeError, match=r"^annealed_langevin: seed must be"):
+        fastscore.annealed_langevin(lambda x, s: -x, sigmas, x, seed="a")
+    with pytest.raises(TypeError, match=r"^dsm_loss: generator must be"):
+        fastscore.dsm_loss(lambda x, s: -x, x, sigmas, generator=3)
+    with pytest.raises(ValueError, match=r"^normal: stream must be"):
+        fastscore.random.normal(fastscore.random.key(0), (2, 2), stream=-1)

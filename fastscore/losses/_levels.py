@@ -31,7 +31,8 @@ from fastscore.losses.dsm import (
     weights,
 )
 from fastscore.ops import perturb
-from fastscore.slicing import Batch, noise_key
+from fastscore.random import noise_key
+from fastscore.slicing import Batch
 
 
 class Levels(NamedTuple):

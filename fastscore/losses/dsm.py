@@ -307,10 +307,7 @@ def _loss(
     _check_data(fn, x, sigmas)
     if labels is not None:
         _check_labels(fn, labels, x, len(sigmas))
-    if key is None:
-        key = random.key(seed, device=x.device, generator=generator)
-    else:
-        _check_key(fn, key, x, seed, generator)
+    key = random.noise_key(fn, x, key, seed, generator)
 
     noisy, levels = perturb(x, perturb_table, key, labels=labels, sample_offset=sample_offset)
     valid = levels
@@ -350,13 +347,3 @@ def _check_labels(fn: str, labels: Any, x: Tensor, levels: int) -> None:
     if _values_can_be_read(labels) and bool(((labels < 0) | (labels >= levels)).any()):
         lo, hi = int(labels.min()), int(labels.max())
         fail(fn, "labels", f"in [0, {levels})", f"labels from {lo} to {hi}")
-
-
-def _check_key(fn: str, key: Any, x: Tensor, seed: Any, generator: Any) -> None:
-    check_tensor(fn, "key", key)
-    if key.dtype != torch.int64 or key.shape != (2,):
-        fail(fn, "key", "an int64 tensor [seed, draw]", describe(key))
-    check_device(fn, "key", key, x.device, "where x is")
-    for name, value in (("seed", seed), ("generator", generator)):
-        if value is not None:
-            fail(fn, name, "None when key is given", value)

@@ -84,7 +84,7 @@ def sample(
     use_graph = wants_graph(fn, cuda_graph, device, steps - start_step) and steps > start_step
 
     with torch.no_grad():
-        key = random.key(seed, draw=start_step, device=device, generator=generator)
+        key = random.make_key(fn, seed, draw=start_step, device=device, generator=generator)
         if x is None:
             state = draw_state(initial(key), shape, init, plan.init_scale, dtype, sample_offset)
         else:
