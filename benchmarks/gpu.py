@@ -215,7 +215,7 @@ def cases() -> Iterator[Case]:
     small = networks.mlp(1024, 2, 128, 128)
     yield sampled(small, 20, 5, reduce_overhead(small))
     images = networks.conv(64, 3, 32)
-    yield sampled(images, 5, 4, reduce_overhead(images))
+    yield sampled(images, 8, 8, reduce_overhead(images))  # steps enough for "auto" to capture
     yield sampled(networks.conv(64, 3, 32, width=128), 3, 2)
 
 

@@ -5,8 +5,10 @@
 #   benchmarks/gpu_check.sh                results go to benchmarks/results/gpu
 #   OUT=directory benchmarks/gpu_check.sh  ... to another directory
 #
-# Writes summary.txt, build.log, resources.txt, tests.log, sanitizer.log, benchmarks.log, gpu.json
-# and family.tar.gz. Exits with 1 when any part failed; the parts after it run all the same.
+# Writes summary.txt, build.log, tests.log, sanitizer.log, benchmarks.log, gpu.json and
+# family.tar.gz. Exits with 1 when any part failed; the parts after it run all the same.
+#
+#   PARTS="tests" benchmarks/gpu_check.sh    only some of: tests, sanitizers, benchmarks, suite
 set -u
 cd "$(dirname "$0")/.."
 OUT=${OUT:-benchmarks/results/gpu}
@@ -15,8 +17,11 @@ OUT=$(cd "$OUT" && pwd)
 SCRATCH=$(mktemp -d)
 trap 'rm -rf "$SCRATCH"' EXIT
 BUDGET=525  # seconds for everything
+PARTS=${PARTS:-tests sanitizers benchmarks suite}
 export PYTHONUNBUFFERED=1
 CORES=$(nproc)
+
+wanted() { [[ " $PARTS " == *" $1 "* ]]; }
 
 left() { echo $((BUDGET - SECONDS)); }
 
@@ -32,7 +37,7 @@ part() {
     return 1
   fi
   echo "== $*" >>"$log"
-  timeout --kill-after=10 "$limit" "$@" >>"$log" 2>&1
+  timeout --signal="${STOP_BY:-TERM}" --kill-after=10 "$limit" "$@" >>"$log" 2>&1
   status=$?
   case $status in
     0) note "ok       $name ($((SECONDS - begin)) s)" ;;
@@ -42,7 +47,7 @@ part() {
   return $status
 }
 
-rm -f "$OUT"/{summary.txt,build.log,resources.txt,tests.log,sanitizer.log,benchmarks.log}
+rm -f "$OUT"/{summary.txt,build.log,tests.log,sanitizer.log,benchmarks.log}
 rm -f "$OUT"/{gpu.json,family.tar.gz}
 failed=0
 note "fastscore GPU check, $(date -u +%Y-%m-%dT%H:%M:%SZ), $CORES cores"
@@ -59,7 +64,7 @@ part "build for $TORCH_CUDA_ARCH_LIST" 240 "$OUT/build.log" \
   python3 -m pip install --no-build-isolation --no-deps -v -e . || { note "nothing to check"; exit 1; }
 python3 -m fastscore info 2>&1 | tee -a "$OUT/summary.txt"
 
-# ---- tests, sanitizers and the compiler's report, at the same time ----------------------------
+# ---- tests and sanitizers, at the same time ----------------------------------------------------
 
 # How pytest shares out its tests, where pytest-xdist is installed.
 workers() { python3 -c 'import xdist' 2>/dev/null && printf '%s ' "$@"; }
@@ -73,32 +78,31 @@ sanitize() {
 }
 
 pids=()
-(part "kernel resources" 150 "$SCRATCH/resources.log" bash -c \
-  "python3 tools/cuda_resources.py >'$OUT/resources.txt'") &
-pids+=($!)
-(sanitize memcheck) &
-pids+=($!)
-(sanitize racecheck) &
-pids+=($!)
-(sanitize initcheck) &
-pids+=($!)
-(sanitize synccheck) &
-pids+=($!)
-(part "tests without a GPU" 260 "$SCRATCH/rest.log" env OMP_NUM_THREADS=1 \
-  python3 -m pytest -q -m "not cuda" -p no:cacheprovider $(workers -n $((CORES > 6 ? CORES - 6 : 1)) --dist loadfile)) &
-pids+=($!)
-(FASTSCORE_TEST_LARGE=1 part "tests on the GPU" 260 "$SCRATCH/cuda.log" \
-  python3 -m pytest -q -m cuda -p no:cacheprovider $(workers -n 4)) &
-pids+=($!)
+if wanted sanitizers; then
+  for tool in memcheck racecheck initcheck synccheck; do
+    (sanitize $tool) &
+    pids+=($!)
+  done
+fi
+if wanted tests; then
+  (part "tests without a GPU" 260 "$SCRATCH/rest.log" env OMP_NUM_THREADS=1 \
+    python3 -m pytest -q -m "not cuda" -p no:cacheprovider $(workers -n $((CORES > 6 ? CORES - 6 : 1)) --dist loadfile)) &
+  pids+=($!)
+  (FASTSCORE_TEST_LARGE=1 part "tests on the GPU" 260 "$SCRATCH/cuda.log" \
+    python3 -m pytest -q -m cuda -p no:cacheprovider $(workers -n 4)) &
+  pids+=($!)
+fi
 for pid in "${pids[@]}"; do
   wait "$pid" || failed=1
 done
 for log in cuda rest; do
+  [ -f "$SCRATCH/$log.log" ] || continue
   echo "==== $log" >>"$OUT/tests.log"
   cat "$SCRATCH/$log.log" >>"$OUT/tests.log" 2>/dev/null
   tail -1 "$SCRATCH/$log.log" 2>/dev/null | tee -a "$OUT/summary.txt"
 done
 for tool in memcheck racecheck initcheck synccheck; do
+  [ -f "$SCRATCH/$tool.log" ] || continue
   echo "==== $tool" >>"$OUT/sanitizer.log"
   tail -c 1000000 "$SCRATCH/$tool.log" >>"$OUT/sanitizer.log" 2>/dev/null
   grep -h "ERROR SUMMARY\|RACECHECK SUMMARY" "$SCRATCH/$tool.log" 2>/dev/null |
@@ -107,11 +111,13 @@ done
 
 # ---- benchmarks, alone on the machine ----------------------------------------------------------
 
-part "benchmarks at GPU sizes" 240 "$OUT/benchmarks.log" python3 benchmarks/gpu.py "$OUT" || failed=1
-grep -A 30 "^NVIDIA.*torch" "$OUT/benchmarks.log" | tee -a "$OUT/summary.txt"
-# Whatever time is left goes to the suite that also runs on CPUs.
-if [ "$(left)" -gt 40 ]; then
-  part "benchmark suite, as far as time allows" "$(left)" "$OUT/benchmarks.log" \
+if wanted benchmarks; then
+  part "benchmarks at GPU sizes" 240 "$OUT/benchmarks.log" python3 benchmarks/gpu.py "$OUT" || failed=1
+  grep -A 30 "^NVIDIA.*torch" "$OUT/benchmarks.log" | tee -a "$OUT/summary.txt"
+fi
+# Whatever time is left goes to the suite that also runs on CPUs. Interrupted, it writes what it has.
+if wanted suite && [ "$(left)" -gt 40 ]; then
+  STOP_BY=INT part "benchmark suite, as far as time allows" "$(left)" "$OUT/benchmarks.log" \
     python3 -m pytest benchmarks -c benchmarks/pytest.ini --device cuda --out "$SCRATCH/family" \
     -k "langevin or dsm or sliced or dual or random" ||
     note "(a suite that is cut off is no failure)"

@@ -48,7 +48,7 @@ def key(device: str) -> Tensor:
 
 def table(device: str, *shape: int) -> Tensor:
     generator = torch.Generator().manual_seed(9)
-    return torch.rand(shape, generator=generator, dtype=torch.float64).to(device) + 0.1
+    return (torch.rand(shape, generator=generator, dtype=torch.float64) + 0.1).to(device)
 
 
 def results(shape: tuple[int, ...], dtype: torch.dtype, device: str, place) -> Iterator[Tensor]:  # type: ignore[no-untyped-def]
@@ -58,12 +58,14 @@ def results(shape: tuple[int, ...], dtype: torch.dtype, device: str, place) -> I
     for fill in (ops.normal_, ops.uniform_, ops.rademacher_):
         yield fill(x.clone(), key(device), sample_offset=1)
     rows, each = table(device, 2, 4), table(device, 2, batch, 4)
-    held = {"known": known, "mask": known > 0, "clamp": (-1.0, 1.0)}
+    mask = (data(*shape, dtype=dtype, seed=2) > 0).to(device)
+    held = {"known": known, "mask": mask, "clamp": (-1.0, 1.0)}
     yield ops.langevin_step(x, s, rows, key(device))
     yield ops.langevin_step(x, s, each, key(device), sample_offset=3, **held)
     yield ops.langevin_step(x, s, rows, key(device), **held)
     if dtype in (torch.bfloat16, torch.float16):
-        yield ops.langevin_step_(x.float(), s, rows, key(device))
+        state = place(data(*shape, dtype=dtype, seed=0).float())
+        yield ops.langevin_step_(state, s, rows, key(device))
     labels = (torch.arange(batch) % 3).to(device)
     yield from ops.perturb(x, table(device, 3, 2), key(device))
     yield ops.perturb(x, table(device, 3, 2), key(device), labels=labels)[0]

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <array>
+#include <vector>
 
 namespace fastscore {
 namespace {
@@ -104,15 +105,19 @@ void check_stream(const char* op, int64_t stream) {
   }
 }
 
-void check_sample_offset(const char* op, int64_t sample_offset, const Tensor& x) {
+void check_sample_offset(const char* op, int64_t sample_offset, int64_t batch, int64_t size) {
   if (sample_offset < 0) fail(op, "sample_offset", "at least 0, got ", sample_offset);
   int64_t samples, end;
-  if (__builtin_add_overflow(sample_offset, batch_size(x), &samples) ||
-      __builtin_mul_overflow(samples, sample_size(x), &end) ||
+  if (__builtin_add_overflow(sample_offset, batch, &samples) ||
+      __builtin_mul_overflow(samples, size, &end) ||
       __builtin_add_overflow(end, int64_t{1} << 20, &end)) {
     fail(op, "sample_offset", "such that every flat index fits 63 bits, got ", sample_offset,
-         " with ", describe(x));
+         " with ", batch, " samples of ", size, " elements");
   }
+}
+
+void check_sample_offset(const char* op, int64_t sample_offset, const Tensor& x) {
+  check_sample_offset(op, sample_offset, batch_size(x), sample_size(x));
 }
 
 void check_writable(const char* op, const char* arg, const Tensor& x) {
@@ -126,24 +131,52 @@ void check_writable(const char* op, const char* arg, const Tensor& x) {
   }
 }
 
+bool is_dense(const Tensor& x, int64_t first) {
+  const int64_t dims = x.dim();
+  const auto sizes = x.sizes(), strides = x.strides();
+  int64_t whole = 1;
+  for (int64_t d = first; d < dims; ++d) whole *= sizes[d];
+  // The dimension of stride 1, then the one whose stride is what the first spans, and so on.
+  int64_t span = 1;
+  while (span < whole) {
+    int64_t next = first;
+    while (next < dims && !(sizes[next] > 1 && strides[next] == span)) ++next;
+    if (next == dims) return false;
+    span *= sizes[next];
+  }
+  return true;
+}
+
+bool same_strides(const Tensor& x, const Tensor& like) {
+  const int64_t lead = x.dim() - like.dim();
+  for (int64_t d = 0; d < like.dim(); ++d) {
+    if (like.size(d) > 1 && like.stride(d) != x.stride(lead + d)) return false;
+  }
+  return true;
+}
+
 void check_no_partial_overlap(const char* op, const char* arg, const Tensor& x, const Tensor& out,
                               const char* out_name) {
-  if (!x.is_contiguous() || !out.is_contiguous()) return;
+  // Views with holes may lie between each other's elements.
+  if (!x.is_contiguous() && !is_dense(x, 0)) return;
+  if (!out.is_contiguous() && !is_dense(out, 0)) return;
   const char* a = static_cast<const char*>(x.data_ptr());
   const char* b = static_cast<const char*>(out.data_ptr());
-  if (a == b && x.scalar_type() == out.scalar_type()) return;
+  if (a == b && x.scalar_type() == out.scalar_type() && same_strides(x, out)) return;
   if (a < b + out.numel() * static_cast<int64_t>(out.element_size()) &&
       b < a + x.numel() * static_cast<int64_t>(x.element_size())) {
     fail(op, arg, "apart from ", out_name, " in memory or exactly the same, got an overlap");
   }
 }
 
-void check_table(const char* op, const Tensor& table, int64_t columns, const Tensor& like) {
+void check_table(const char* op, const Tensor& table, int64_t columns, const Tensor& like,
+                 int64_t most_dims) {
   const int64_t dim = table.dim();
-  if (table.scalar_type() != ScalarType::Double || dim < 2 || table.size(dim - 1) != columns ||
-      table.size(0) < 1 || !table.is_contiguous()) {
-    fail(op, "table", "a contiguous float64 tensor with ", columns,
-         " columns and at least one row, got ", describe(table));
+  if (table.scalar_type() != ScalarType::Double || dim < 2 || dim > most_dims ||
+      table.size(dim - 1) != columns || table.size(0) < 1 || !table.is_contiguous()) {
+    fail(op, "table", "a contiguous float64 tensor of shape (rows, ",
+         most_dims > 2 ? "[batch, ] " : "", columns, ") with at least one row, got ",
+         describe(table));
   }
   check_same_device(op, "table", table, like, "the data");
 }
@@ -230,7 +263,9 @@ Tensor new_memory(Tensor x) {
 // By the plain C function: going through the dispatcher, as torch::stable::new_empty does, costs
 // several microseconds.
 Tensor new_tensor(std::span<const int64_t> shape, ScalarType dtype, const Tensor& like) {
-  std::array<int64_t, 64> strides;
+  std::array<int64_t, 16> few;
+  std::vector<int64_t> many(shape.size() > few.size() ? shape.size() : 0);
+  int64_t* strides = many.empty() ? few.data() : many.data();
   int64_t stride = 1;
   for (size_t d = shape.size(); d-- > 0;) {
     strides[d] = stride;
@@ -241,8 +276,8 @@ Tensor new_tensor(std::span<const int64_t> shape, ScalarType dtype, const Tensor
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
   AtenTensorHandle out;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(),
-                                                  strides.data(), static_cast<int32_t>(dtype),
-                                                  device_type, device_index, &out));
+                                                  strides, static_cast<int32_t>(dtype), device_type,
+                                                  device_index, &out));
   return new_memory(Tensor(out));
 }
 

@@ -45,13 +45,20 @@ void check_key(const char* op, const Tensor& key, const Tensor& like);
 void check_stream(const char* op, int64_t stream);
 // At least 0, and no flat index of x beyond 63 bits.
 void check_sample_offset(const char* op, int64_t sample_offset, const Tensor& x);
-// A tensor to write to: no two of its elements may share memory.
+void check_sample_offset(const char* op, int64_t sample_offset, int64_t batch, int64_t sample_size);
+// Whether x's dimensions from `first` on lie in memory without a hole, in some order of theirs:
+// those of a channels_last tensor for example.
+bool is_dense(const Tensor& x, int64_t first);
+// Whether the dimensions of `like` lie in memory as x's last ones do.
+bool same_strides(const Tensor& x, const Tensor& like);
+// A tensor to write to: not an expanded one, whose elements share memory.
 void check_writable(const char* op, const char* arg, const Tensor& x);
 // Memory that is read while `out` is written: apart from it, or exactly the same.
 void check_no_partial_overlap(const char* op, const char* arg, const Tensor& x, const Tensor& out,
                               const char* out_name);
 // A contiguous float64 table of `columns` columns with at least one row.
-void check_table(const char* op, const Tensor& table, int64_t columns, const Tensor& like);
+void check_table(const char* op, const Tensor& table, int64_t columns, const Tensor& like,
+                 int64_t most_dims = 2);
 void check_labels(const char* op, const Tensor& labels, const Tensor& x);
 
 int64_t batch_size(const Tensor& x);

@@ -53,39 +53,12 @@ inline void check_dual_stacked(const char* op, const Tensor& h, int64_t activati
   }
 }
 
-// Whether x's dimensions from `first` on lie in memory without a hole, in some order of theirs:
-// those of a channels_last tensor for example.
-inline bool is_dense(const Tensor& x, int64_t first) {
-  const int64_t dims = x.dim();
-  const auto sizes = x.sizes(), strides = x.strides();
-  int64_t whole = 1;
-  for (int64_t d = first; d < dims; ++d) whole *= sizes[d];
-  // The dimension of stride 1, then the one whose stride is what the first spans, and so on.
-  int64_t span = 1;
-  while (span < whole) {
-    int64_t next = first;
-    while (next < dims && !(sizes[next] > 1 && strides[next] == span)) ++next;
-    if (next == dims) return false;
-    span *= sizes[next];
-  }
-  return true;
-}
-
 // Whether x's slices x[0], x[1], ... lie one after the other in memory, each dense.
 inline bool has_dense_slices(const Tensor& x) {
   if (x.is_contiguous()) return true;
   int64_t slice = 1;
   for (int64_t d = 1; d < x.dim(); ++d) slice *= x.size(d);
   return (x.size(0) <= 1 || x.stride(0) == slice) && is_dense(x, 1);
-}
-
-// Whether the dimensions of `like` lie in memory as x's last ones do.
-inline bool same_strides(const Tensor& x, const Tensor& like) {
-  const int64_t lead = x.dim() - like.dim();
-  for (int64_t d = 0; d < like.dim(); ++d) {
-    if (like.size(d) > 1 && like.stride(d) != x.stride(lead + d)) return false;
-  }
-  return true;
 }
 
 // Elementwise work may follow the order of memory where all tensors share it.

@@ -21,8 +21,8 @@ inline void check_langevin(const char* op, const Tensor& x, const Tensor& score,
     fail(op, "score", "of x's dtype (or of half precision when x is float32), got ",
          describe(score), " for x, ", describe(x));
   }
-  check_table(op, table, 4, x);
-  if (table.dim() > 3 || (table.dim() == 3 && table.size(1) != x.size(0))) {
+  check_table(op, table, 4, x, 3);
+  if (table.dim() == 3 && table.size(1) != x.size(0)) {
     fail(op, "table", "of shape (rows, 4) or (rows, ", x.size(0), ", 4), got ", describe(table));
   }
   check_key(op, key, x);

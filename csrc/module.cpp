@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <chrono>
+#include <latch>
 #include <numeric>
 #include <thread>
 #include <vector>
@@ -54,9 +55,11 @@ double multiply_add_rate(int threads) {
   using namespace fastscore;
   std::vector<double> rates(threads);
   std::vector<std::thread> workers;
+  std::latch all(threads);
   for (double& rate : rates) {
-    workers.emplace_back([&rate] {
+    workers.emplace_back([&rate, &all] {
       float sum;
+      all.arrive_and_wait();
       const auto start = std::chrono::steady_clock::now();
       const int64_t count = FASTSCORE_BEST(multiply_adds)(kRounds, &sum);
       const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - start;

@@ -29,7 +29,7 @@ inline void check_projections(const char* op, const Tensor& out, const Tensor& k
   check_writable(op, "out", out);
   check_key(op, key, out);
   check_distribution(op, distribution);
-  check_sample_offset(op, sample_offset, out);
+  check_sample_offset(op, sample_offset, out.size(1), projection_sample_size(out));
 }
 
 inline void check_sliced_terms(const char* op, const Tensor& score, const Tensor& jvp,

@@ -150,7 +150,9 @@ def sliced_gradients(make: Make, shape: Shape, device: torch.device) -> Results:
     found: list[Tensor] = []
     for count in (1, 3):
         for distribution in DISTRIBUTIONS:
-            s = make(*shape, seed=7).requires_grad_()
+            s = make(*shape, seed=7)
+            s.mul_(s > 0)  # zeros of both signs, as the score of an image has them
+            s.requires_grad_()
             jvp = torch.stack([make(*shape, seed=8 + m) for m in range(count)]).requires_grad_()
             terms = ops.sliced_terms(s, jvp, make_key(4, 5, device), distribution=distribution)
             upstream = [randn(*t.shape, seed=11).to(t) for t in terms]

@@ -127,3 +127,12 @@ def test_bad_dual_slope(change: dict[str, object], error: type[Exception], messa
         with pytest.raises(error, match=f"^dual_slope: {message}"):
             dual_slope(**(good | change))
         dual_slope(**good)
+
+
+def test_a_constant_slope_has_no_gradient(device: torch.device) -> None:
+    """Not even one of 0 times infinity."""
+    h = torch.tensor([1.0, -1.0], device=device, requires_grad=True)
+    upstream = torch.ones(2, device=device), torch.full((2,), torch.inf, device=device)
+    for activation, slopes in (("relu", [1.0, 0.0]), ("leaky_relu", [1.0, 0.01])):
+        got = gradient(ops.dual_slope(h, activation), h, upstream)
+        torch.testing.assert_close(got.cpu(), torch.tensor(slopes))

@@ -85,7 +85,7 @@ def test_kernel_units_define_only_names_of_their_own(tmp_path):
         pytest.skip("needs a C++ compiler")
     for unit in sorted((ROOT / "csrc/cpu/isa").glob("*.cpp")):
         target = tmp_path / f"{unit.stem}.o"
-        # -O0 emits every inline function that is not forced inline.
+        # -fno-inline emits every inline function that is not forced inline.
         flags = ["-std=c++20", "-O1", "-fno-inline", "-mavx2", "-mfma", "-mf16c", f"-I{ROOT}/csrc"]
         macros = ["-DFASTSCORE_LANES_AVX2", "-DFASTSCORE_ISA=cpu_avx2"]
         subprocess.run([compiler, *flags, *macros, "-c", unit, "-o", target], check=True)

@@ -246,3 +246,40 @@ def test_bad_dsm_residual(change: dict[str, object], error: type[Exception], arg
     }
     with pytest.raises(error, match=message("dsm_residual", argument, error)):
         ops.dsm_residual(**(good | change))
+
+
+def test_tables_of_another_rank() -> None:
+    x, labels = torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64)
+    for shape in ((3, 5, 2), (3, 0, 2)):
+        with pytest.raises(ValueError, match=r"^perturb: table must be .* shape \(rows, 2\)"):
+            ops.perturb(x, torch.ones(shape, dtype=torch.float64), make_key(0))
+    with pytest.raises(ValueError, match=r"^dsm_residual: table must be"):
+        ops.dsm_residual(x, torch.ones(3, 5, 3, dtype=torch.float64), labels, make_key(0))
+
+
+def test_memory_that_is_written_while_it_is_read() -> None:
+    table = torch.ones(1, 4, dtype=torch.float64)
+    x = torch.zeros(8, 8)
+    with pytest.raises(ValueError, match=r"^langevin_step_: score must be apart from x"):
+        ops.langevin_step_(x, x.t(), table, make_key(0))
+    ops.langevin_step_(x, x.view(8, 8), table, make_key(0))  # each element reads itself
+    both = torch.zeros(8, 16)
+    ops.langevin_step_(both[:, ::2], both[:, 1::2], table, make_key(0))  # between each other
+
+
+def test_more_dimensions_than_usual() -> None:
+    x = torch.ones([1] * 80)
+    assert ops.dual_slope(x, "tanh")[0].shape == x.shape
+    table = torch.ones(1, 4, dtype=torch.float64)
+    assert ops.langevin_step(x, x, table, make_key(0)).shape == x.shape
+
+
+def test_offsets_are_of_samples() -> None:
+    """A projection has as many elements as the data, not as all projections together."""
+    offset = 2**50
+    v = ops.projections(make_key(0), (2, 64), 64, sample_offset=offset)
+    assert torch.equal(
+        v[:, 1:], ops.projections(make_key(0), (1, 64), 64, sample_offset=offset + 1)
+    )
+    with pytest.raises(ValueError, match=r"^projections: sample_offset must be"):
+        ops.projections(make_key(0), (2, 64), 1, sample_offset=2**57)

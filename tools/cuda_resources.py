@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.utils.cpp_extension import include_paths
+from torch.utils.cpp_extension import COMMON_NVCC_FLAGS, include_paths
 
 CSRC = Path(__file__).parents[1] / "csrc"
 SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
 # As setup.py builds them, except that the host's half is left unoptimised.
 FLAGS = [
+    *COMMON_NVCC_FLAGS,
     "-std=c++20",
     "-O3",
     "-fmad=false",

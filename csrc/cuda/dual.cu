@@ -167,10 +167,11 @@ __global__ void __launch_bounds__(kThreads)
       const bool whole = Access::kMovesWhole && range.holds(V);
       const auto raw_h = t.h.load(range, whole);
       const auto raw_value = t.grad_value.load(range, whole);
-      const auto raw_slope = t.grad_slope.load(range, whole);
       T h[V], slope[V], curvature[V], grad_value[V], grad_slope[V];
       Access::unpack(raw_h, h);
+      bool curved = false;
       with_activation(shape.activation, shape.a, shape.b, [&](const auto& activation) {
+        curved = activation.kCurved;
 #pragma unroll
         for (int j = 0; j < V; ++j) {
           const Jet<T> jet = activation(h[j]);
@@ -179,10 +180,15 @@ __global__ void __launch_bounds__(kThreads)
         }
       });
       Access::unpack(raw_value, grad_value);
-      Access::unpack(raw_slope, grad_slope);
+      if (curved) {
+        Access::unpack(t.grad_slope.load(range, whole), grad_slope);
 #pragma unroll
-      for (int j = 0; j < V; ++j) {
-        grad_value[j] = fma(grad_value[j], slope[j], curvature[j] * grad_slope[j]);
+        for (int j = 0; j < V; ++j) {
+          grad_value[j] = fma(grad_value[j], slope[j], curvature[j] * grad_slope[j]);
+        }
+      } else {
+#pragma unroll
+        for (int j = 0; j < V; ++j) grad_value[j] = grad_value[j] * slope[j];
       }
       t.grad_h.store(range, whole, grad_value);
     }

@@ -6,11 +6,12 @@
 // adds them up. Lanes sum a few packs in the compute type; their sums are added in double.
 //
 // The summand is an Op with
-//   Real, V, kAtOnce, kSums         compute type, elements of a pack, packs in flight, sums of a
-//   row jobs()                          how many sets of sums a row has (projections) Row
-//   row(sample, job)            what all elements of a row share Inputs load(job, range, whole) the
-//   elements of a pack, as they lie in memory add(row, job, inputs, range, whole, sums)
-//   finish(sample, job, sums)       writes the result
+// - Real, V, kAtOnce, kSums: compute type, elements of a pack, packs in flight, sums of a row;
+// - jobs(): how many sets of sums a row has (projections);
+// - Row row(sample, job): what all elements of a row share;
+// - Inputs load(job, range, whole): the elements of a pack, as they lie in memory;
+// - add(row, job, inputs, range, whole, sums): adds a pack's terms;
+// - finish(sample, job, sums): writes the result.
 #pragma once
 
 #include <cub/block/block_reduce.cuh>

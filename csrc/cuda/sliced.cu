@@ -83,8 +83,8 @@ struct Projections {
   }
 };
 
-// Each projection's and sample's radius, from |g|^2: in double, so that any order of the sum gives
-// the same float.
+// Each projection's and sample's radius, from |g|^2: in double, so that another order of the sum
+// gives the same float but for one row in about a hundred million.
 struct SphereRadius {
   using Real = double;
   static constexpr int V = kNormalsPerBlock, kAtOnce = 1, kSums = 1;
@@ -268,7 +268,7 @@ void terms_as(const Launcher& launch, const Projections& p, const View& score, c
 
 // ---- sliced_terms_backward -------------------------------------------------------------------
 
-// An upstream gradient of each sample, or of each projection and sample; none counts as 0.
+// An upstream gradient of each sample, or of each projection and sample; or none, which reads as 0.
 template <class T>
 struct Upstream {
   const T* data;
@@ -304,6 +304,7 @@ __device__ __forceinline__ void backward_pack(const Projections& p, const TermGr
   struct Row {
     T of_jvp, of_score;
   };
+  const bool has_vs = grads.vs.data != nullptr;  // adding 0 v would lose signs of zeros
 #pragma unroll 1
   for (int64_t m = 0; m < p.count; ++m) {
     float v[V];
@@ -315,7 +316,7 @@ __device__ __forceinline__ void backward_pack(const Projections& p, const TermGr
         [&](int j, const Row& row) {
           const T weight = v[j];
           jvp[j] = row.of_jvp * weight;
-          sum[j] = fma(row.of_score, weight, sum[j]);
+          if (has_vs) sum[j] = fma(row.of_score, weight, sum[j]);
         });
     t.grad_jvp.store(p.at(m, range), whole, jvp);
   }
@@ -377,7 +378,7 @@ void backward_as(const Launcher& launch, const Projections& p, const View& score
 // ---- ops -------------------------------------------------------------------------------------
 
 void project_(Tensor out, const Tensor& key, int64_t distribution, int64_t sample_offset) {
-  const char* op = "project_";
+  const char* op = "projections";  // the name its users know
   check_projections(op, out, key, distribution, sample_offset);
   if (out.numel() == 0) return;
   const Launcher launch(out);

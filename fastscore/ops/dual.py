@@ -10,8 +10,9 @@ whose slice 0 is the value, so that linear layers run once on everything. :func:
 the slope phi'(h) itself, for traces in closed form. Forward-mode differentiation: Wengert 1964, "A
 simple automatic derivative evaluation program".
 
-In float32 and half precision all instruction sets and devices give the same bytes. float64 uses the
-mathematics library, whose last bit may differ between platforms.
+In float32 and half precision all instruction sets and devices give the same bytes, but for the bits
+of a float32 NaN on a GPU. float64 uses the mathematics library, whose last bit may differ between
+platforms.
 """
 
 from __future__ import annotations

@@ -135,14 +135,21 @@ void value_and_slope_backward(const DualArgs& args, TileRange tiles) {
   T h_buffer[kTile], value_buffer[kTile], slope_buffer[kTile], out_buffer[kTile];
   T slope[kTile], curvature[kTile];
   for_each_tile(0, args.numel, tiles, [&](int64_t, int64_t begin, int64_t count) {
+    bool curved = false;
     const T* h = load_tile(args.h, begin, count, h_buffer);
-    with_activation(args.activation, args.a, args.b,
-                    [&](auto act) { jets<SlopeAndCurvature>(act, h, count, slope, curvature); });
+    with_activation(args.activation, args.a, args.b, [&](auto act) {
+      jets<SlopeAndCurvature>(act, h, count, slope, curvature);
+      curved = act.kCurved;
+    });
     const T* __restrict grad_value = load_tile(args.grad_value, begin, count, value_buffer);
-    const T* __restrict grad_slope = load_tile(args.grad_out, begin, count, slope_buffer);
     T* __restrict out = output_tile(args.value, begin, out_buffer);
-    for (int64_t i = 0; i < count; ++i) {
-      out[i] = fma(grad_value[i], slope[i], curvature[i] * grad_slope[i]);
+    if (curved) {
+      const T* __restrict grad_slope = load_tile(args.grad_out, begin, count, slope_buffer);
+      for (int64_t i = 0; i < count; ++i) {
+        out[i] = fma(grad_value[i], slope[i], curvature[i] * grad_slope[i]);
+      }
+    } else {
+      for (int64_t i = 0; i < count; ++i) out[i] = grad_value[i] * slope[i];
     }
     store_tile(args.value, begin, count, out);
   });

@@ -115,7 +115,13 @@ int64_t multiply_adds(int64_t rounds, float* sum) {
   for (int i = 0; i < kSums; ++i) sums[i] = broadcast<LaneF>(static_cast<float>(i));
   for (int64_t round = 0; round < rounds; ++round) {
 #pragma GCC unroll 12
-    for (int i = 0; i < kSums; ++i) sums[i] = fma(sums[i], factor, term);
+    for (int i = 0; i < kSums; ++i) {
+#ifdef __FMA__
+      sums[i] = fma(sums[i], factor, term);
+#else  // where fma is a matter of many instructions
+      sums[i] = sums[i] * factor + term;
+#endif
+    }
   }
   for (int i = 1; i < kSums; ++i) sums[0] = sums[0] + sums[i];
   float lanes[kLanes];
