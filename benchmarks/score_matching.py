@@ -3,7 +3,8 @@
 Two results of Song, Garg, Shi and Ermon 2019 ("Sliced score matching"), made again on any machine:
 
 - time of a training iteration against the dimension d of the data, N(0, I_d): score matching in
-  its naive form (a backward pass for each dimension) grows linearly, the others stay flat;
+  its naive form (a backward pass for each dimension) grows linearly more than the others, which
+  stay a small multiple of denoising score matching's;
 - error of the score estimated from clean data, the Fisher divergence from the known score, after
   the same number of iterations of each method. DSM learns the score of perturbed data and is
   measured against the clean one, as the others are.

@@ -17,6 +17,7 @@ by naming what they expect instead:
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,18 +92,19 @@ def call_model(
     if not callable(model):
         fail_type(fn, "model", "callable", model)
     check_choice(fn, "conditioning", conditioning, CONDITIONINGS)
-    output = model(x, *condition(conditioning, sigma, labels))
+    return check_output(fn, model(x, *condition(conditioning, sigma, labels)), x)
+
+
+def check_output(fn: str, output: Any, x: Tensor, *, arg: str = "model") -> Tensor:
+    """A model's output: a floating-point tensor of x's shape, where x is."""
+    expected = f"a model whose output is a floating-point tensor of x's shape {tuple(x.shape)}"
     if not isinstance(output, Tensor):
-        fail_type(fn, "model", _expected(x), output)
+        fail_type(fn, arg, expected, output)
     if output.shape != x.shape or not output.is_floating_point():
-        fail(fn, "model", _expected(x), describe(output))
+        fail(fn, arg, expected, describe(output))
     if output.device != x.device:
-        fail(fn, "model", f"a model whose output is on {x.device}, as x is", describe(output))
+        fail(fn, arg, f"a model whose output is on {x.device}, as x is", describe(output))
     return output
-
-
-def _expected(x: Tensor) -> str:
-    return f"a model whose output is a floating-point tensor of x's shape {tuple(x.shape)}"
 
 
 def as_sigma(fn: str, x: Tensor, sigma: Tensor | float) -> Tensor:

@@ -53,7 +53,7 @@ def divergence(
         rademacher    2 (|A|_F^2 - sum_i a_ii^2)
         sphere        2d/(d+2) (|A|_F^2 - tr(A)^2/d)
 
-    All probes are carried through the model in one pass (:func:`fastscore.jvp.jvps`). ``"exact"``
+    All probes are carried through the model in one pass (:func:`fastscore.jvps`). ``"exact"``
     takes a closed form for multilayer perceptrons of one or two hidden layers and one tangent for
     each dimension for everything else, as :func:`fastscore.losses.score_matching_loss` does.
 

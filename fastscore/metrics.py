@@ -23,14 +23,14 @@ from fastscore._checks import (
     check_shape,
     fail_type,
 )
-from fastscore.conditioning import as_sigma
+from fastscore.conditioning import as_sigma, check_output
 from fastscore.ops import projections as draw_projections
+from fastscore.ops._library import sum_dtype
+from fastscore.ops.dsm import REDUCTIONS, reduced
 from fastscore.slicing import DISTRIBUTIONS, half_square
-from fastscore.traces import check_output, sum_dtype, sum_over_sample
+from fastscore.traces import sum_over_sample
 
 Score = Callable[..., Tensor]
-
-REDUCTIONS = ("mean", "sum", "none")
 
 
 @torch.no_grad()
@@ -150,6 +150,4 @@ def _difference(
 
 def _reduce(fn: str, values: Tensor, reduction: str) -> Tensor:
     check_choice(fn, "reduction", reduction, REDUCTIONS)
-    if reduction == "mean":
-        return values.mean()
-    return values.sum() if reduction == "sum" else values
+    return reduced(values, reduction)

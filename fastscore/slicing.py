@@ -18,13 +18,12 @@ import torch
 from torch import Tensor
 
 from fastscore._checks import describe, fail
-from fastscore.conditioning import per_sample
+from fastscore.conditioning import check_output, per_sample
 from fastscore.jvp.api import _dual_output
 from fastscore.jvp.forms import forms_of_layer
 from fastscore.jvp.tensor import DualTensor
 from fastscore.ops import projections, sliced_terms
 from fastscore.traces import (
-    check_output,
     has_energy,
     output_and_pullback,
     sum_over_sample,

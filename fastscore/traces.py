@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fastscore._checks import check_int, describe, fail, fail_type
+from fastscore._checks import check_int
 from fastscore.closed_form import NoClosedForm, jacobian
+from fastscore.conditioning import check_output
 from fastscore.jvp.api import _compiled_parts_run_eagerly, _dual_output
 from fastscore.jvp.tensor import DualTensor
 from fastscore.jvp.whole import differentiable_to_third_order
+from fastscore.ops._library import sum_dtype
 from fastscore.scores import EnergyScore
 
 Model = Callable[..., Tensor]
@@ -24,26 +26,9 @@ Model = Callable[..., Tensor]
 CHUNK_ELEMENTS = 2**21
 
 
-def sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of sums over a sample: float64 for float64, float32 for everything else."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def sum_over_sample(x: Tensor, batch_dims: int = 1) -> Tensor:
     """The sum over all dimensions but the first ``batch_dims``."""
     return x.flatten(batch_dims).sum(-1) if x.dim() > batch_dims else x
-
-
-def check_output(fn: str, output: Any, x: Tensor, *, arg: str = "model") -> Tensor:
-    """A model's output: a floating-point tensor of x's shape, where x is."""
-    expected = f"a model whose output is a floating-point tensor of x's shape {tuple(x.shape)}"
-    if not isinstance(output, Tensor):
-        fail_type(fn, arg, expected, output)
-    if output.shape != x.shape or not output.is_floating_point():
-        fail(fn, arg, expected, describe(output))
-    if output.device != x.device:
-        fail(fn, arg, f"a model whose output is on {x.device}, as x is", describe(output))
-    return output
 
 
 def has_energy(model: Model) -> bool:

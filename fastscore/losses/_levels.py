@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastscore._checks import (
     check_choice,
@@ -25,12 +25,14 @@ from fastscore.conditioning import CONDITIONINGS, condition
 from fastscore.losses.dsm import (
     REDUCTIONS,
     WEIGHTINGS,
+    ExactBuffers,
     Weighting,
     _check_data,
     _check_labels,
     weights,
 )
 from fastscore.ops import perturb
+from fastscore.ops.dsm import reduced
 from fastscore.random import noise_key
 from fastscore.slicing import Batch
 
@@ -115,12 +117,10 @@ def expected_term(
         args = condition(conditioning, sigma, valid)
         terms = estimator(fn, model, Batch(noisy, args, sigma, key, sample_offset))
         terms = terms * levels.weights.index_select(0, valid).to(terms.dtype)
-    if reduction == "mean":
-        return terms.mean()
-    return terms.sum() if reduction == "sum" else terms
+    return reduced(terms, reduction)
 
 
-class ScoreMatchingModule(nn.Module):
+class ScoreMatchingModule(ExactBuffers):
     """A loss of this kind with its noise levels, if any, prepared once.
 
     Subclasses say how the term of a sample is estimated.
@@ -152,14 +152,6 @@ class ScoreMatchingModule(nn.Module):
 
     def _estimate(self, fn: str, model: Callable[..., Tensor], batch: Batch) -> Tensor:
         raise NotImplementedError
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ScoreMatchingModule:
-        exact = dict(self._buffers)
-        super()._apply(fn, recurse)
-        for name, buffer in exact.items():  # moved, but never rounded
-            if buffer is not None:
-                self._buffers[name] = buffer.to(self._buffers[name].device)
-        return self
 
     def extra_repr(self) -> str:
         levels = 0 if self.sigmas is None else len(self.sigmas)

@@ -108,7 +108,19 @@ def dsm_tables(
     return torch.stack([one, sigmas], dim=-1), torch.stack([p, one, w], dim=-1)
 
 
-class DSMLoss(nn.Module):
+class ExactBuffers(nn.Module):
+    """A module whose buffers move with ``.to(device)`` but are not rounded by ``.half()``."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ExactBuffers:
+        exact = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in exact.items():
+            if buffer is not None:
+                self._buffers[name] = buffer.to(self._buffers[name].device)
+        return self
+
+
+class DSMLoss(ExactBuffers):
     r"""Denoising score matching with its noise levels prepared once: :func:`dsm_loss` as a module.
 
     Args:
@@ -152,13 +164,6 @@ class DSMLoss(nn.Module):
         self.register_buffer("sigmas", values, persistent=False)
         self.register_buffer("perturb_table", tables[0], persistent=False)
         self.register_buffer("residual_table", tables[1], persistent=False)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DSMLoss:
-        exact = dict(self._buffers)
-        super()._apply(fn, recurse)
-        for name, buffer in exact.items():  # moved, but never rounded
-            self._buffers[name] = buffer.to(self._buffers[name].device)
-        return self
 
     def extra_repr(self) -> str:
         return (

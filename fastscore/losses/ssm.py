@@ -183,7 +183,7 @@ def ssm_loss(
     differences, of the order of ``epsilon`` squared), and differ in cost and variance:
 
     ``"forward"``
-        J v by forward-mode differentiation, :func:`fastscore.jvp.jvps`: one pass, which shares the
+        J v by forward-mode differentiation, :func:`fastscore.jvps`: one pass, which shares the
         score over all projections. Of an energy J is symmetric, and reverse mode takes its place.
     ``"reverse"``
         J'v by differentiating v's, the usual code. Same v'J v as "forward", up to rounding.

@@ -91,6 +91,11 @@ def check_bounds(fn: str, clamp: Any) -> tuple[float | None, float | None]:
     return clamp[0], clamp[1]
 
 
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums over a sample: float64 for float64, float32 for everything else."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def traced() -> bool:
     """Whether torch.compile or torch.func, not eager autograd, will see what runs now."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()

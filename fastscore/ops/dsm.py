@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from fastscore._checks import check_choice
-from fastscore.ops._library import Differentiable, call, check_same_device, ops, traced
+from fastscore.conditioning import per_sample
+from fastscore.ops._library import (
+    Differentiable,
+    call,
+    check_same_device,
+    ops,
+    sum_dtype,
+    traced,
+)
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -80,26 +88,20 @@ def dsm_residual(
         return _Residual.run(fn, *args)
     if torch.is_grad_enabled() and output.requires_grad and not traced():
         return call(fn, _ReducedResidual.apply, *args, reduction)
-    return _reduced(_Residual.run(fn, *args), reduction)
+    return reduced(_Residual.run(fn, *args), reduction)
 
 
-def _reduced(loss: Tensor, reduction: str) -> Tensor:
-    return loss.mean() if reduction == "mean" else loss.sum()
-
-
-def per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """A number for each sample, (batch,), shaped to broadcast against ``like``."""
-    return values.reshape(-1, *[1] * (like.dim() - 1))
+def reduced(values: Tensor, reduction: str) -> Tensor:
+    """The mean or the sum of a value for each sample, or the values themselves."""
+    if reduction == "mean":
+        return values.mean()
+    return values.sum() if reduction == "sum" else values
 
 
 def _rows_of(table: Tensor, labels: Tensor) -> Tensor:
     """The row of each label; a label out of range, which has made its sample NaN, reads row 0."""
     inside = (labels >= 0) & (labels < table.shape[0])
     return table.index_select(0, labels * inside)
-
-
-def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 @torch.library.register_fake("fastscore::perturb")
@@ -111,7 +113,7 @@ def _(x, table, key, labels, sample_offset) -> tuple[Tensor, Tensor]:  # type: i
 @torch.library.register_fake("fastscore::dsm_residual")
 def _(output, table, labels, key, sample_offset) -> Tensor:  # type: ignore[no-untyped-def]
     check_same_device("dsm_residual", output, table=table, labels=labels, key=key)
-    return output.new_empty(output.shape[0], dtype=_sum_dtype(output.dtype))
+    return output.new_empty(output.shape[0], dtype=sum_dtype(output.dtype))
 
 
 @torch.library.register_fake("fastscore::dsm_residual_backward")
@@ -125,7 +127,7 @@ def _(grad, output, table, labels, key, sample_offset) -> Tensor:  # type: ignor
 @torch.library.register_fake("fastscore::dsm_residual_with_grad")
 def _(output, table, labels, key, sample_offset, expected) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
     check_same_device("dsm_residual_with_grad", output, table=table, labels=labels, key=key)
-    loss = output.new_empty(output.shape[0], dtype=_sum_dtype(output.dtype))
+    loss = output.new_empty(output.shape[0], dtype=sum_dtype(output.dtype))
     return loss, torch.empty_like(output)
 
 
@@ -150,7 +152,7 @@ class _Perturb(Differentiable):
     @staticmethod
     def backward(ctx, grad, _):  # type: ignore[no-untyped-def, override]
         table, labels = ctx.saved_tensors
-        work = _sum_dtype(grad.dtype)  # rounded once, at the end
+        work = sum_dtype(grad.dtype)  # rounded once, at the end
         a = _rows_of(table, labels)[:, 0].to(work)
         return (grad.to(work) * per_sample(a, grad)).to(grad.dtype), None, None, None, None
 
@@ -187,7 +189,7 @@ class _ReducedResidual(torch.autograd.Function):
         # The caller may advance the key in place before backward runs: keep its value.
         ctx.save_for_backward(output, table, labels, key.clone())
         ctx.sample_offset = sample_offset
-        return _reduced(loss, reduction)
+        return reduced(loss, reduction)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def, override]
@@ -224,7 +226,7 @@ class _ResidualBackward(Differentiable):
         grad, out, table, labels, key = ctx.saved_tensors
         ones = torch.ones_like(grad)
         unit = ops.dsm_residual_backward.default(ones, out, table, labels, key, ctx.sample_offset)
-        work = _sum_dtype(out.dtype)
+        work = sum_dtype(out.dtype)
         products = cotangent.to(work) * unit.to(work)
         grad_grad = (
             products.sum(tuple(range(1, products.dim()))) if products.dim() > 1 else products

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastscore.conditioning import per_sample
 from fastscore.ops._library import Differentiable, call_, check_bounds, check_same_device, ops
 
 Clamp = tuple[float | None, float | None] | None
@@ -112,8 +113,7 @@ class _LangevinStep(Differentiable):
             grad = torch.where(mask, 0, grad)
         a, b = row[..., 0], row[..., 1]
         if row.dim() == 2:
-            shape = (-1, *[1] * (grad.dim() - 1))
-            a, b = a.reshape(shape), b.reshape(shape)
+            a, b = per_sample(a, grad), per_sample(b, grad)
         work = torch.promote_types(grad.dtype, torch.float32)  # rounded once, at the end
         grad_x = (grad.to(work) * a.to(work)).to(grad.dtype)
         grad_score = (grad.to(work) * b.to(work)).to(ctx.score_dtype)

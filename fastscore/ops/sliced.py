@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastscore._checks import check_choice, check_int, check_tensor, fail, fail_type
-from fastscore.ops._library import Differentiable, call, check_same_device, ops
+from fastscore.ops._library import Differentiable, call, check_same_device, ops, sum_dtype
 
 # In the order of csrc/core/projections.h.
 _NUMBERS = {"rademacher": 0, "gaussian": 1, "sphere": 2}
@@ -119,10 +119,6 @@ def _number(fn: str, distribution: str) -> int:
         raise
 
 
-def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 @torch.library.register_fake("fastscore::project_")
 def _(out, key, distribution, sample_offset) -> None:  # type: ignore[no-untyped-def]
     check_same_device("project_", out, key=key)
@@ -131,7 +127,7 @@ def _(out, key, distribution, sample_offset) -> None:  # type: ignore[no-untyped
 @torch.library.register_fake("fastscore::sliced_terms")
 def _(score, jvp, key, distribution, sample_offset):  # type: ignore[no-untyped-def]
     check_same_device("sliced_terms", score, jvp=jvp, key=key)
-    dtype = _sum_dtype(score.dtype)
+    dtype = sum_dtype(score.dtype)
     matrix = (jvp.shape[0], score.shape[0])
     vjv, vs, half_vs2 = (score.new_empty(matrix, dtype=dtype) for _ in range(3))
     return vjv, vs, half_vs2, score.new_empty(score.shape[0], dtype=dtype)
@@ -209,7 +205,7 @@ class _TermsBackward(Differentiable):
         )
         dhalf_s2 = out = None
         if grad_half_s2 is not None:
-            work = _sum_dtype(score.dtype)
+            work = sum_dtype(score.dtype)
             products = (score.to(work) * dscore.to(work)).flatten(1) if score.dim() > 1 else None
             dhalf_s2 = score * dscore if products is None else products.sum(1)
             scale = grad_half_s2.reshape(-1, *[1] * (score.dim() - 1))
