@@ -15,6 +15,23 @@ struct Jet {
   F value, slope, curvature;
 };
 
+// What a pass needs of it.
+struct ValueAndSlope {
+  template <class F>
+  FASTSCORE_FN void operator()(const Jet<F>& jet, F& first, F& second) const {
+    first = jet.value;
+    second = jet.slope;
+  }
+};
+
+struct SlopeAndCurvature {
+  template <class F>
+  FASTSCORE_FN void operator()(const Jet<F>& jet, F& first, F& second) const {
+    first = jet.slope;
+    second = jet.curvature;
+  }
+};
+
 // s = 1 / (1 + exp(-x)) and c = 1 - s, each accurate where it is small.
 template <class F>
 struct Logistic {

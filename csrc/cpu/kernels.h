@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#include "core/activations.h"
+#include "core/dual_args.h"
 #include "core/projections.h"
 #include "core/streams.h"
 #include "core/view.h"
@@ -84,17 +84,6 @@ struct SlicedArgs {
   const double* grad_s2;      // backward: batch, or null
   View grad_score, grad_jvp;
   int64_t numel, sample_size, batch;  // of the score
-};
-
-struct DualArgs {
-  Activation activation;
-  double a, b;  // its parameters
-  View h, hdot;
-  View grad_value, grad_out;  // backward: upstream
-  View value, out;            // forward: results; backward: gradients of h and hdot
-  int64_t first_tangent;      // index in hdot, grad_out and out of the first tangent's elements
-  int64_t tangents, numel;    // numel: of h
-  // The slope's kernels have no hdot: out is the slope, and grad_out its upstream gradient.
 };
 
 #define FASTSCORE_KERNELS(isa)                                                            \

@@ -3,7 +3,7 @@
 #include "cuda/access.cuh"
 #include "cuda/launch.h"
 #include "cuda/tiles.cuh"
-#include "dual_checks.h"
+#include "dual_ops.h"
 
 namespace fastscore::FASTSCORE_ISA {
 namespace {
@@ -18,6 +18,19 @@ struct DualShape {
     return {first_tangent + m * numel + range.i, range.low, range.high};
   }
 };
+
+// Two of the activation's derivatives at a pack; whether the second one is not all zeros.
+template <class Part, class T, int V>
+__device__ __forceinline__ bool jets(const DualShape& shape, const T (&h)[V], T (&first)[V],
+                                     T (&second)[V]) {
+  bool curved = false;
+  with_activation(shape.activation, shape.a, shape.b, [&](const auto& activation) {
+    curved = activation.kCurved;
+#pragma unroll
+    for (int j = 0; j < V; ++j) Part()(activation(h[j]), first[j], second[j]);
+  });
+  return curved;
+}
 
 template <class Access>
 struct ForwardTensors {
@@ -44,14 +57,7 @@ __global__ void __launch_bounds__(kThreads)
       T h[V], value[V], slope[V], in[V];
       Access::unpack(raw, h);
       if (shape.tangents > 0) raw = t.hdot.load(shape.at(0, range), whole);
-      with_activation(shape.activation, shape.a, shape.b, [&](const auto& activation) {
-#pragma unroll
-        for (int j = 0; j < V; ++j) {
-          const Jet<T> jet = activation(h[j]);
-          value[j] = jet.value;
-          slope[j] = jet.slope;
-        }
-      });
+      jets<ValueAndSlope>(shape, h, value, slope);
       t.value.store(range, whole, value);
       for (int64_t m = 0; m < shape.tangents; ++m) {
         Access::unpack(raw, in);
@@ -79,16 +85,7 @@ __global__ void __launch_bounds__(kThreads)
       const auto raw_grad = t.grad_value.load(range, whole);
       T h[V], slope[V], curvature[V], grad[V], sum[V];
       Access::unpack(raw_h, h);
-      bool curved = false;
-      with_activation(shape.activation, shape.a, shape.b, [&](const auto& activation) {
-        curved = activation.kCurved;
-#pragma unroll
-        for (int j = 0; j < V; ++j) {
-          const Jet<T> jet = activation(h[j]);
-          slope[j] = jet.slope;
-          curvature[j] = jet.curvature;
-        }
-      });
+      const bool curved = jets<SlopeAndCurvature>(shape, h, slope, curvature);
 #pragma unroll
       for (int j = 0; j < V; ++j) sum[j] = 0;
       for (int64_t m = 0; m < shape.tangents; ++m) {
@@ -139,14 +136,7 @@ __global__ void __launch_bounds__(kThreads)
       const bool whole = Access::kMovesWhole && range.holds(V);
       T h[V], value[V], slope[V];
       Access::unpack(t.h.load(range, whole), h);
-      with_activation(shape.activation, shape.a, shape.b, [&](const auto& activation) {
-#pragma unroll
-        for (int j = 0; j < V; ++j) {
-          const Jet<T> jet = activation(h[j]);
-          value[j] = jet.value;
-          slope[j] = jet.slope;
-        }
-      });
+      jets<ValueAndSlope>(shape, h, value, slope);
       t.value.store(range, whole, value);
       t.slope.store(range, whole, slope);
     }
@@ -169,16 +159,7 @@ __global__ void __launch_bounds__(kThreads)
       const auto raw_value = t.grad_value.load(range, whole);
       T h[V], slope[V], curvature[V], grad_value[V], grad_slope[V];
       Access::unpack(raw_h, h);
-      bool curved = false;
-      with_activation(shape.activation, shape.a, shape.b, [&](const auto& activation) {
-        curved = activation.kCurved;
-#pragma unroll
-        for (int j = 0; j < V; ++j) {
-          const Jet<T> jet = activation(h[j]);
-          slope[j] = jet.slope;
-          curvature[j] = jet.curvature;
-        }
-      });
+      const bool curved = jets<SlopeAndCurvature>(shape, h, slope, curvature);
       Access::unpack(raw_value, grad_value);
       if (curved) {
         Access::unpack(t.grad_slope.load(range, whole), grad_slope);
@@ -201,180 +182,64 @@ __global__ void __launch_bounds__(kThreads)
 template <class S>
 constexpr int kDualPack = sizeof(S) == sizeof(double) ? 2 : kPack<S>;
 
-// What a kernel reads and writes; a view that it does not use has no data.
-struct DualViews {
-  View h, hdot, value, out, grad_value, grad_out;  // value and out: what is written
-
-  bool packable(const DualShape& shape, int v) const {
-    const bool slices_fit =
-        (shape.tangents + (shape.first_tangent > 0) <= 1) || shape.numel % v == 0;
-    const auto fits = [&](const View& view) {
-      return view.data == nullptr || FASTSCORE_ISA::packable(view, v);
-    };
-    return slices_fit && fits(h) && fits(hdot) && fits(value) && fits(out) && fits(grad_value) &&
-           fits(grad_out);
-  }
-};
-
-enum class Pass { kForward, kBackward, kSlope, kSlopeBackward };
+bool all_packable(const DualArgs& args, int v) {
+  const bool slices_fit = (args.tangents + (args.first_tangent > 0) <= 1) || args.numel % v == 0;
+  const auto fits = [&](const View& view) { return view.data == nullptr || packable(view, v); };
+  return slices_fit && fits(args.h) && fits(args.hdot) && fits(args.value) && fits(args.out) &&
+         fits(args.grad_value) && fits(args.grad_out);
+}
 
 template <class S>
-void run_as(const Launcher& launch, const DualShape& shape, const DualViews& v, Pass pass) {
+void run_as(const Launcher& launch, const DualArgs& args, DualPass pass) {
   constexpr int V = kDualPack<S>;
+  const DualShape shape = {args.activation, args.a,        args.b,
+                           args.numel,      args.tangents, args.first_tangent};
   const auto run = [&](const auto& access) {
-    using Access = decltype(access(v.h));
+    using Access = decltype(access(args.h));
     const int64_t tiles = tile_count<Access>(0, shape.numel);
-    const Access h = access(v.h), value = access(v.value);
-    const Access hdot = access(v.hdot), out = access(v.out);
-    const Access grad_value = access(v.grad_value), grad_out = access(v.grad_out);
+    const Access h = access(args.h), value = access(args.value);
+    const Access hdot = access(args.hdot), out = access(args.out);
+    const Access grad_value = access(args.grad_value), grad_out = access(args.grad_out);
     switch (pass) {
-      case Pass::kForward:
+      case DualPass::kForward:
         return launch.tiles(tiles, &forward<Access>, shape,
                             ForwardTensors<Access>{h, hdot, value, out});
-      case Pass::kBackward:
+      case DualPass::kBackward:
         return launch.tiles(tiles, &backward<Access>, shape,
                             BackwardTensors<Access>{h, hdot, grad_value, grad_out, value, out});
-      case Pass::kSlope:
+      case DualPass::kSlope:
         return launch.tiles(tiles, &value_and_slope<Access>, shape,
                             SlopeTensors<Access>{h, value, out});
-      case Pass::kSlopeBackward:
+      case DualPass::kSlopeBackward:
         return launch.tiles(tiles, &value_and_slope_backward<Access>, shape,
                             SlopeBackwardTensors<Access>{h, grad_value, grad_out, value});
     }
   };
-  if (v.packable(shape, V)) {
+  if (all_packable(args, V)) {
     run([](const View& view) { return packed<S, V>(view); });
   } else {
     run([](const View& view) { return Spread < Compute<S>, sizeof(S) == 8 ? 2 : 4 > ::of(view); });
   }
 }
 
-void run(const Tensor& like, const DualShape& shape, const DualViews& v, Pass pass) {
-  if (shape.numel == 0) return;
+void run_dual(const Tensor& like, const DualArgs& args, DualPass pass) {
+  if (args.numel == 0) return;
   const Launcher launch(like);
-  switch (v.h.dtype) {
+  switch (args.h.dtype) {
     case DType::kFloat64:
-      return run_as<double>(launch, shape, v, pass);
+      return run_as<double>(launch, args, pass);
     case DType::kBFloat16:
-      return run_as<BFloat16>(launch, shape, v, pass);
+      return run_as<BFloat16>(launch, args, pass);
     case DType::kFloat16:
-      return run_as<Float16>(launch, shape, v, pass);
+      return run_as<Float16>(launch, args, pass);
     default:
-      return run_as<float>(launch, shape, v, pass);
+      return run_as<float>(launch, args, pass);
   }
-}
-
-// ---- ops -------------------------------------------------------------------------------------
-
-std::tuple<Tensor, Tensor> dual(const Tensor& h, const Tensor& hdot, int64_t activation, double a,
-                                double b) {
-  const char* op = "dual";
-  check_dual(op, h, hdot, activation);
-  Tensor value = new_like(h), tangents = new_like(hdot);
-  const bool flat = share_order(h, hdot, value, tangents);
-  DualViews v = {};
-  v.h = ordered_view(op, "h", h, flat);
-  v.hdot = ordered_view(op, "hdot", hdot, flat);
-  v.value = ordered_view(op, "value", value, flat);
-  v.out = ordered_view(op, "tangents", tangents, flat);
-  run(h, {static_cast<Activation>(activation), a, b, h.numel(), hdot.size(0), 0}, v,
-      Pass::kForward);
-  return {value, tangents};
-}
-
-std::tuple<Tensor, Tensor> dual_backward(const Tensor& grad_value, const Tensor& grad_tangents,
-                                         const Tensor& h, const Tensor& hdot, int64_t activation,
-                                         double a, double b) {
-  const char* op = "dual_backward";
-  check_dual(op, h, hdot, activation);
-  check_like(op, "grad_value", grad_value, h, "h");
-  check_like(op, "grad_tangents", grad_tangents, hdot, "hdot");
-  Tensor grad_h = new_like(h), grad_hdot = new_like(hdot);
-  const bool flat = share_order(h, hdot, grad_h, grad_hdot) && same_strides(grad_value, h) &&
-                    same_strides(grad_tangents, hdot);
-  DualViews v = {};
-  v.h = ordered_view(op, "h", h, flat);
-  v.hdot = ordered_view(op, "hdot", hdot, flat);
-  v.grad_value = ordered_view(op, "grad_value", grad_value, flat);
-  v.grad_out = ordered_view(op, "grad_tangents", grad_tangents, flat);
-  v.value = ordered_view(op, "grad_h", grad_h, flat);
-  v.out = ordered_view(op, "grad_hdot", grad_hdot, flat);
-  run(h, {static_cast<Activation>(activation), a, b, h.numel(), hdot.size(0), 0}, v,
-      Pass::kBackward);
-  return {grad_h, grad_hdot};
-}
-
-std::tuple<Tensor, Tensor> dual_slope(const Tensor& h, int64_t activation, double a, double b) {
-  const char* op = "dual_slope";
-  check_dual_slope(op, h, activation);
-  Tensor value = new_like(h), slope = new_like(h);
-  const bool flat = share_order(h, {&value, &slope});
-  DualViews v = {};
-  v.h = ordered_view(op, "h", h, flat);
-  v.value = ordered_view(op, "value", value, flat);
-  v.out = ordered_view(op, "slope", slope, flat);
-  run(h, {static_cast<Activation>(activation), a, b, h.numel(), 1, 0}, v, Pass::kSlope);
-  return {value, slope};
-}
-
-Tensor dual_slope_backward(const Tensor& grad_value, const Tensor& grad_slope, const Tensor& h,
-                           int64_t activation, double a, double b) {
-  const char* op = "dual_slope_backward";
-  check_dual_slope(op, h, activation);
-  check_like(op, "grad_value", grad_value, h, "h");
-  check_like(op, "grad_slope", grad_slope, h, "h");
-  Tensor grad_h = new_like(h);
-  const bool flat = share_order(h, {&grad_value, &grad_slope, &grad_h});
-  DualViews v = {};
-  v.h = ordered_view(op, "h", h, flat);
-  v.grad_value = ordered_view(op, "grad_value", grad_value, flat);
-  v.grad_out = ordered_view(op, "grad_slope", grad_slope, flat);
-  v.value = ordered_view(op, "grad_h", grad_h, flat);
-  run(h, {static_cast<Activation>(activation), a, b, h.numel(), 1, 0}, v, Pass::kSlopeBackward);
-  return grad_h;
-}
-
-DualShape stacked_shape(const Tensor& h, int64_t activation, double a, double b) {
-  const int64_t slices = h.size(0), numel = h.numel() / slices;
-  return {static_cast<Activation>(activation), a, b, numel, slices - 1, numel};
-}
-
-Tensor dual_stacked(const Tensor& h, int64_t activation, double a, double b) {
-  const char* op = "dual_stacked";
-  check_dual_stacked(op, h, activation);
-  Tensor out = new_like(h);
-  const bool flat = has_dense_slices(h) && same_strides(out, h);
-  DualViews v = {};
-  v.h = v.hdot = ordered_view(op, "h", h, flat);
-  v.value = v.out = ordered_view(op, "out", out, flat);
-  run(h, stacked_shape(h, activation, a, b), v, Pass::kForward);
-  return out;
-}
-
-Tensor dual_stacked_backward(const Tensor& grad, const Tensor& h, int64_t activation, double a,
-                             double b) {
-  const char* op = "dual_stacked_backward";
-  check_dual_stacked(op, h, activation);
-  check_like(op, "grad", grad, h, "h");
-  Tensor grad_h = new_like(h);
-  const bool flat = has_dense_slices(h) && same_strides(grad, h) && same_strides(grad_h, h);
-  DualViews v = {};
-  v.h = v.hdot = ordered_view(op, "h", h, flat);
-  v.grad_value = v.grad_out = ordered_view(op, "grad", grad, flat);
-  v.value = v.out = ordered_view(op, "grad_h", grad_h, flat);
-  run(h, stacked_shape(h, activation, a, b), v, Pass::kBackward);
-  return grad_h;
 }
 
 }  // namespace
 }  // namespace fastscore::FASTSCORE_ISA
 
 STABLE_TORCH_LIBRARY_IMPL(fastscore, CUDA, m) {
-  using namespace fastscore::FASTSCORE_ISA;
-  m.impl("dual", TORCH_BOX(&dual));
-  m.impl("dual_backward", TORCH_BOX(&dual_backward));
-  m.impl("dual_slope", TORCH_BOX(&dual_slope));
-  m.impl("dual_slope_backward", TORCH_BOX(&dual_slope_backward));
-  m.impl("dual_stacked", TORCH_BOX(&dual_stacked));
-  m.impl("dual_stacked_backward", TORCH_BOX(&dual_stacked_backward));
+  FASTSCORE_IMPL_DUAL(m, fastscore::FASTSCORE_ISA::run_dual);
 }

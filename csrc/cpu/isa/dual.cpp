@@ -22,22 +22,6 @@ struct LaneOf<double> {
   using type = double;
 };
 
-struct ValueAndSlope {
-  template <class F>
-  FASTSCORE_FN void operator()(const Jet<F>& jet, F& first, F& second) const {
-    first = jet.value;
-    second = jet.slope;
-  }
-};
-
-struct SlopeAndCurvature {
-  template <class F>
-  FASTSCORE_FN void operator()(const Jet<F>& jet, F& first, F& second) const {
-    first = jet.slope;
-    second = jet.curvature;
-  }
-};
-
 // Two of the activation's derivatives at n elements.
 template <class Part, class T, class Act>
 void jets(const Act& activation, const T* h, int64_t n, T* first, T* second) {
