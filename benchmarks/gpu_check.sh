@@ -86,10 +86,10 @@ if wanted sanitizers; then
 fi
 if wanted tests; then
   (part "tests without a GPU" 260 "$SCRATCH/rest.log" env OMP_NUM_THREADS=1 \
-    python3 -m pytest -q -m "not cuda" -p no:cacheprovider $(workers -n $((CORES > 6 ? CORES - 6 : 1)) --dist loadfile)) &
+    python3 -m pytest -m "not cuda" -p no:cacheprovider $(workers -n $((CORES > 6 ? CORES - 6 : 1)) --dist loadfile)) &
   pids+=($!)
   (FASTSCORE_TEST_LARGE=1 part "tests on the GPU" 260 "$SCRATCH/cuda.log" \
-    python3 -m pytest -q -m cuda -p no:cacheprovider $(workers -n 4)) &
+    python3 -m pytest -m cuda -p no:cacheprovider $(workers -n 4)) &
   pids+=($!)
 fi
 for pid in "${pids[@]}"; do
