@@ -13,8 +13,10 @@ import byte_cases
 import numpy as np
 import pytest
 import torch
+from helpers import make_key
 
 import fastscore
+from fastscore import ops
 
 HERE = Path(__file__).parent
 
@@ -80,3 +82,17 @@ def test_threads_do_not_change_a_byte() -> None:
         torch.set_num_threads(before)
     assert results[0] == results[1]
     assert results[0] == results[2]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradients_are_rounded_once(dtype: torch.dtype) -> None:
+    """A coefficient that half precision has no number for is not rounded before its product."""
+    x, s = (torch.ones(2, 3, dtype=dtype, requires_grad=True) for _ in range(2))
+    upstream = torch.full((2, 3), 1000.0, dtype=dtype)
+    step = torch.tensor([[0.3, 6.18e-9, 0.0, 0.0]], dtype=torch.float64)
+    out = ops.langevin_step(x, s, step, make_key(0))
+    for got, c in zip(torch.autograd.grad(out, (x, s), upstream), (0.3, 6.18e-9), strict=True):
+        assert torch.equal(got, (upstream.float() * c).to(dtype))
+    noisy, _ = ops.perturb(x, torch.tensor([[0.3, 0.0]], dtype=torch.float64), make_key(0))
+    (got,) = torch.autograd.grad(noisy, x, upstream)
+    assert torch.equal(got, (upstream.float() * 0.3).to(dtype))
