@@ -47,8 +47,12 @@ part() {
   return $status
 }
 
-rm -f "$OUT"/{summary.txt,build.log,tests.log,sanitizer.log,benchmarks.log}
-rm -f "$OUT"/{gpu.json,family.tar.gz}
+# What this run makes anew; parts that were run before keep theirs, and the summary goes on.
+rm -f "$OUT/build.log"
+wanted tests && rm -f "$OUT/tests.log"
+wanted sanitizers && rm -f "$OUT/sanitizer.log"
+wanted benchmarks && rm -f "$OUT"/{benchmarks.log,gpu.json}
+wanted suite && rm -f "$OUT/family.tar.gz"
 failed=0
 note "fastscore GPU check, $(date -u +%Y-%m-%dT%H:%M:%SZ), $CORES cores"
 nvidia-smi --query-gpu=name,memory.total,driver_version,clocks.max.sm,clocks.max.mem \

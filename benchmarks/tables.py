@@ -9,7 +9,7 @@ from typing import Any
 Row = dict[str, Any]
 CASE = ("op", "family", "shape", "dtype", "device", "params", "axis", "at", "threads")
 CASE += ("cpu_capability", "date")
-PASSES = ("triad", "axpy", "copy", "fill", "read", "network")  # that are no peers
+PASSES = ("triad", "axpy", "copy", "clone", "fill", "read", "network")  # that are no peers
 
 
 def library_rows(rows: Iterable[Row]) -> list[Row]:

@@ -164,7 +164,7 @@ def trace_by_unit_vectors(
     output, trace = of_chunk(0)
 
     def of_another(start: int) -> Tensor:
-        with untouched(model, x):  # running statistics move once for a batch
+        with same_statistics(model):  # which the first chunk has moved for this batch
             return of_chunk(start)[1]
 
     for start in range(chunk, dimensions, chunk):
@@ -179,11 +179,17 @@ def trace_by_unit_vectors(
 @contextmanager
 def untouched(model: Model, x: Tensor) -> Iterator[None]:
     """Leave the model's running statistics and the random number generators alone."""
-    kept = _running_statistics(model)
     devices = [x.device] if x.device.type == "cuda" else []
+    with same_statistics(model), torch.random.fork_rng(devices=devices):
+        yield
+
+
+@contextmanager
+def same_statistics(model: Model) -> Iterator[None]:
+    """Leave the running statistics of a model in training alone."""
+    kept = _running_statistics(model)
     try:
-        with torch.random.fork_rng(devices=devices):
-            yield
+        yield
     finally:  # a checkpoint's second run ends by an exception
         _restore(kept)
 

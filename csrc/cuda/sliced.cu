@@ -84,7 +84,7 @@ struct Projections {
 };
 
 // Each projection's and sample's radius, from |g|^2: in double, so that another order of the sum
-// gives the same float but for one row in about a hundred million.
+// gives the same float but for a very rare row.
 struct SphereRadius {
   using Real = double;
   static constexpr int V = kNormalsPerBlock, kAtOnce = 1, kSums = 1;

@@ -50,13 +50,13 @@ class Options(NamedTuple):
     def _term(self, fn: str, model: Callable[..., Tensor], batch: Batch) -> tuple[Tensor, str]:
         method = self.method
         if method == "auto":
-            method = choose_method(fn, model, batch.x, batch.args, self.slicing)
+            situation = (fn, model, batch.x, batch.args, self.slicing)
+            method = choose_method(*situation)
             if method == "exact" and not few_dimensions(batch.x, self.slicing):
                 try:
                     return score_matching_term(fn, model, batch, None, closed=True), method
                 except NoClosedForm:  # the model is not what it was when this was chosen
-                    again = choose_method(fn, model, batch.x, batch.args, self.slicing, again=True)
-                    method = again
+                    method = choose_method(*situation, again=True)
         if method == "exact":
             return score_matching_term(fn, model, batch, self.chunk_size), method
         return METHODS[method](fn, model, batch, self.slicing).mean(), method

@@ -288,8 +288,8 @@ void sliced_norms(const SlicedArgs& args, TileRange tiles) {
           const float* noise = tile.normals(key, flat, flat + count);
           for_each_sample(
               args.sample_size, begin, count, [&](int64_t sample, int64_t first, int64_t n) {
-                // In double, so that another order, as on a GPU, gives the same float32 radius but
-                // for one row in about a hundred million.
+                // In double, so that another order, as on a GPU, gives the same float32 radius
+                // but for a very rare row.
                 const float* g = noise + (first - begin);
                 double sum[1];
                 ordered_sums<double>(
