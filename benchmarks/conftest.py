@@ -10,7 +10,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from fastscore.bench.case import Case, NotAvailable
-from fastscore.bench.machine import devices, machine
+from fastscore.bench.machine import devices, prepare_process
 from fastscore.bench.measure import Effort, Measurement
 from fastscore.bench.report import case_lines, write_rows
 from fastscore.bench.suite import family_cases
@@ -73,7 +73,7 @@ def measure(
     def run(case: Case) -> None:
         benchmark.group = f"{case.op} ({case.device})"
         try:
-            measurement = Measurement(case, Effort(quick=quick), machine())
+            measurement = Measurement(case, Effort(quick=quick), prepare_process())
             with measurement as m:
                 benchmark.pedantic(m.library_turn, setup=m.peers_turn, rounds=m.turns)
                 rows = m.rows()

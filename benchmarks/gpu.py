@@ -24,7 +24,7 @@ from fastscore.bench import checks, limits
 from fastscore.bench.case import Agreement, Candidate, Case, Side, Work, library, peer
 from fastscore.bench.cases import dsm, langevin, networks, sampling, sliced
 from fastscore.bench.cases.common import normal, size
-from fastscore.bench.machine import machine
+from fastscore.bench.machine import prepare_process
 from fastscore.bench.measure import Effort, measure
 from fastscore.bench.report import lines, write_rows
 
@@ -255,7 +255,7 @@ def main() -> int:
         sys.exit(__doc__)
     if not torch.cuda.is_available():
         sys.exit("benchmarks/gpu.py: no CUDA device")
-    out, where = Path(sys.argv[1]), machine()
+    out, where = Path(sys.argv[1]), prepare_process()
     results: dict[str, list[Row]] = {}
     failures = 0
     for case in cases():

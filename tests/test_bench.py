@@ -76,7 +76,7 @@ QUICK = [case for case in suite.all_cases("cpu", quick=True) if case.axis in (No
 
 @pytest.mark.parametrize("case", QUICK, ids=lambda case: case.name)
 def test_sides_agree_and_rows_have_every_field(case):
-    rows = measure(small(case), EFFORT, suite.machine())
+    rows = measure(small(case), EFFORT, suite.prepare_process())
     assert rows[0]["provider"] == "fastscore"
     for row in rows:
         assert set(row) == FIELDS

@@ -12,6 +12,7 @@ import torch
 
 import fastscore
 from fastscore.info import cpu_name, info
+from fastscore.memory import keep_freed_memory
 from fastscore.ops._library import _C
 
 PEERS = ("jax", "jaxlib", "torchebm", "blackjax")
@@ -59,6 +60,15 @@ def machine() -> dict[str, Any]:
         "versions": versions(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def prepare_process() -> dict[str, Any]:
+    """Makes this process one to measure in; returns the fields of a row that go for all of it.
+
+    Freed memory stays with the process. Else it hangs on what happened in the heap before whether a
+    side meets its memory again or maps it anew, which may take longer than its work.
+    """
+    return machine() | {"keeps_freed_memory": keep_freed_memory()}
 
 
 def devices() -> list[str]:

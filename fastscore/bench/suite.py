@@ -14,7 +14,7 @@ from typing import Any
 from fastscore._checks import check_choice
 from fastscore.bench.case import Case, NotAvailable
 from fastscore.bench.cases import dsm, dual, langevin, random, sampling, scaling, sliced, training
-from fastscore.bench.machine import devices, machine
+from fastscore.bench.machine import devices, prepare_process
 from fastscore.bench.measure import Effort, measure
 from fastscore.bench.report import case_lines, lines, read_rows, write_rows
 from fastscore.files import prepare_directory
@@ -82,7 +82,7 @@ def capability_rows(quick: bool, say: Say) -> list[Row]:
 
 def measure_all(cases: Sequence[Case], rows: list[Row], *, quick: bool, say: Say) -> None:
     """Adds the rows of all cases; one that the machine has no memory for is left out, and said."""
-    effort, where = Effort(quick=quick), machine()
+    effort, where = Effort(quick=quick), prepare_process()
     for case in cases:
         try:
             found = measure(case, effort, where)
