@@ -40,7 +40,7 @@ FIELDS = {
     "cores", "cpu_capability", "gpu", "versions", "date", "provider", "role", "status", "seconds",
     "turns", "calls", "clock", "ratios", "bytes", "bytes_per_second", "share_of_limit",
     "operations", "operations_per_second", "peak_operations_per_second", "share_of_peak",
-    "peak_memory", "agreement", "network_share",
+    "peak_memory", "agreement", "network_share", "keeps_freed_memory",
 }  # fmt: skip
 
 
