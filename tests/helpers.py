@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 RAGGED_SIZES = (0, 1, 3, 4, 5, 63, 64, 65, 1009, 4100)
+# Samples of few elements, in tiles of their own code; some lie across the end of a tile.
+SHORT_SAMPLES = ((1027, 1), (1030, 2), (700, 3), (513, 4), (411, 5), (260, 8), (230, 9), (130, 16))
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAYOUTS = ("contiguous", "misaligned", "strided", "transposed", "channels_last")
 TINY_ALPHA = 1e-6  # a statistical test at a fixed seed fails by chance once in a million seeds
@@ -35,7 +38,13 @@ def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Ten
 
 def ragged_shapes() -> list[tuple[int, ...]]:
     """Shapes (batch first) that cover every ragged size as a batch and as a sample."""
-    return [(n,) for n in RAGGED_SIZES] + [(3, n) for n in RAGGED_SIZES] + [(2, 3, 5, 7), (5, 1, 9)]
+    sizes = [(n,) for n in RAGGED_SIZES] + [(3, n) for n in RAGGED_SIZES]
+    return [*sizes, *SHORT_SAMPLES, (2, 3, 5, 7), (5, 1, 9), (122, 17)]
+
+
+def offset_near_an_end(shape: tuple[int, ...]) -> int:
+    """A sample_offset that lays the end of a tile of 1024 elements among the first samples."""
+    return 1024 // math.prod(shape[1:]) - 2 if math.prod(shape) < 1024 else 100
 
 
 def with_layout(x: Tensor, layout: str) -> Tensor:

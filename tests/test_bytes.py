@@ -71,7 +71,7 @@ def test_unknown_capability_is_an_error() -> None:
 
 def test_threads_do_not_change_a_byte() -> None:
     cases = byte_cases.ELEMENTWISE | byte_cases.ROW_SUMS
-    shapes = [byte_cases.LARGE, (2, 50_003), (100_003,)]
+    shapes = [byte_cases.LARGE, (2, 50_003), (100_003,), (40_003, 3)]
     before = torch.get_num_threads()
     results = []
     try:

@@ -15,6 +15,7 @@ from helpers import (
     assert_same_bytes,
     data_bytes,
     make_key,
+    offset_near_an_end,
     ragged_shapes,
     randn,
     with_layout,
@@ -327,19 +328,21 @@ def test_nan_and_infinity_stay_in_their_sample(device: torch.device) -> None:
 # ---- where v lies ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(9,), (9, 5), (9, 64), (9, 3, 43), (9, 1024), (9, 2500)])
+@pytest.mark.parametrize(
+    "shape", [(9,), (9, 3), (9, 5), (9, 13), (9, 64), (9, 3, 43), (9, 1024), (9, 2500)]
+)
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_a_shard_gives_what_the_whole_batch_gives(
     shape: tuple[int, ...], distribution: str, device: torch.device
 ) -> None:
-    key = make_key(3, 1, device)
+    key, start = make_key(3, 1, device), offset_near_an_end(shape)
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         score, jvp = on(device, *data(shape, dtype))
 
         def run(part: slice, s: Tensor = score, j: Tensor = jvp) -> list[Tensor]:
             """Everything with the batch in the last or the second dimension moved to the first."""
             s, j = (x.detach().clone().requires_grad_() for x in (s[part], j[:, part]))
-            options = {"distribution": distribution, "sample_offset": 100 + (part.start or 0)}
+            options = {"distribution": distribution, "sample_offset": start + part.start}
             v = ops.projections(key, s.shape, PROJECTIONS, dtype=s.dtype, **options)
             results = ops.sliced_terms(s, j, key, **options)
             grads = torch.autograd.grad(sum(r.sum() for r in results), (s, j))

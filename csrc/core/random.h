@@ -107,10 +107,13 @@ FASTSCORE_FN uint32_t word_of(const PhiloxBlock<uint32_t>& w, uint32_t k) {
   return k < 2 ? (k == 0 ? w.w0 : w.w1) : (k == 2 ? w.w2 : w.w3);
 }
 
-// An integer uniform in [0, n), n < 2^32, for element `index`.
+// An integer uniform in [0, n), n < 2^32, from one word.
+FASTSCORE_FN int64_t index_below(uint32_t n, uint32_t word) { return high_word(mul_wide(word, n)); }
+
+// The same for element `index`.
 FASTSCORE_FN int64_t uniform_index(const NoiseKey& key, uint64_t index, uint32_t n) {
   const PhiloxBlock<uint32_t> w = philox_block(key, index / kNormalsPerBlock);
-  return high_word(mul_wide(word_of(w, static_cast<uint32_t>(index % kNormalsPerBlock)), n));
+  return index_below(n, word_of(w, static_cast<uint32_t>(index % kNormalsPerBlock)));
 }
 
 }  // namespace fastscore::FASTSCORE_ISA

@@ -13,8 +13,13 @@ namespace fastscore {
 namespace {
 
 void check_label_values(const char* op, const Tensor& labels, int64_t levels) {
-  const int64_t* values = labels.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < labels.numel(); ++i) {
+  const int64_t *values = labels.const_data_ptr<int64_t>(), n = labels.numel();
+  // Without a way out of the loop it takes a vector at a time. Negative labels become large ones.
+  bool inside = true;
+  for (int64_t i = 0; i < n; ++i) {
+    inside &= static_cast<uint64_t>(values[i]) < static_cast<uint64_t>(levels);
+  }
+  for (int64_t i = 0; !inside && i < n; ++i) {
     if (values[i] < 0 || values[i] >= levels) {
       fail(op, "labels", "in [0, ", levels, "), got ", values[i], " for sample ", i);
     }
@@ -23,9 +28,12 @@ void check_label_values(const char* op, const Tensor& labels, int64_t levels) {
 
 Tensor draw_labels(const Tensor& x, const Tensor& key, int64_t levels, int64_t sample_offset) {
   Tensor labels = new_tensor({batch_size(x)}, ScalarType::Long, x);
-  FASTSCORE_BEST(draw_labels)
-  (noise_args(key, Stream::kLabel, sample_offset), levels, labels.mutable_data_ptr<int64_t>(), 0,
-   batch_size(x));
+  LabelArgs args;
+  args.noise = noise_args(key, Stream::kLabel, sample_offset);
+  args.levels = levels;
+  args.labels = labels.mutable_data_ptr<int64_t>();
+  args.numel = batch_size(x);
+  run_tiles(FASTSCORE_BEST(draw_labels), args);
   return labels;
 }
 
@@ -89,9 +97,8 @@ std::tuple<Tensor, Tensor> dsm_residual_with_grad(const Tensor& output, const Te
                                                   int64_t sample_offset, double expected) {
   const char* op = "dsm_residual_with_grad";
   ResidualArgs args = residual_args(op, output, table, labels, key, sample_offset);
-  const std::vector<double> grad(batch_size(output), expected);
   Tensor grad_output = new_like(output);
-  args.grad = grad.data();
+  args.expected = expected;
   args.grad_output = make_view(op, "grad_output", grad_output);
   Tensor loss = residual_loss(args, output);
   return {loss, grad_output};

@@ -33,6 +33,13 @@ struct RandomArgs {
   int64_t numel;
 };
 
+struct LabelArgs {
+  NoiseArgs noise;
+  int64_t levels;
+  int64_t* labels;
+  int64_t numel;
+};
+
 struct LangevinArgs {
   NoiseArgs noise;
   View out, x, score, known;
@@ -58,10 +65,11 @@ struct ResidualArgs {
   const double* table;    // levels x 3
   const int64_t* labels;  // batch
   int64_t numel, sample_size;
-  double* loss;         // forward: batch
-  double *head, *tail;  // forward: one slot a tile, see isa/rows.h
-  const double* grad;   // gradient: d loss, batch
-  View grad_output;     // gradient; data is null where forward makes none
+  double* loss;                  // forward: batch
+  double *head, *tail;           // forward: one slot a tile, see isa/rows.h
+  const double* grad = nullptr;  // gradient: d loss, batch; null where all are `expected`
+  double expected = 0;
+  View grad_output;  // gradient; data is null where forward makes none
 };
 
 // Where a kernel files its sums over samples, see isa/rows.h: `columns` of them, each `rows` sums
@@ -86,27 +94,26 @@ struct SlicedArgs {
   int64_t numel, sample_size, batch;  // of the score
 };
 
-#define FASTSCORE_KERNELS(isa)                                                            \
-  namespace isa {                                                                         \
-  void random_fill(const RandomArgs& args, TileRange tiles);                              \
-  void langevin_step(const LangevinArgs& args, TileRange tiles);                          \
-  void perturb(const PerturbArgs& args, TileRange tiles);                                 \
-  void dsm_residual(const ResidualArgs& args, TileRange tiles);                           \
-  void dsm_residual_backward(const ResidualArgs& args, TileRange tiles);                  \
-  void project(const SlicedArgs& args, TileRange tiles);                                  \
-  void sliced_norms(const SlicedArgs& args, TileRange tiles);                             \
-  void sliced_terms(const SlicedArgs& args, TileRange tiles);                             \
-  void sliced_terms_backward(const SlicedArgs& args, TileRange tiles);                    \
-  void dual_forward(const DualArgs& args, TileRange tiles);                               \
-  void dual_backward(const DualArgs& args, TileRange tiles);                              \
-  void slope_forward(const DualArgs& args, TileRange tiles);                              \
-  void slope_backward(const DualArgs& args, TileRange tiles);                             \
-  void draw_labels(const NoiseArgs& args, int64_t levels, int64_t* labels, int64_t begin, \
-                   int64_t end);                                                          \
-  void philox_words(const uint32_t* counter, const uint32_t* key, uint32_t* out);         \
-  void box_muller_words(const uint32_t* words, int64_t pairs, float* log, float* cosine,  \
-                        float* sine, float* normals);                                     \
-  int64_t multiply_adds(int64_t rounds, float* sum);                                      \
+#define FASTSCORE_KERNELS(isa)                                                           \
+  namespace isa {                                                                        \
+  void random_fill(const RandomArgs& args, TileRange tiles);                             \
+  void langevin_step(const LangevinArgs& args, TileRange tiles);                         \
+  void perturb(const PerturbArgs& args, TileRange tiles);                                \
+  void dsm_residual(const ResidualArgs& args, TileRange tiles);                          \
+  void dsm_residual_backward(const ResidualArgs& args, TileRange tiles);                 \
+  void project(const SlicedArgs& args, TileRange tiles);                                 \
+  void sliced_norms(const SlicedArgs& args, TileRange tiles);                            \
+  void sliced_terms(const SlicedArgs& args, TileRange tiles);                            \
+  void sliced_terms_backward(const SlicedArgs& args, TileRange tiles);                   \
+  void dual_forward(const DualArgs& args, TileRange tiles);                              \
+  void dual_backward(const DualArgs& args, TileRange tiles);                             \
+  void slope_forward(const DualArgs& args, TileRange tiles);                             \
+  void slope_backward(const DualArgs& args, TileRange tiles);                            \
+  void draw_labels(const LabelArgs& args, TileRange tiles);                              \
+  void philox_words(const uint32_t* counter, const uint32_t* key, uint32_t* out);        \
+  void box_muller_words(const uint32_t* words, int64_t pairs, float* log, float* cosine, \
+                        float* sine, float* normals);                                    \
+  int64_t multiply_adds(int64_t rounds, float* sum);                                     \
   }
 
 FASTSCORE_KERNELS(cpu_default)

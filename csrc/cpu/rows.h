@@ -28,20 +28,24 @@ class RowSums {
   std::vector<double> take() { return std::move(done_); }
   SumSlots slots() { return {done(), head(), tail(), rows_, tiles_}; }
 
-  // Adds up the samples that lie in more than one tile.
+  // Adds up the samples that lie in more than one tile: those that a tile's end cuts.
   void finish() {
     if (size_ == 0) return;
-    for (int64_t row = 0; row < rows_; ++row) {
-      const int64_t begin = origin_ + row * size_;
-      const int64_t first = begin / kTileElements - first_tile_;
-      const int64_t last = (begin + size_ - 1) / kTileElements - first_tile_;
-      if (first == last) continue;
+    for (int64_t tile = 0; tile + 1 < tiles_;) {
+      const int64_t end = (first_tile_ + tile + 1) * kTileElements - origin_;
+      const int64_t row = end / size_;
+      if (end % size_ == 0) {
+        ++tile;
+        continue;
+      }
+      const int64_t last = (origin_ + (row + 1) * size_ - 1) / kTileElements - first_tile_;
       for (int64_t column = 0; column < columns_; ++column) {
         const double* head = head_.data() + column * tiles_;
-        double sum = tail_[column * tiles_ + first];
-        for (int64_t tile = first + 1; tile <= last; ++tile) sum += head[tile];
+        double sum = tail_[column * tiles_ + tile];
+        for (int64_t later = tile + 1; later <= last; ++later) sum += head[later];
         done_[column * rows_ + row] = sum;
       }
+      tile = last;
     }
   }
 
@@ -50,16 +54,26 @@ class RowSums {
   std::vector<double> done_, head_, tail_;
 };
 
+template <class T, class Value>
+void write_values(T* out, int64_t n, const Value& value) {
+  constexpr int64_t kPerThread = 8192;
+  const auto write = [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) out[i] = static_cast<T>(value(i));
+  };
+  if (n <= kPerThread) {
+    write(0, n);
+  } else {
+    torch::stable::parallel_for(0, n, kPerThread, write);
+  }
+}
+
 // Writes value(i) to a contiguous float32 or float64 vector.
 template <class Value>
 void write_doubles(Tensor& out, const Value& value) {
-  const int64_t n = out.numel();
   if (out.scalar_type() == ScalarType::Double) {
-    double* data = out.mutable_data_ptr<double>();
-    for (int64_t i = 0; i < n; ++i) data[i] = value(i);
+    write_values(out.mutable_data_ptr<double>(), out.numel(), value);
   } else {
-    float* data = out.mutable_data_ptr<float>();
-    for (int64_t i = 0; i < n; ++i) data[i] = static_cast<float>(value(i));
+    write_values(out.mutable_data_ptr<float>(), out.numel(), value);
   }
 }
 
@@ -68,10 +82,11 @@ std::vector<double> read_strided(const Tensor& x) {
   std::vector<double> values(x.numel());
   const S* data = x.const_data_ptr<S>();
   const int64_t columns = x.size(x.dim() - 1), stride = x.stride(x.dim() - 1);
-  const int64_t row_stride = x.dim() == 2 ? x.stride(0) : 0;
-  for (size_t i = 0; i < values.size(); ++i) {
-    const int64_t row = static_cast<int64_t>(i) / columns, column = i - row * columns;
-    values[i] = data[row * row_stride + column * stride];
+  const int64_t rows = x.dim() == 2 ? x.size(0) : 1, row_stride = x.dim() == 2 ? x.stride(0) : 0;
+  for (int64_t row = 0; row < rows; ++row) {
+    const S* from = data + row * row_stride;
+    write_values(values.data() + row * columns, columns,
+                 [&](int64_t column) { return from[column * stride]; });
   }
   return values;
 }

@@ -25,6 +25,14 @@ struct MakeUniforms {
   }
 };
 
+// The words themselves, which travel through float registers.
+struct KeepWords {
+  FASTSCORE_FN void operator()(LaneU w0, LaneU w1, LaneF& z0, LaneF& z1) const {
+    z0 = float_from_bits(w0);
+    z1 = float_from_bits(w1);
+  }
+};
+
 // The words of `groups` groups, round by round over all their chains: independent work hides the
 // multiplier's latency. A group's words go to out[0], out[kGroup / 4], ... : one lane vector each.
 template <int kGroups>
@@ -108,6 +116,11 @@ struct NoiseTile {
 
   const float* uniforms(const NoiseKey& key, int64_t begin, int64_t end) {
     return fill(key, MakeUniforms{}, begin, end, NothingAhead{});
+  }
+
+  // The bits of each element's word.
+  const float* words(const NoiseKey& key, int64_t begin, int64_t end) {
+    return fill(key, KeepWords{}, begin, end, NothingAhead{});
   }
 
   static uint64_t block_of(int64_t flat) { return static_cast<uint64_t>(flat) / kNormalsPerBlock; }

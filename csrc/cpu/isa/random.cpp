@@ -55,13 +55,18 @@ void random_fill(const RandomArgs& args, TileRange tiles) {
   }
 }
 
-void draw_labels(const NoiseArgs& args, int64_t levels, int64_t* labels, int64_t begin,
-                 int64_t end) {
-  const NoiseKey key = noise_key(args);
-  for (int64_t i = begin; i < end; ++i) {
-    labels[i] =
-        uniform_index(key, static_cast<uint64_t>(args.origin + i), static_cast<uint32_t>(levels));
-  }
+void draw_labels(const LabelArgs& args, TileRange tiles) {
+  const NoiseKey key = noise_key(args.noise);
+  const uint32_t levels = static_cast<uint32_t>(args.levels);
+  NoiseTile tile;
+  for_each_tile(args.noise.origin, args.numel, tiles,
+                [&](int64_t flat, int64_t begin, int64_t count) {
+                  const float* words = tile.words(key, flat, flat + count);
+                  int64_t* labels = args.labels + begin;
+                  for (int64_t i = 0; i < count; ++i) {
+                    labels[i] = index_below(levels, bits_of(words[i]));
+                  }
+                });
 }
 
 void philox_words(const uint32_t* counter, const uint32_t* key, uint32_t* out) {

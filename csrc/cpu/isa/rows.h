@@ -19,19 +19,27 @@ FASTSCORE_FN void load_first(const double* in, int n, double* out) {
 template <class T, int kCount>
 using Numbers __attribute__((vector_size(kCount * sizeof(T)))) = T;
 
+// The sum of all numbers of a vector, halves onto halves, the last eight in double.
 template <class T>
-FASTSCORE_FN double fold(const T (&sums)[kAccumulators]) {
-  Numbers<T, 16> low, high;
-  memcpy(&low, sums, sizeof low);
-  memcpy(&high, sums + 16, sizeof high);
-  const Numbers<T, 16> sixteen = low + high;
-  const Numbers<T, 8> eight =
-      __builtin_shufflevector(sixteen, sixteen, 0, 1, 2, 3, 4, 5, 6, 7) +
-      __builtin_shufflevector(sixteen, sixteen, 8, 9, 10, 11, 12, 13, 14, 15);
+FASTSCORE_FN double fold_8(Numbers<T, 8> eight) {
   const Numbers<double, 8> wide = __builtin_convertvector(eight, Numbers<double, 8>);
   const Numbers<double, 4> four = __builtin_shufflevector(wide, wide, 0, 1, 2, 3) +
                                   __builtin_shufflevector(wide, wide, 4, 5, 6, 7);
   return (four[0] + four[2]) + (four[1] + four[3]);
+}
+template <class T>
+FASTSCORE_FN double fold_16(Numbers<T, 16> sixteen) {
+  const Numbers<T, 8> low = __builtin_shufflevector(sixteen, sixteen, 0, 1, 2, 3, 4, 5, 6, 7);
+  const Numbers<T, 8> high =
+      __builtin_shufflevector(sixteen, sixteen, 8, 9, 10, 11, 12, 13, 14, 15);
+  return fold_8<T>(low + high);
+}
+template <class T>
+FASTSCORE_FN double fold_32(const T* sums) {
+  Numbers<T, 16> low, high;
+  memcpy(&low, sums, sizeof low);
+  memcpy(&high, sums + 16, sizeof high);
+  return fold_16<T>(low + high);
 }
 
 // The first n < kAccumulators numbers of arrays, followed by zeros: what a chunk that is not whole
@@ -83,7 +91,7 @@ FASTSCORE_FN void ordered_sums(int64_t n, const Chunk& chunk, double (&out)[kSum
     if (i < n) add(chunk(i, rest));
   }
 #pragma GCC unroll 4
-  for (int s = 0; s < kSums; ++s) out[s] = fold(sums[s]);
+  for (int s = 0; s < kSums; ++s) out[s] = fold_32(sums[s]);
 }
 
 // Files a sample's share of one tile: sum of elements [first, first + n) of the tensor.

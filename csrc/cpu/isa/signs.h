@@ -7,14 +7,6 @@
 
 namespace fastscore::FASTSCORE_ISA {
 
-// Keeps the words as they are; they travel through float registers.
-struct MakeBits {
-  FASTSCORE_FN void operator()(LaneU w0, LaneU w1, LaneF& z0, LaneF& z1) const {
-    z0 = float_from_bits(w0);
-    z1 = float_from_bits(w1);
-  }
-};
-
 // Signs are made for several tiles at once: few of them would leave the multiplier waiting.
 constexpr int64_t kSignRun = 8 * kTile;
 
@@ -62,7 +54,7 @@ class SignRun {
   FASTSCORE_FN void make_bits(const NoiseKey& key, int64_t i) {
     float* words = words_ + i / 32;
     make_words<kGroups>(key, static_cast<uint64_t>(origin_ + i) / kSignsPerBlock, words);
-    for (int g = 0; g < kGroups; ++g) make_numbers(MakeBits(), words + g * kGroup);
+    for (int g = 0; g < kGroups; ++g) make_numbers(KeepWords(), words + g * kGroup);
   }
 
   static constexpr int64_t kWords = kSignRun / 32;

@@ -1,7 +1,7 @@
 // Kernels of the family `sliced`.
 #include "core/sliced.h"
 
-#include "rows.h"
+#include "short_samples.h"
 #include "signs.h"
 
 namespace fastscore::FASTSCORE_ISA {
@@ -18,6 +18,28 @@ void round_to(float* values, int64_t n) {
 void round_to(DType dtype, float* values, int64_t n) {
   if (dtype == DType::kBFloat16) round_to<BFloat16>(values, n);
   if (dtype == DType::kFloat16) round_to<Float16>(values, n);
+}
+
+// Normals to points on the sphere of radius sqrt(d).
+void scale_to_sphere(const SlicedArgs& args, int64_t m, int64_t begin, int64_t count,
+                     float* values) {
+  const double* square_norm = args.square_norm + m * args.batch;
+  const auto radius_of = [&](int64_t sample) {
+    return sphere_radius(args.sample_size, square_norm[sample]);
+  };
+  if (is_short(args.sample_size)) {
+    Spread<float, 1> spread;
+    spread.fill(args.sample_size, begin, count,
+                [&](int64_t sample, float (&radius)[1]) { radius[0] = radius_of(sample); });
+    const float* radius = spread.column(0);
+    for (int64_t i = 0; i < count; ++i) values[i] *= radius[i];
+    return;
+  }
+  for_each_sample(args.sample_size, begin, count, [&](int64_t sample, int64_t first, int64_t n) {
+    const float radius = radius_of(sample);
+    float* part = values + (first - begin);
+    for (int64_t i = 0; i < n; ++i) part[i] *= radius;
+  });
 }
 
 // Projection m at the elements of one tile: as numbers, or as signs only. Before the first tile of
@@ -40,7 +62,7 @@ struct ProjectionTile {
     v = values;
     if (args.distribution == Projection::kRademacher) {
       signs.seek(flat);
-      if (sizeof(T) == sizeof(float)) {
+      if (sizeof(T) == sizeof(float) && !is_short(args.sample_size)) {
         v = nullptr;
       } else {
         signs.write(count, values);
@@ -49,15 +71,7 @@ struct ProjectionTile {
     }
     const NoiseKey key = projection_key(noise_key(args.noise), args.projections, m);
     noise.normals(key, flat, flat + count);
-    if (args.distribution == Projection::kSphere) {
-      const double* square_norm = args.square_norm + m * args.batch;
-      for_each_sample(args.sample_size, begin, count,
-                      [&](int64_t sample, int64_t first, int64_t n) {
-                        const float radius = sphere_radius(args.sample_size, square_norm[sample]);
-                        float* part = values + (first - begin);
-                        for (int64_t i = 0; i < n; ++i) part[i] *= radius;
-                      });
-    }
+    if (args.distribution == Projection::kSphere) scale_to_sphere(args, m, begin, count, values);
     round_to(dtype, values, count);
   }
 };
@@ -114,11 +128,30 @@ FASTSCORE_FN void signed_sums(const SignRun& signs, int64_t first, const float* 
       sums);
 }
 
+// The sums of a b over each short sample of a tile, filed in one column.
+template <class T, class A, class B>
+void file_short_column(const SlicedArgs& args, int64_t column, int64_t begin, int64_t count,
+                       int64_t slot, const A* a, const B* b) {
+  Terms<T> terms;
+  for (int64_t i = 0; i < count; ++i) {
+    terms.values[i] = static_cast<T>(a[i]) * static_cast<T>(b[i]);
+  }
+  const SumSlots& slots = args.sums;
+  file_short_sums(terms, args.sample_size, begin, count, slot, slots.done + column * slots.rows,
+                  slots.head + column * slots.tiles, slots.tail + column * slots.tiles);
+}
+
 // The sums of projection m over a tile, each sample's filed; with the first projection |s|^2 too.
 template <int kSums, class T>
 void file_sums(const SlicedArgs& args, const ProjectionTile& tile, int64_t m, int64_t begin,
                int64_t count, int64_t slot, const T* j, const T* s) {
   const int64_t columns[] = {m, args.projections + m, 2 * args.projections};
+  if (is_short(args.sample_size)) {
+    file_short_column<T>(args, columns[0], begin, count, slot, tile.v, j);
+    file_short_column<T>(args, columns[1], begin, count, slot, tile.v, s);
+    if (kSums == 3) file_short_column<T>(args, columns[2], begin, count, slot, s, s);
+    return;
+  }
   for_each_sample(args.sample_size, begin, count, [&](int64_t sample, int64_t first, int64_t n) {
     const int64_t at = first - begin;
     double sums[kSums];
@@ -161,12 +194,13 @@ void terms(const SlicedArgs& args, TileRange tiles) {
 }
 
 // grad_jvp = g v and, where grad_score is not null, grad_score += c v.
-template <class T>
-FASTSCORE_FN void add_weighted(const float* __restrict v, T g, T c, int64_t n, T* __restrict jvp,
-                               T* __restrict score) {
-  for (int64_t i = 0; i < n; ++i) jvp[i] = g * static_cast<T>(v[i]);
+// g(i) and c(i) are those of element i's sample.
+template <class G, class C, class T>
+FASTSCORE_FN void add_weighted(const G& g, const C& c, const float* __restrict v, int64_t n,
+                               T* __restrict jvp, T* __restrict score) {
+  for (int64_t i = 0; i < n; ++i) jvp[i] = g(i) * static_cast<T>(v[i]);
   if (!score) return;
-  for (int64_t i = 0; i < n; ++i) score[i] = fma(c, static_cast<T>(v[i]), score[i]);
+  for (int64_t i = 0; i < n; ++i) score[i] = fma(c(i), static_cast<T>(v[i]), score[i]);
 }
 
 template <bool kScore>
@@ -191,25 +225,51 @@ FASTSCORE_FN void add_signed(const SignRun& signs, int64_t at, float g, float c,
 
 // grad_score = g s, or zeros.
 template <class T>
-void start_score(const SlicedArgs& args, int64_t begin, int64_t count, const T* s, T* score) {
-  for_each_sample(args.sample_size, begin, count, [&](int64_t sample, int64_t first, int64_t n) {
-    const T g = args.grad_s2 ? static_cast<T>(args.grad_s2[sample]) : 0;
-    const T* __restrict in = s + (first - begin);
-    T* __restrict out = score + (first - begin);
-    for (int64_t i = 0; i < n; ++i) out[i] = args.grad_s2 ? g * in[i] : 0;
-  });
+void start_score(const SlicedArgs& args, int64_t begin, int64_t count, const T* __restrict s,
+                 T* __restrict score) {
+  if (!args.grad_s2) {
+    for (int64_t i = 0; i < count; ++i) score[i] = 0;
+  } else if (is_short(args.sample_size)) {
+    Spread<T, 1> spread;
+    spread.fill(args.sample_size, begin, count,
+                [&](int64_t sample, T(&g)[1]) { g[0] = static_cast<T>(args.grad_s2[sample]); });
+    const T* g = spread.column(0);
+    for (int64_t i = 0; i < count; ++i) score[i] = g[i] * s[i];
+  } else {
+    for_each_sample(args.sample_size, begin, count, [&](int64_t sample, int64_t first, int64_t n) {
+      const T g = static_cast<T>(args.grad_s2[sample]);
+      const T* in = s + (first - begin);
+      T* out = score + (first - begin);
+      for (int64_t i = 0; i < n; ++i) out[i] = g * in[i];
+    });
+  }
 }
 
 // What projection m adds over a tile.
 template <class T>
 void add_projection(const SlicedArgs& args, const ProjectionTile& tile, int64_t m, int64_t begin,
                     int64_t count, T* jvp, T* score) {
+  const auto numbers_of = [&](int64_t sample, T(&numbers)[2]) {
+    const int64_t row = m * args.batch + sample;
+    numbers[0] = static_cast<T>(args.grad_vjv[row]);
+    numbers[1] = args.grad_vs ? static_cast<T>(args.grad_vs[row]) : 0;
+  };
+  if (is_short(args.sample_size)) {
+    Spread<T, 2> spread;
+    spread.fill(args.sample_size, begin, count, numbers_of);
+    const T *g = spread.column(0), *c = spread.column(1);
+    add_weighted([=](int64_t i) { return g[i]; }, [=](int64_t i) { return c[i]; }, tile.v, count,
+                 jvp, args.grad_vs ? score : nullptr);
+    return;
+  }
   for_each_sample(args.sample_size, begin, count, [&](int64_t sample, int64_t first, int64_t n) {
-    const int64_t at = first - begin, row = m * args.batch + sample;
-    const T g = static_cast<T>(args.grad_vjv[row]);
-    const T c = args.grad_vs ? static_cast<T>(args.grad_vs[row]) : 0;
+    const int64_t at = first - begin;
+    T numbers[2];
+    numbers_of(sample, numbers);
+    const T g = numbers[0], c = numbers[1];
     if (tile.v) {
-      add_weighted(tile.v + at, g, c, n, jvp + at, args.grad_vs ? score + at : nullptr);
+      add_weighted([=](int64_t) { return g; }, [=](int64_t) { return c; }, tile.v + at, n, jvp + at,
+                   args.grad_vs ? score + at : nullptr);
     } else if constexpr (sizeof(T) == sizeof(float)) {
       if (args.grad_vs) {
         add_signed<true>(tile.signs, at, g, c, n, jvp + at, score + at);
@@ -228,7 +288,10 @@ void terms_backward(const SlicedArgs& args, TileRange tiles) {
   for_each_tile<kSignRun>(
       args.noise.origin, args.numel, tiles, [&](int64_t run_flat, int64_t run, int64_t length) {
         T* scores = output_tile(args.grad_score, run, score_buffer);
-        start_score(args, run, length, load_tile(args.score, run, length, s_buffer), scores);
+        const T* s = load_tile(args.score, run, length, s_buffer);
+        for_each_piece<kTile>(run_flat, run, length, [&](int64_t, int64_t begin, int64_t count) {
+          start_score(args, begin, count, s + (begin - run), scores + (begin - run));
+        });
         for (int64_t m = 0; m < args.projections; ++m) {
           tile.start(args, m, run_flat, length);
           for_each_piece<kTile>(
@@ -286,6 +349,10 @@ void sliced_norms(const SlicedArgs& args, TileRange tiles) {
         for (int64_t m = 0; m < args.projections; ++m) {
           const NoiseKey key = projection_key(noise_key(args.noise), args.projections, m);
           const float* noise = tile.normals(key, flat, flat + count);
+          if (is_short(args.sample_size)) {
+            file_short_column<double>(args, m, begin, count, slot, noise, noise);
+            continue;
+          }
           for_each_sample(
               args.sample_size, begin, count, [&](int64_t sample, int64_t first, int64_t n) {
                 // In double, so that another order, as on a GPU, gives the same float32 radius
