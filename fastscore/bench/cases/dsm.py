@@ -234,7 +234,7 @@ def build_residual(case: Case) -> Work:
 
 
 def cases(device: str, quick: bool) -> Iterator[Case]:
-    """At the size of a training batch of CIFAR-10, and larger and smaller."""
+    """At the size of a training batch of CIFAR-10, larger and smaller, and of points in a plane."""
     shape = (16, 3, 32, 32) if quick else (128, 3, 32, 32)
     needs = size(torch.Size(shape).numel(), buffers=20)
     kept = None
@@ -248,5 +248,6 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
     few = ("fastscore", "eager", "NCSN loss", "jax", "triad", "copy")
     yield Case("dsm", "dsm", build_part, shape, torch.bfloat16, device, providers=few, **needs)
     yield Case("dsm", "dsm", build_part, (128, 64), device=device, providers=few)
+    yield Case("dsm", "dsm", build_part, (65536, 2), device=device, providers=few)
     large = (1024, 16384)  # in memory, not in a cache
     yield Case("perturb", "dsm", build_perturb, large, device=device, **size(2**24))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -143,7 +144,7 @@ def build_projections(case: Case) -> Work:
 
 
 def cases(device: str, quick: bool) -> Iterator[Case]:
-    """One and several projections of images, both distributions."""
+    """One and several projections of images, both distributions; one of points in a plane."""
     shape = (64, 784) if quick else (512, 3072)
     few = ("fastscore", "eager", "SSM loss", "jax", "read")
     whole = few if quick else None
@@ -161,10 +162,11 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
             providers=kept, **needs,
         )  # fmt: skip
     params = {"distribution": "rademacher", "projections": 1}
-    if not quick:  # in memory, not in a cache
+    # The second is in memory, not in a cache.
+    for other in [] if quick else [(65536, 2), (4096, 4096)]:
         yield Case(
-            "sliced_terms", "sliced", build_terms, (4096, 4096), device=device, params=params,
-            providers=few, **size(2**24),
+            "sliced_terms", "sliced", build_terms, other, device=device, params=params,
+            providers=few, **size(math.prod(other)),
         )  # fmt: skip
     params = {"distribution": "rademacher", "projections": 4}
     yield Case(
