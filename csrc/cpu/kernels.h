@@ -43,9 +43,9 @@ struct LabelArgs {
 struct LangevinArgs {
   NoiseArgs noise;
   View out, x, score, known;
-  const bool* mask;    // contiguous; null when there is none
-  const double* rows;  // the current row of each sample: batch_rows x 4
-  int64_t batch_rows;  // 1, or the batch size
+  const uint8_t* mask;  // contiguous bool, as bytes: GCC makes no vectors of bool; null for none
+  const double* rows;   // the current row of each sample: batch_rows x 4
+  int64_t batch_rows;   // 1, or the batch size
   int64_t numel, sample_size;
   bool clamp;
   double low, high;

@@ -23,7 +23,8 @@ void step(const char* op, const Tensor& x, const Tensor& score, const Tensor& ta
   args.score = make_view(op, "score", score);
   std::optional<Tensor> dense_mask;
   if (mask) dense_mask = torch::stable::contiguous(*mask);
-  args.mask = dense_mask ? dense_mask->const_data_ptr<bool>() : nullptr;
+  args.mask =
+      dense_mask ? reinterpret_cast<const uint8_t*>(dense_mask->const_data_ptr<bool>()) : nullptr;
   if (known) args.known = make_view(op, "known", *known);
   args.batch_rows = table.dim() == 3 ? table.size(1) : 1;
   const int64_t last = table.size(0) - 1;

@@ -22,7 +22,7 @@ void drift_run(const LangevinRow<T>& row, const T* x, const T* s, int64_t n, T* 
 
 template <class T>
 void masked_run(const LangevinRow<T>& row, const T* x, const T* s, const float* z, const T* known,
-                const bool* mask, int64_t n, T* out) {
+                const uint8_t* mask, int64_t n, T* out) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
     const T noise = static_cast<T>(z[i]);
