@@ -128,7 +128,7 @@ def _filled(
         fail(fn, "shape", "at least one dimension, the batch, and no negative size", tuple(shape))
     check_int(fn, "stream", stream, minimum=0)
     check_int(fn, "sample_offset", sample_offset, minimum=0)
-    out = torch.empty(tuple(shape), dtype=dtype, device=key.device)
+    out = key.new_empty(tuple(shape), dtype=dtype)  # the key's, so that vmap may map the key
     return fill(out, key, stream=stream, sample_offset=sample_offset)
 
 

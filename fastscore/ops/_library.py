@@ -21,7 +21,16 @@ except ImportError as error:
         "`pip install --no-build-isolation .` in a checkout, with the torch that you run."
     ) from error
 
-__all__ = ["_C", "Differentiable", "call", "call_", "check_same_device", "ops", "traced"]
+__all__ = [
+    "_C",
+    "Differentiable",
+    "call",
+    "call_",
+    "check_same_device",
+    "map_slices",
+    "ops",
+    "traced",
+]
 
 ops = torch.ops.fastscore
 
@@ -99,6 +108,37 @@ def sum_dtype(dtype: torch.dtype) -> torch.dtype:
 def traced() -> bool:
     """Whether torch.compile or torch.func, not eager autograd, will see what runs now."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+def map_slices(*names: str) -> None:
+    """Gives the ops a rule for ``torch.func.vmap``: one call for each slice.
+
+    Noise goes by an element's place in its slice, so that a slice is what it would be alone, and
+    slices that share a key share their noise.
+    """
+    for name in names:
+        _map_slices(name)
+
+
+def _map_slices(name: str) -> None:
+    op = getattr(ops, name).default
+    arguments = [argument.name for argument in op._schema.arguments]
+    in_place = op._schema.is_mutable
+
+    @torch.library.register_vmap(f"fastscore::{name}")
+    def _(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        if in_place and in_dims[0] is None:
+            expected = "mapped by vmap, as other arguments are"
+            fail(name, arguments[0], expected, "one tensor that every slice would change")
+        results = []
+        for i in range(info.batch_size):
+            pairs = zip(args, in_dims, strict=True)
+            results.append(op(*(x if dim is None else x.select(dim, i) for x, dim in pairs)))
+        if in_place:
+            return None, None
+        if isinstance(results[0], tuple):
+            return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])
+        return torch.stack(results), 0
 
 
 class Differentiable(torch.autograd.Function):

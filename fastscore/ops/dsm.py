@@ -17,6 +17,7 @@ from fastscore.ops._library import (
     Differentiable,
     call,
     check_same_device,
+    map_slices,
     ops,
     sum_dtype,
     traced,
@@ -102,6 +103,9 @@ def _rows_of(table: Tensor, labels: Tensor) -> Tensor:
     """The row of each label; a label out of range, which has made its sample NaN, reads row 0."""
     inside = (labels >= 0) & (labels < table.shape[0])
     return table.index_select(0, labels * inside)
+
+
+map_slices("perturb", "dsm_residual", "dsm_residual_backward")
 
 
 @torch.library.register_fake("fastscore::perturb")

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from fastscore.conditioning import per_sample
-from fastscore.ops._library import Differentiable, call_, check_bounds, check_same_device, ops
+from fastscore.ops._library import (
+    Differentiable,
+    call_,
+    check_bounds,
+    check_same_device,
+    map_slices,
+    ops,
+)
 
 Clamp = tuple[float | None, float | None] | None
 _NAMES = ("x", "score", "table", "key", "known")
@@ -67,6 +74,9 @@ def langevin_step(
     fn = "langevin_step"
     low, high = check_bounds(fn, clamp)
     return _LangevinStep.run(fn, x, score, table, key, known, mask, low, high, sample_offset)
+
+
+map_slices("langevin_step_", "langevin_step")
 
 
 @torch.library.register_fake("fastscore::langevin_step_")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastscore._streams import Stream
-from fastscore.ops._library import call_, check_same_device, ops
+from fastscore.ops._library import call_, check_same_device, map_slices, ops
 
 
 def normal_(
@@ -48,3 +48,4 @@ def _register_fake(name: str) -> None:
 
 for _name in ("normal", "uniform", "rademacher"):
     _register_fake(_name)
+    map_slices(f"random_{_name}_")

@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 
 from fastscore._checks import check_choice, check_int, check_tensor, fail, fail_type
-from fastscore.ops._library import Differentiable, call, check_same_device, ops, sum_dtype
+from fastscore.ops._library import (
+    Differentiable,
+    call,
+    check_same_device,
+    map_slices,
+    ops,
+    sum_dtype,
+)
 
 # In the order of csrc/core/projections.h.
 _NUMBERS = {"rademacher": 0, "gaussian": 1, "sphere": 2}
@@ -65,7 +72,7 @@ def projections(
         fail_type(fn, "shape", "a sequence of integers", shape)
     if len(shape) < 1 or any(check_int(fn, "shape", n, minimum=0) < 0 for n in shape):
         fail(fn, "shape", "at least one dimension, the batch", tuple(shape))
-    out = torch.empty((count, *shape), dtype=dtype, device=key.device)
+    out = key.new_empty((count, *shape), dtype=dtype)  # the key's, so that vmap may map the key
     call(fn, ops.project_.default, out, key, number, sample_offset)
     return out
 
@@ -117,6 +124,9 @@ def _number(fn: str, distribution: str) -> int:
     except (KeyError, TypeError):
         check_choice(fn, "distribution", distribution, tuple(_NUMBERS))
         raise
+
+
+map_slices("project_", "sliced_terms", "sliced_terms_backward")
 
 
 @torch.library.register_fake("fastscore::project_")
