@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <array>
 #include <vector>
 
@@ -109,7 +110,7 @@ void check_sample_offset(const char* op, int64_t sample_offset, int64_t batch, i
   if (sample_offset < 0) fail(op, "sample_offset", "at least 0, got ", sample_offset);
   int64_t samples, end;
   if (__builtin_add_overflow(sample_offset, batch, &samples) ||
-      __builtin_mul_overflow(samples, size, &end) ||
+      __builtin_mul_overflow(samples, std::max<int64_t>(size, 1), &end) ||
       __builtin_add_overflow(end, int64_t{1} << 20, &end)) {
     fail(op, "sample_offset", "such that every flat index fits 63 bits, got ", sample_offset,
          " with ", batch, " samples of ", size, " elements");

@@ -27,6 +27,7 @@ from fastscore.bench.case import (
     peer,
 )
 from fastscore.bench.cases import langevin
+from fastscore.bench.machine import machine
 from fastscore.bench.measure import Effort, Measurement, measure
 from fastscore.bench.memory import peak_bytes
 from fastscore.bench.peers import eager, papers
@@ -76,7 +77,7 @@ QUICK = [case for case in suite.all_cases("cpu", quick=True) if case.axis in (No
 
 @pytest.mark.parametrize("case", QUICK, ids=lambda case: case.name)
 def test_sides_agree_and_rows_have_every_field(case):
-    rows = measure(small(case), EFFORT, suite.prepare_process())
+    rows = measure(small(case), EFFORT, machine() | {"keeps_freed_memory": False})
     assert rows[0]["provider"] == "fastscore"
     for row in rows:
         assert set(row) == FIELDS

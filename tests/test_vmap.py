@@ -105,12 +105,82 @@ def test_slices_are_what_they_are_alone(
             assert_same_bytes(g, w)
 
 
+def step_(x: Tensor, score: Tensor) -> Tensor:
+    return ops.langevin_step_(x, score, STEP, make_key(0))
+
+
+CPU = torch.device("cpu")
+
+
+def test_a_mapped_tensor_changes_in_place() -> None:
+    x, score = stacked(CPU, 1), stacked(CPU, 2)
+    want = torch.stack([step_(each.clone(), s) for each, s in zip(x, score, strict=True)])
+    version = x._version
+    got = vmap(step_)(x, score)
+    assert_same_bytes(x, want)
+    assert_same_bytes(got, want)
+    assert x._version > version
+
+
+def test_autograd_sees_the_change() -> None:
+    x, weight = stacked(CPU, 1), torch.ones(SLICES, *SHAPE, requires_grad=True)
+    product = (weight * x).sum()  # keeps x for its gradient
+    vmap(step_)(x, stacked(CPU, 2))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+
+
+@pytest.mark.parametrize("name", ["x", "score"])
+def test_gradients_are_refused_in_place(name: str) -> None:
+    x, score = stacked(CPU, 1), stacked(CPU, 2)
+    (x if name == "x" else score).requires_grad_()
+    before = x.detach().clone()
+    with pytest.raises(ValueError, match=f"langevin_step_: {name} must be a tensor that needs no"):
+        vmap(step_)(x, score)
+    assert_same_bytes(x.detach(), before)
+    with torch.no_grad():
+        vmap(step_)(x, score)
+
+
 def test_a_tensor_that_every_slice_would_change_is_refused() -> None:
-    x, score = randn(*SHAPE), stacked(torch.device("cpu"), 1)
+    x, score = randn(*SHAPE), stacked(CPU, 1)
     before = x.clone()
     with pytest.raises(ValueError, match="langevin_step_: x must be mapped by vmap"):
-        vmap(lambda s: ops.langevin_step_(x, s, STEP, make_key(0)))(score)
+        vmap(lambda s: step_(x, s))(score)
+    expected = "langevin_step_: x must be a tensor whose slices have memory of their own"
+    with pytest.raises(ValueError, match=expected):
+        vmap(step_)(x.expand(SLICES, *SHAPE), score)
     assert_same_bytes(x, before)
+
+
+def test_no_slices(device: torch.device) -> None:
+    empty = torch.empty(0, *SHAPE, device=device)
+    key = make_key(1, 2, device)
+    noisy, labels = vmap(drawn, in_dims=(0, None))(empty, key)
+    assert (noisy.shape, labels.shape) == ((0, *SHAPE), (0, SHAPE[0]))
+    assert labels.dtype == torch.int64
+    assert vmap(in_place, in_dims=(0, 0, None))(empty, empty, key).shape == (0, *SHAPE)
+
+
+def test_nested_and_compiled() -> None:
+    x, score = randn(2, SLICES, *SHAPE, seed=1), randn(2, SLICES, *SHAPE, seed=2)
+    want = torch.stack(
+        [vmap(functional, (0, 0, None))(*each, make_key(3)) for each in zip(x, score, strict=True)]
+    )
+    nested = vmap(vmap(functional, (0, 0, None)), (0, 0, None))
+    assert_same_bytes(nested(x, score, make_key(3)), want)
+    compiled = torch.compile(nested, fullgraph=True, backend="aot_eager")
+    assert_same_bytes(compiled(x, score, make_key(3)), want)
+
+
+def test_a_batch_of_gradients_of_a_reduced_loss() -> None:
+    output = randn(*SHAPE).requires_grad_()
+    upstream = torch.tensor([1.0, 0.5])
+    loss = residual(output, make_key(1))
+    (got,) = torch.autograd.grad(loss, output, upstream, is_grads_batched=True)
+    for i, each in enumerate(upstream):
+        (want,) = torch.autograd.grad(residual(output, make_key(1)), output, each)
+        assert_same_bytes(got[i], want)
 
 
 @pytest.mark.parametrize("loss", ["dsm", "ssm"])
@@ -123,7 +193,7 @@ def test_an_ensemble_trains_in_one_call(loss: str) -> None:
     loss_fn = (
         fastscore.DSMLoss(sigmas) if loss == "dsm" else fastscore.SSMLoss(sigmas, method="forward")
     )
-    x, keys_ = randn(16, 2), keys(torch.device("cpu"))
+    x, keys_ = randn(16, 2), keys(CPU)
 
     def of_member(parameters: Any, buffers: Any, key: Tensor) -> Tensor:
         def model(x: Tensor, sigma: Tensor) -> Tensor:

@@ -14,11 +14,15 @@ namespace {
 
 void check_label_values(const char* op, const Tensor& labels, int64_t levels) {
   const int64_t *values = labels.const_data_ptr<int64_t>(), n = labels.numel();
-  // Without a way out of the loop it takes a vector at a time. Negative labels become large ones.
-  bool inside = true;
+  // A bit that only numbers out of range set, so that the loop has no way out and goes a vector at
+  // a time.
+  const uint64_t last = static_cast<uint64_t>(levels) - 1;
+  uint64_t signs = 0;
   for (int64_t i = 0; i < n; ++i) {
-    inside &= static_cast<uint64_t>(values[i]) < static_cast<uint64_t>(levels);
+    const uint64_t label = static_cast<uint64_t>(values[i]);
+    signs |= label | (last - label);
   }
+  const bool inside = !(signs >> 63);
   for (int64_t i = 0; !inside && i < n; ++i) {
     if (values[i] < 0 || values[i] >= levels) {
       fail(op, "labels", "in [0, ", levels, "), got ", values[i], " for sample ", i);

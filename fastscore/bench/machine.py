@@ -65,8 +65,9 @@ def machine() -> dict[str, Any]:
 def prepare_process() -> dict[str, Any]:
     """Makes this process one to measure in; returns the fields of a row that go for all of it.
 
-    Freed memory stays with the process. Else it hangs on what happened in the heap before whether a
-    side meets its memory again or maps it anew, which may take longer than its work.
+    Freed blocks of up to 32 MiB stay with the process. Else it hangs on what happened in the heap
+    before whether a side finds its memory in place or maps it anew, which may take longer than its
+    work.
     """
     return machine() | {"keeps_freed_memory": keep_freed_memory()}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 import torch
@@ -27,7 +27,6 @@ __all__ = [
     "call",
     "call_",
     "check_same_device",
-    "map_slices",
     "ops",
     "traced",
 ]
@@ -56,6 +55,15 @@ def call(fn: str, op: Callable[..., Any], *args: Any) -> Any:
         _raise_type_error(fn, error)
 
 
+def refuse_gradients(fn: str, names: Iterable[str], args: tuple[Any, ...]) -> None:
+    """An op in place has no derivative. ``names`` are those of the leading ``args``."""
+    if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+        for name, arg in zip(names, args, strict=False):
+            if isinstance(arg, Tensor) and arg.requires_grad:
+                expected = "a tensor that needs no gradient (or call it under torch.no_grad())"
+                fail(fn, name, expected, "one that requires grad")
+
+
 def call_(
     fn: str, op: Callable[..., Any], names: tuple[str, ...], out: Tensor, *args: Any
 ) -> Tensor:
@@ -66,11 +74,7 @@ def call_(
     if torch.compiler.is_compiling():
         op(out, *args)
         return out
-    if torch.is_grad_enabled() and torch._C._any_requires_grad(out, *args):
-        for name, arg in zip(names, (out, *args), strict=False):
-            if isinstance(arg, Tensor) and arg.requires_grad:
-                expected = "a tensor that needs no gradient (or call it under torch.no_grad())"
-                fail(fn, name, expected, "one that requires grad")
+    refuse_gradients(fn, names, (out, *args))
     try:
         op(out, *args)
     except RuntimeError as error:
@@ -108,37 +112,6 @@ def sum_dtype(dtype: torch.dtype) -> torch.dtype:
 def traced() -> bool:
     """Whether torch.compile or torch.func, not eager autograd, will see what runs now."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-
-
-def map_slices(*names: str) -> None:
-    """Gives the ops a rule for ``torch.func.vmap``: one call for each slice.
-
-    Noise goes by an element's place in its slice, so that a slice is what it would be alone, and
-    slices that share a key share their noise.
-    """
-    for name in names:
-        _map_slices(name)
-
-
-def _map_slices(name: str) -> None:
-    op = getattr(ops, name).default
-    arguments = [argument.name for argument in op._schema.arguments]
-    in_place = op._schema.is_mutable
-
-    @torch.library.register_vmap(f"fastscore::{name}")
-    def _(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        if in_place and in_dims[0] is None:
-            expected = "mapped by vmap, as other arguments are"
-            fail(name, arguments[0], expected, "one tensor that every slice would change")
-        results = []
-        for i in range(info.batch_size):
-            pairs = zip(args, in_dims, strict=True)
-            results.append(op(*(x if dim is None else x.select(dim, i) for x, dim in pairs)))
-        if in_place:
-            return None, None
-        if isinstance(results[0], tuple):
-            return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])
-        return torch.stack(results), 0
 
 
 class Differentiable(torch.autograd.Function):

@@ -17,11 +17,11 @@ from fastscore.ops._library import (
     Differentiable,
     call,
     check_same_device,
-    map_slices,
     ops,
     sum_dtype,
     traced,
 )
+from fastscore.ops._vmap import map_slices
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -197,7 +197,9 @@ class _ReducedResidual(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def, override]
-        fresh = not torch.is_grad_enabled()  # else create_graph: the gradient's own graph is wanted
+        # Else create_graph, where the gradient's own graph is wanted, or a batch of gradients.
+        batched = torch._C._functorch.is_legacy_batchedtensor(grad)  # by is_grads_batched=True
+        fresh = not torch.is_grad_enabled() and not batched
         made = ctx.made if fresh else None
         if made is not None:
             ctx.made = None  # autograd may change in place what it is given: for one backward only

@@ -16,9 +16,9 @@ from fastscore.ops._library import (
     call_,
     check_bounds,
     check_same_device,
-    map_slices,
     ops,
 )
+from fastscore.ops._vmap import map_slices
 
 Clamp = tuple[float | None, float | None] | None
 _NAMES = ("x", "score", "table", "key", "known")

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fastscore._streams import Stream
-from fastscore.ops._library import call_, check_same_device, map_slices, ops
+from fastscore.ops._library import call_, check_same_device, ops
+from fastscore.ops._vmap import map_slices
 
 
 def normal_(

@@ -20,10 +20,10 @@ from fastscore.ops._library import (
     Differentiable,
     call,
     check_same_device,
-    map_slices,
     ops,
     sum_dtype,
 )
+from fastscore.ops._vmap import map_slices
 
 # In the order of csrc/core/projections.h.
 _NUMBERS = {"rademacher": 0, "gaussian": 1, "sphere": 2}

@@ -25,8 +25,7 @@ FASTSCORE_FN T gradient_scale(const ResidualArgs& args, const ResidualRow<T>& ro
   return static_cast<T>(upstream) * row.w * row.p;
 }
 
-// ---- runs of elements; row(i) and scale(i) are what element i's sample has
-// -----------------------
+// ---- runs of elements; row(i) and scale(i) are what element i's sample has ---------------------
 
 template <class T, class Row>
 FASTSCORE_FN void perturb_run(const Row& row, int64_t n, const T* __restrict x,
@@ -52,8 +51,7 @@ FASTSCORE_FN void square_run(const Row& row, int64_t n, const T* __restrict out,
   }
 }
 
-// ---- perturb
-// -------------------------------------------------------------------------------------
+// ---- perturb -----------------------------------------------------------------------------------
 
 template <class T>
 void perturb_tiles(const PerturbArgs& args, TileRange tiles) {
@@ -88,8 +86,7 @@ void perturb_tiles(const PerturbArgs& args, TileRange tiles) {
       });
 }
 
-// ---- residual
-// ------------------------------------------------------------------------------------
+// ---- residual ----------------------------------------------------------------------------------
 
 // What short samples' loss and gradient over one tile need.
 template <class T>

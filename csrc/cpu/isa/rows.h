@@ -21,14 +21,14 @@ using Numbers __attribute__((vector_size(kCount * sizeof(T)))) = T;
 
 // The sum of all numbers of a vector, halves onto halves, the last eight in double.
 template <class T>
-FASTSCORE_FN double fold_8(Numbers<T, 8> eight) {
+FASTSCORE_FN double fold_8(const Numbers<T, 8>& eight) {
   const Numbers<double, 8> wide = __builtin_convertvector(eight, Numbers<double, 8>);
   const Numbers<double, 4> four = __builtin_shufflevector(wide, wide, 0, 1, 2, 3) +
                                   __builtin_shufflevector(wide, wide, 4, 5, 6, 7);
   return (four[0] + four[2]) + (four[1] + four[3]);
 }
 template <class T>
-FASTSCORE_FN double fold_16(Numbers<T, 16> sixteen) {
+FASTSCORE_FN double fold_16(const Numbers<T, 16>& sixteen) {
   const Numbers<T, 8> low = __builtin_shufflevector(sixteen, sixteen, 0, 1, 2, 3, 4, 5, 6, 7);
   const Numbers<T, 8> high =
       __builtin_shufflevector(sixteen, sixteen, 8, 9, 10, 11, 12, 13, 14, 15);

@@ -8,8 +8,10 @@
 namespace fastscore::FASTSCORE_ISA {
 
 // Above, samples are long enough for loops of their own.
-constexpr int64_t kLongestShort = 16;
-constexpr int64_t kMargin = 16;
+constexpr int kLongestShort = 16;
+// Room beside a tile for the widest store of a sample's number, or load of its terms.
+constexpr int kMargin = 16;
+static_assert(kMargin >= kLongestShort && kLongestShort <= 16);  // 16: see short_sums
 
 FASTSCORE_FN bool is_short(int64_t sample_size) { return sample_size <= kLongestShort; }
 
