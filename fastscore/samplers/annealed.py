@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, overload
 
 import torch
 from torch import Tensor
@@ -12,6 +13,11 @@ from fastscore.samplers._inputs import check_levels, sample
 from fastscore.samplers._loop import Callback, Clamp, Model, Plan
 from fastscore.samplers.langevin import step_coefficients
 from fastscore.schedules import CONVENTIONS, langevin_step_size
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from fastscore.samplers._options import SamplerOptions
 
 
 def annealed_table(
@@ -40,6 +46,34 @@ def annealed_table(
     return table
 
 
+@overload
+def annealed_langevin(
+    model: Model,
+    sigmas: Tensor | Sequence[float],
+    x: Tensor | None = None,
+    *,
+    steps_per_sigma: int = ...,
+    step_size: float | str = ...,
+    convention: str = ...,
+    denoise: bool = ...,
+    conditioning: str = ...,
+    trajectory: None = None,
+    **options: Unpack[SamplerOptions],
+) -> Tensor: ...
+@overload
+def annealed_langevin(
+    model: Model,
+    sigmas: Tensor | Sequence[float],
+    x: Tensor | None = None,
+    *,
+    steps_per_sigma: int = ...,
+    step_size: float | str = ...,
+    convention: str = ...,
+    denoise: bool = ...,
+    conditioning: str = ...,
+    trajectory: Sequence[int],
+    **options: Unpack[SamplerOptions],
+) -> tuple[Tensor, Tensor]: ...
 def annealed_langevin(
     model: Model,
     sigmas: Tensor | Sequence[float],

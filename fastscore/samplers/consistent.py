@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, overload
 
 import torch
 from torch import Tensor
@@ -10,6 +11,11 @@ from torch import Tensor
 from fastscore._checks import check_number, check_sigmas, fail
 from fastscore.samplers._inputs import check_levels, sample
 from fastscore.samplers._loop import Callback, Clamp, Model, Plan
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from fastscore.samplers._options import SamplerOptions
 
 
 def consistent_table(fn: str, sigmas: Tensor, eta: float, denoise: bool) -> Tensor:
@@ -38,6 +44,30 @@ def consistent_table(fn: str, sigmas: Tensor, eta: float, denoise: bool) -> Tens
     return table
 
 
+@overload
+def consistent_annealed_langevin(
+    model: Model,
+    sigmas: Tensor | Sequence[float],
+    x: Tensor | None = None,
+    *,
+    eta: float,
+    denoise: bool = ...,
+    conditioning: str = ...,
+    trajectory: None = None,
+    **options: Unpack[SamplerOptions],
+) -> Tensor: ...
+@overload
+def consistent_annealed_langevin(
+    model: Model,
+    sigmas: Tensor | Sequence[float],
+    x: Tensor | None = None,
+    *,
+    eta: float,
+    denoise: bool = ...,
+    conditioning: str = ...,
+    trajectory: Sequence[int],
+    **options: Unpack[SamplerOptions],
+) -> tuple[Tensor, Tensor]: ...
 def consistent_annealed_langevin(
     model: Model,
     sigmas: Tensor | Sequence[float],

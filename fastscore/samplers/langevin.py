@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, overload
 
 import torch
 from torch import Tensor
@@ -11,6 +12,11 @@ from fastscore._checks import check_choice, check_int, check_number, check_shape
 from fastscore.samplers._inputs import check_sequence, sample
 from fastscore.samplers._loop import Callback, Clamp, Model, Plan
 from fastscore.schedules import CONVENTIONS
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from fastscore.samplers._options import SamplerOptions
 
 
 def step_coefficients(step_size: Tensor, convention: str) -> tuple[Tensor, Tensor]:
@@ -47,6 +53,32 @@ def check_step_sizes(fn: str, step_size: float | Sequence[float] | Tensor, steps
     return values
 
 
+@overload
+def langevin(
+    score_fn: Model,
+    x: Tensor | None = None,
+    *,
+    steps: int,
+    step_size: float | Sequence[float] | Tensor,
+    convention: str = ...,
+    sigma: float | None = None,
+    conditioning: str | None = None,
+    trajectory: None = None,
+    **options: Unpack[SamplerOptions],
+) -> Tensor: ...
+@overload
+def langevin(
+    score_fn: Model,
+    x: Tensor | None = None,
+    *,
+    steps: int,
+    step_size: float | Sequence[float] | Tensor,
+    convention: str = ...,
+    sigma: float | None = None,
+    conditioning: str | None = None,
+    trajectory: Sequence[int],
+    **options: Unpack[SamplerOptions],
+) -> tuple[Tensor, Tensor]: ...
 def langevin(
     score_fn: Model,
     x: Tensor | None = None,
