@@ -69,13 +69,16 @@ def check_finite(fn: str, arg: str, x: Tensor) -> None:
         fail(fn, arg, "finite everywhere", f"{bad} NaN or infinite element(s) of {x.numel()}")
 
 
-def check_choice(fn: str, arg: str, value: Any, choices: Sequence[str]) -> str:
-    """One of the strings in ``choices``."""
+def check_choice(
+    fn: str, arg: str, value: Any, choices: Sequence[str], *, other: str | None = None
+) -> str:
+    """One of the strings in ``choices``; ``other`` names what else the argument may be."""
+    if isinstance(value, str) and value in choices:
+        return value
+    expected = "one of " + ", ".join(map(repr, choices)) + (f" or {other}" if other else "")
     if not isinstance(value, str):
-        fail_type(fn, arg, "one of " + ", ".join(map(repr, choices)), value)
-    if value not in choices:
-        fail(fn, arg, "one of " + ", ".join(map(repr, choices)), repr(value))
-    return value
+        fail_type(fn, arg, expected, value)
+    fail(fn, arg, expected, repr(value))
 
 
 def check_int(fn: str, arg: str, value: Any, *, minimum: int) -> int:
@@ -89,10 +92,23 @@ def check_int(fn: str, arg: str, value: Any, *, minimum: int) -> int:
     return int(value)
 
 
+def _numbers(fn: str, arg: str, values: Any) -> Tensor:
+    """A float64 tensor of a sequence or an array of numbers."""
+    expected = "a torch.Tensor, or a sequence or an array of numbers"
+    if isinstance(values, str) or not hasattr(values, "__len__"):
+        fail_type(fn, arg, expected, values)
+    try:
+        return torch.tensor(list(values), dtype=torch.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"{fn}: {arg} must be {expected}, got {values!r}") from None
+
+
 def check_number(
     fn: str, arg: str, value: Any, *, positive: bool = False, minimum: float | None = None
 ) -> float:
     """A finite real number; positive, or at least ``minimum``, when asked."""
+    if isinstance(value, Tensor) and value.dim() == 0 and not value.is_complex():
+        value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         fail_type(fn, arg, "a real number", value)
     number = float(value)
@@ -106,12 +122,17 @@ def check_number(
 
 
 def check_sigmas(fn: str, sigmas: Any, *, minimum_levels: int = 1) -> Tensor:
-    """Noise scales: 1-D, positive, finite, strictly decreasing. Synchronises with the device."""
-    if isinstance(sigmas, (list, tuple)):
-        sigmas = torch.tensor(sigmas, dtype=torch.float64)
+    """Noise scales: 1-D, positive, finite, strictly decreasing. Synchronises with the device.
+
+    In a graph that torch.compile traces the values can't be looked at.
+    """
+    if not isinstance(sigmas, Tensor):
+        sigmas = _numbers(fn, "sigmas", sigmas)
     check_floating(fn, "sigmas", sigmas)
     if sigmas.dim() != 1 or sigmas.numel() < minimum_levels:
         fail(fn, "sigmas", f"a 1-D tensor of at least {minimum_levels} level(s)", describe(sigmas))
+    if torch.compiler.is_compiling():
+        return sigmas
     values = sigmas.detach().double().cpu()
     if not bool((torch.isfinite(values) & (values > 0)).all()):
         fail(fn, "sigmas", "positive and finite", values.tolist()[:8])

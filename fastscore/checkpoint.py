@@ -28,6 +28,14 @@ class Checkpoint:
     sampling: dict[str, Any] = field(default_factory=dict)  # keywords of annealed_langevin
 
 
+def _require_safetensors(fn: str) -> None:
+    """An optional dependency."""
+    try:
+        import safetensors  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"{fn}: needs safetensors: pip install safetensors") from error
+
+
 def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
     """Write a checkpoint as safetensors: weights and sigmas, the configuration as metadata.
 
@@ -45,9 +53,10 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
     >>> len(load_checkpoint(path).sigmas)
     4
     """
+    fn = "save_checkpoint"
+    _require_safetensors(fn)
     from safetensors.torch import save_file
 
-    fn = "save_checkpoint"
     if type(checkpoint.model) not in NETWORKS.values():
         fail_type(fn, "model", "one of fastscore.nn's networks", checkpoint.model)
     config = {
@@ -75,6 +84,7 @@ def load_checkpoint(
         ValueError: the file is not a fastscore checkpoint, or is damaged; or a device that is not
             there.
     """
+    _require_safetensors("load_checkpoint")
     from safetensors import SafetensorError, safe_open
 
     try:

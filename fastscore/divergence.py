@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, TypedDict, overload
 
 import torch
 from torch import Tensor
@@ -26,9 +27,43 @@ from fastscore.random import noise_key
 from fastscore.slicing import DISTRIBUTIONS, Batch, Slicing, forward
 from fastscore.traces import output_and_trace
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 METHODS = ("hutchinson", "exact")
 
 
+class DivergenceOptions(TypedDict, total=False):
+    """The other arguments of :func:`divergence`, for type checkers."""
+
+    method: str
+    probes: int
+    distribution: str
+    chunk_size: int | None
+    seed: int | None
+    generator: torch.Generator | None
+    key: Tensor | None
+    sample_offset: int
+
+
+@overload
+def divergence(
+    model: Callable[..., Tensor],
+    x: Tensor,
+    sigma: Tensor | float | None = None,
+    *,
+    return_stderr: Literal[False] = False,
+    **options: Unpack[DivergenceOptions],
+) -> Tensor: ...
+@overload
+def divergence(
+    model: Callable[..., Tensor],
+    x: Tensor,
+    sigma: Tensor | float | None = None,
+    *,
+    return_stderr: Literal[True],
+    **options: Unpack[DivergenceOptions],
+) -> tuple[Tensor, Tensor]: ...
 def divergence(
     model: Callable[..., Tensor],
     x: Tensor,

@@ -23,9 +23,12 @@ from fastscore.jvp.api import _dual_output
 from fastscore.jvp.forms import forms_of_layer
 from fastscore.jvp.tensor import DualTensor
 from fastscore.ops import projections, sliced_terms
+from fastscore.ops._library import traced
 from fastscore.traces import (
+    draws_random_numbers,
     has_energy,
     output_and_pullback,
+    same_statistics,
     sum_over_sample,
 )
 
@@ -100,7 +103,7 @@ def finite_difference(fn: str, model: Model, batch: Batch, slicing: Slicing) -> 
         1/8 |s(x + u) + s(x - u)|^2 + d/(2 epsilon^2) (s(x + u) - s(x - u))'u,    |u| = epsilon.
 
     With u = h v and h = epsilon / sqrt(d) that is 1/2 |s|^2 + v'J v, where s is the mean of the two
-    scores and J v their difference over 2h.
+    scores and J v their difference over 2h. Both scores see the same random numbers.
     """
     x = batch.x
     _refuse_half_precision(fn, "x", x)
@@ -109,13 +112,30 @@ def finite_difference(fn: str, model: Model, batch: Batch, slicing: Slicing) -> 
     v = _draw(batch, slicing)
     h = _step(x, slicing.epsilon) * (1.0 if batch.sigma is None else per_sample(batch.sigma, x))
     u = h * v
-    points = torch.cat([(x + u).flatten(0, 1), (x - u).flatten(0, 1)])
-    args = tuple(arg.repeat(2 * slicing.count, *[1] * (arg.dim() - 1)) for arg in batch.args)
-    scores = check_output(fn, model(points, *args), points)
-    _refuse_half_precision(fn, "model", scores)
-    plus, minus = scores.reshape(2, *v.shape)
+    args = tuple(arg.repeat(slicing.count, *[1] * (arg.dim() - 1)) for arg in batch.args)
+    plus, minus = _two_scores(fn, model, (x + u).flatten(0, 1), (x - u).flatten(0, 1), args)
+    _refuse_half_precision(fn, "model", plus)
+    plus, minus = plus.reshape(v.shape), minus.reshape(v.shape)
     score, jv = (plus + minus) / 2, (plus - minus) / (2 * h)
     return _from_forms(score, sum_over_sample(v * jv, 2), v, slicing)
+
+
+def _two_scores(
+    fn: str, model: Model, ahead: Tensor, behind: Tensor, args: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
+    """The scores at two sets of points, in one call where the model draws no random numbers.
+
+    Masks of dropout that were not the same would be divided by h.
+    """
+    if traced() or not draws_random_numbers(model, ahead, args):
+        points = torch.cat([ahead, behind])
+        twice = tuple(torch.cat([arg, arg]) for arg in args)
+        first, second = check_output(fn, model(points, *twice), points).chunk(2)
+        return first, second
+    devices = [ahead.device] if ahead.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), same_statistics(model):
+        first = check_output(fn, model(ahead, *args), ahead)
+    return first, check_output(fn, model(behind, *args), behind)
 
 
 def half_square(score: Tensor, batch_dims: int = 1) -> Tensor:

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fastscore._checks import check_int
+from fastscore._checks import check_int, fail
+from fastscore._known import known_of
 from fastscore.closed_form import NoClosedForm, jacobian
 from fastscore.conditioning import check_output
 from fastscore.jvp.api import _compiled_parts_run_eagerly, _dual_output
 from fastscore.jvp.tensor import DualTensor
-from fastscore.jvp.whole import differentiable_to_third_order
+from fastscore.jvp.whole import differentiable_to_third_order, warn_of_no_graph
 from fastscore.ops._library import sum_dtype
 from fastscore.scores import EnergyScore
 
@@ -36,11 +37,49 @@ def has_energy(model: Model) -> bool:
     return isinstance(model, nn.Module) and any(isinstance(m, EnergyScore) for m in model.modules())
 
 
+def mixes_samples(model: Model) -> bool:
+    """Whether the model normalises by the statistics of its batch, as far as its modules tell."""
+    return isinstance(model, nn.Module) and any(
+        isinstance(m, nn.modules.batchnorm._BatchNorm) and (m.training or m.running_mean is None)
+        for m in model.modules()
+    )
+
+
+def _refuse_mixed_samples(fn: str, model: Model) -> None:
+    """A unit vector is one for the whole batch: it would meet other samples' derivatives too."""
+    if mixes_samples(model):
+        expected = "one whose samples do not depend on one another, for an exact trace"
+        got = "one with a BatchNorm layer in training (eval() gives it fixed statistics)"
+        fail(fn, "model", expected, got)
+
+
+def draws_random_numbers(model: Model, x: Tensor, args: tuple[Any, ...]) -> bool:
+    """Whether the model draws from PyTorch's generators, as dropout does.
+
+    Remembered for the model in training and not; the first call runs it once.
+    """
+    known = known_of(model)
+    situation = ("draws", isinstance(model, nn.Module) and model.training, x.device.type)
+    if situation not in known:
+        with torch.no_grad(), untouched(model, x):
+            before = _random_state(x)
+            model(x, *args)
+            known[situation] = not torch.equal(before, _random_state(x))
+    return known[situation]
+
+
+def _random_state(x: Tensor) -> Tensor:
+    states = [torch.get_rng_state()]
+    if x.device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(x.device))
+    return torch.cat(states)
+
+
 def output_and_pullback(
     fn: str, model: Model, x: Tensor, args: tuple[Any, ...]
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """``model(x, *args)``, and the function that takes v to J'v by reverse-mode differentiation."""
-    if torch.is_inference_mode_enabled():
+    if torch.is_inference_mode_enabled() or torch._C._are_functorch_transforms_active():
         return _output_and_functional_pullback(fn, model, x, args)
     record = torch.is_grad_enabled()
     # Compiled code has no second derivatives.
@@ -50,7 +89,8 @@ def output_and_pullback(
         output = check_output(fn, model(point, *args), x)
 
     def pullback(v: Tensor) -> Tensor:
-        if not output.requires_grad:  # constant in x
+        if not output.requires_grad:
+            warn_of_no_graph()
             return torch.zeros_like(point)
         (product,) = torch.autograd.grad(
             output,
@@ -68,7 +108,7 @@ def output_and_pullback(
 def _output_and_functional_pullback(
     fn: str, model: Model, x: Tensor, args: tuple[Any, ...]
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """The same by torch.func, in inference mode, where autograd.grad can't be used."""
+    """The same by torch.func, where autograd.grad can't be used."""
 
     def call(point: Tensor) -> Tensor:
         with differentiable_to_third_order():
@@ -119,9 +159,10 @@ def output_and_trace(
         The output, and the trace (batch,) in float32, float64 for a float64 output.
 
     Raises:
-        ValueError, TypeError: an output that is not of x's shape.
+        ValueError, TypeError: an output that is not of x's shape; batch normalisation in training.
         NoClosedForm: with ``closed``, where there is none.
     """
+    _refuse_mixed_samples(fn, model)
     kept = _running_statistics(model)
     try:
         with _compiled_parts_run_eagerly():
@@ -147,6 +188,7 @@ def trace_by_unit_vectors(
     The time grows with the number of dimensions d; the memory with ``chunk_size``, also while
     gradients are recorded, for the backward pass computes each chunk again.
     """
+    _refuse_mixed_samples(fn, model)
     dimensions = math.prod(x.shape[1:])
     chunk = _chunk_size(fn, chunk_size, x, dimensions)
 

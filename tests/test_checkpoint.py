@@ -1,5 +1,6 @@
 """Checkpoints: what is saved comes back, and nothing else is taken for one."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,12 @@ def test_what_can_not_be_is_said_first(tmp_path: Path) -> None:
         ValueError, match=r"^load_checkpoint: device must be a device that is there"
     ):
         load_checkpoint(tmp_path / "a.safetensors", device="nonsense")
+
+
+def test_without_safetensors(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    checkpoint = Checkpoint(fastscore.nn.ScoreMLP(2), fastscore.geometric_sigmas(1.0, 0.1, 4))
+    with pytest.raises(ImportError, match="save_checkpoint: needs safetensors: pip install"):
+        save_checkpoint(tmp_path / "net.safetensors", checkpoint)
+    with pytest.raises(ImportError, match="load_checkpoint: needs safetensors: pip install"):
+        load_checkpoint(tmp_path / "net.safetensors")

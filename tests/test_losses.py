@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import assert_same_bytes, make_key, randn
@@ -389,7 +390,9 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"sigmas": [1.0, 0.0]}, ValueError, "sigmas must be positive"),
     ({"sigmas": [math.nan]}, ValueError, "sigmas must be positive and finite"),
     ({"sigmas": []}, ValueError, "sigmas must be a 1-D tensor"),
-    ({"sigmas": 1.0}, TypeError, "sigmas must be a torch.Tensor"),
+    ({"sigmas": 1.0}, TypeError, "sigmas must be a torch.Tensor, or a sequence or an array"),
+    ({"sigmas": ["a"]}, TypeError, "sigmas must be a torch.Tensor, or a sequence or an array"),
+    ({"weighting": "sigma"}, ValueError, "weighting must be one of .* or a function of the sigmas"),
     ({"labels": [0, 1]}, TypeError, "labels must be a torch.Tensor"),
     ({"labels": torch.zeros(2)}, ValueError, "labels must be a tensor of torch.int64"),
     ({"labels": torch.zeros(3, dtype=torch.int64)}, ValueError, r"labels must be of shape \(2,\)"),
@@ -447,3 +450,19 @@ def test_on_a_gpu_a_bad_label_makes_its_sample_nan() -> None:
     assert each.isnan().tolist() == [False, True, True, False]
     with pytest.raises(ValueError, match="x must be on cpu"):
         DSMLoss(SIGMAS)(gaussian_score, x)
+
+
+@pytest.mark.parametrize("sigmas", [range(3, 0, -1), np.array([3.0, 2.0, 1.0]), (3, 2, 1)])
+def test_sigmas_from_other_sequences(sigmas: Any) -> None:
+    assert DSMLoss(sigmas).sigmas.tolist() == [3.0, 2.0, 1.0]
+
+
+def test_the_function_compiles_whole_with_a_key() -> None:
+    model = fastscore.nn.ScoreMLP(2, hidden=(8,))
+    x, key = randn(6, 2), make_key(3, 1)
+
+    def loss(x: Tensor, key: Tensor) -> Tensor:
+        return dsm_loss(model, x, SIGMAS, key=key)
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, key), loss(x, key))

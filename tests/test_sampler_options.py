@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import assert_same_bytes, randn
@@ -275,12 +276,25 @@ def test_clamp_holds_after_every_step(device: torch.device, sampler: Sampler, st
 # ---- watching ----------------------------------------------------------------------------------
 
 
-def test_only_true_stops() -> None:
-    calls = []
+@pytest.mark.parametrize("stop", [True, np.bool_(True), torch.tensor(True)])
+def test_a_callback_stops_by_any_kind_of_true(stop: Any) -> None:
+    calls: list[int] = []
 
-    def callback(step: int, x: Tensor) -> Tensor:
+    def callback(step: int, x: Tensor) -> Any:
         calls.append(step)
-        return torch.ones(3, dtype=torch.bool)
+        return stop
+
+    run_annealed(shape=(2, 3), callback=callback)
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("answer", [None, False, 1, "stop", torch.ones(2, 3, dtype=torch.bool)])
+def test_a_callback_may_return_anything_else(answer: Any) -> None:
+    calls: list[int] = []
+
+    def callback(step: int, x: Tensor) -> Any:
+        calls.append(step)
+        return answer
 
     run_annealed(shape=(2, 3), callback=callback)
     assert len(calls) == 17
@@ -349,3 +363,22 @@ def test_auto_graph_is_no_graph_on_the_cpu() -> None:
     assert_same_bytes(
         run_annealed(shape=(2, 3), seed=0, cuda_graph="auto"), run_annealed(shape=(2, 3), seed=0)
     )
+
+
+def test_a_model_that_asks_for_gradients_leaves_no_mark() -> None:
+    def score(x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(-x.requires_grad_().square().sum() / 2, x)
+        return gradient
+
+    x = fastscore.langevin(score, shape=(3, 2), steps=4, step_size=0.1, seed=0)
+    assert not x.requires_grad
+    x += 1
+
+
+def test_the_state_is_float64_for_a_model_that_is() -> None:
+    sigmas = torch.tensor([2.0, 1.0])
+    for dtype in (torch.float32, torch.float64):
+        model = fastscore.nn.ScoreMLP(2, hidden=(8,)).to(dtype)
+        x = fastscore.annealed_langevin(model, sigmas, num_samples=3, seed=0)
+        assert x.dtype == dtype

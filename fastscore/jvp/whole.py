@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from fastscore._checks import fail_type
+from fastscore.jvp.tensor import warn_once
 
 
 def whole_model(
@@ -63,11 +64,18 @@ def _reverse_twice(
 def _gradient(output: Tensor, at: Tensor, along: Tensor, *, create_graph: bool) -> Tensor:
     """The vector-Jacobian product; 0 where the output does not depend on ``at``."""
     if not output.requires_grad:
+        warn_of_no_graph()
         return torch.zeros_like(at)
     (gradient,) = torch.autograd.grad(
         output, at, along, retain_graph=True, create_graph=create_graph, allow_unused=True
     )
     return torch.zeros_like(at) if gradient is None else gradient
+
+
+def warn_of_no_graph() -> None:
+    """It may be a constant, or a model that left autograd's graph on its way."""
+    message = "has no graph that leads to x (detached, or computed in NumPy or without gradients?)"
+    warn_once("the model's output", f"{message}: its Jacobian is taken as 0")
 
 
 @contextmanager

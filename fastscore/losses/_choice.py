@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import logging
 import math
-import weakref
 from collections.abc import Callable
-from functools import partial
-from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fastscore._known import known_of
 from fastscore.closed_form import NoClosedForm, jacobian
 from fastscore.jvp.api import _compiled_parts_run_eagerly, _on_dual_tensors
 from fastscore.jvp.tensor import Unsupported
 from fastscore.slicing import Slicing
-from fastscore.traces import has_energy, untouched
+from fastscore.traces import has_energy, mixes_samples, untouched
 
 _LOGGER = logging.getLogger("fastscore")
-_CHOICES: weakref.WeakKeyDictionary[Any, dict[Any, str]] = weakref.WeakKeyDictionary()
 
 
 def choose_method(
@@ -40,7 +37,8 @@ def choose_method(
     products, so that what counts is their number:
 
     * ``"exact"`` where the closed-form trace costs no more than the projections of this batch, and
-      where there are as many projections as dimensions; only if variance is to be reduced;
+      where there are as many projections as dimensions; only if variance is to be reduced, and of
+      models whose samples do not depend on one another;
     * ``"reverse"`` for energies, whose Jacobian is symmetric and costs the same either way, and for
       models that tangents can't be carried through;
     * ``"forward"`` for everything else: it shares the score over all projections.
@@ -48,7 +46,7 @@ def choose_method(
     The first call for a model runs it once or twice on ``x`` without recording gradients; so does a
     call with ``again``, for a model that has changed.
     """
-    remembered = _remembered(model)
+    remembered = known_of(model)
     training = isinstance(model, nn.Module) and model.training
     situation = (x.shape[1:], x.dtype, x.device.type, slicing, training)
     if again or situation not in remembered:
@@ -66,7 +64,9 @@ def _choose(
     if has_energy(model):
         return "reverse", "the model differentiates an energy"
     reason = "variance is not to be reduced"
-    if slicing.variance_reduced:
+    if mixes_samples(model):
+        reason = "samples depend on one another"
+    elif slicing.variance_reduced:
         try:
             form = jacobian(model, x, *args)
             cost, projected = form.training_cost(), slicing.count * form.projection_cost()
@@ -87,15 +87,3 @@ def _choose(
 def few_dimensions(x: Tensor, slicing: Slicing) -> bool:
     """Whether unit vectors, which give the exact trace, are no more than the projections."""
     return math.prod(x.shape[1:]) <= slicing.count
-
-
-def _remembered(model: Callable[..., Tensor]) -> dict[Any, str]:
-    """The choices for this model; a function written in place is known by its code."""
-    while isinstance(model, partial):
-        model = model.func
-    if isinstance(model, MethodType):
-        return _remembered(model.__self__)
-    try:
-        return _CHOICES.setdefault(getattr(model, "__code__", model), {})
-    except TypeError:  # can't be hashed or referred to weakly
-        return {}

@@ -53,7 +53,7 @@ def prepare_levels(fn: str, sigmas: Any, weighting: Weighting) -> Levels | None:
     """Check sigmas and weighting; None for clean data."""
     if sigmas is None:
         if not callable(weighting):
-            check_choice(fn, "weighting", weighting, WEIGHTINGS)
+            check_choice(fn, "weighting", weighting, WEIGHTINGS, other="a function of the sigmas")
         return None
     values = check_sigmas(fn, sigmas).detach().double()
     table = torch.stack([torch.ones_like(values), values], dim=-1)

@@ -14,7 +14,7 @@ gradient, draw the same numbers again.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +83,7 @@ def weights(fn: str, sigmas: Tensor, weighting: Weighting) -> Tensor:
         if not bool((torch.isfinite(values) & (values >= 0)).all()):
             fail(fn, "weighting", "finite and at least 0 for every sigma", values.tolist()[:8])
         return values
-    check_choice(fn, "weighting", weighting, WEIGHTINGS)
+    check_choice(fn, "weighting", weighting, WEIGHTINGS, other="a function of the sigmas")
     if weighting == "sigma2":
         return sigmas.square()
     if weighting == "none":
@@ -109,7 +109,10 @@ def dsm_tables(
 
 
 class ExactBuffers(nn.Module):
-    """A module whose buffers move with ``.to(device)`` but are not rounded by ``.half()``."""
+    """A loss whose buffers move with ``.to(device)`` but are not rounded by ``.half()``."""
+
+    if TYPE_CHECKING:
+        __call__: Callable[..., Tensor]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ExactBuffers:
         exact = dict(self._buffers)
@@ -137,6 +140,22 @@ class DSMLoss(ExactBuffers):
         >>> loss = loss_fn(model, torch.randn(128, 2), seed=0)
         >>> loss.shape
         torch.Size([])
+
+        Three networks trained at once, each with noise of its own:
+
+        >>> from torch.func import functional_call, grad, stack_module_state, vmap
+        >>> networks = [fastscore.nn.ScoreMLP(2, hidden=(16,)) for _ in range(3)]
+        >>> parameters, buffers = stack_module_state(networks)
+        >>> def loss_of(parameters, buffers, key, x):
+        ...     state = (parameters, buffers)
+        ...     return loss_fn(lambda *at: functional_call(networks[0], state, at), x, key=key)
+        >>> keys = torch.stack([fastscore.random.key(seed) for seed in range(3)])
+        >>> losses = vmap(loss_of, (0, 0, 0, None))(parameters, buffers, keys, torch.randn(8, 2))
+        >>> gradients = vmap(grad(loss_of), (0, 0, 0, None))(
+        ...     parameters, buffers, keys, torch.randn(8, 2)
+        ... )
+        >>> losses.shape
+        torch.Size([3])
     """
 
     sigmas: Tensor
@@ -240,7 +259,8 @@ def dsm_loss(
             ``fastscore.losses.dsm.likelihood_weighting``); or a function of the float64 tensor of
             sigmas that returns the L weights.
         reduction: "mean" or "sum" over the batch, or "none" for the loss of each sample.
-        prediction: "score" (default), or "eps" for a model that returns an estimate of z.
+        prediction: "score" (default), or "eps" for a model that returns an estimate of z; sample
+            from that one as ``fastscore.scores.EpsScore(model)``.
         conditioning: "sigma"; "index" for NCSN's ``model(x~, labels)``; "log_sigma"; or "none".
         seed: governs labels and noise; None draws one from PyTorch's default generator.
         generator: where to draw the seed from instead.

@@ -118,8 +118,8 @@ def score_matching_loss(
         is float64. Differentiable once, in the model's parameters and x.
 
     Raises:
-        ValueError: an argument out of its range, a model output of another shape, NaN or infinity
-            in x on the CPU.
+        ValueError: an argument out of its range, a model output of another shape, a model with
+            batch normalisation in training, NaN or infinity in x on the CPU.
         TypeError: an argument of the wrong type.
 
     Example:

@@ -190,10 +190,12 @@ def ssm_loss(
     ``"finite_difference"``
         FD-SSM (Pang et al. 2020, https://arxiv.org/abs/2007.03317): scores at x + u and x - u with
         u = v epsilon/sqrt(d), so that a Rademacher or sphere projection has \|u\| = epsilon; times
-        sigma with ``sigmas``. Not in half precision, nor under autocast.
+        sigma with ``sigmas``. Of a model with dropout both scores see the same masks (but not in a
+        compiled step). Not in half precision, nor under autocast.
     ``"exact"``
         tr J + 1/2 \|s\|^2 with no projections: the mean over all of them and, with
-        ``variance_reduced=False`` too, no variance. See :func:`score_matching_loss`.
+        ``variance_reduced=False`` too, no variance. See :func:`score_matching_loss`. Not for batch
+        normalisation in training, where samples depend on one another.
     ``"auto"``
         Whichever of "exact" (with ``variance_reduced=True`` only), "forward" and "reverse" takes
         the fewest operations for this network, dimension, M and the first batch: later batches are
@@ -240,7 +242,8 @@ def ssm_loss(
 
     Raises:
         ValueError: an argument out of its range, a model output of another shape, half precision
-            with "finite_difference", NaN or infinity in x on the CPU.
+            with "finite_difference", batch normalisation in training with "exact", NaN or infinity
+            in x on the CPU.
         TypeError: an argument of the wrong type.
 
     Example:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numbers
 import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -15,10 +16,19 @@ from fastscore._checks import fail, fail_type
 try:
     from fastscore import _C
 except ImportError as error:
+    _package = Path(__file__).parents[1]
+    _sources = (_package.parent / "setup.py").exists() and not list(_package.glob("_C.*"))
+    _hint = (
+        f"Python found the sources in {_package.parent}, which are not built in place: import an "
+        "installed fastscore from another directory, or install the checkout with "
+        "`pip install --no-build-isolation -e .`."
+        if _sources
+        else "Build it with `pip install --no-build-isolation .` in a checkout, with the torch "
+        "that you run."
+    )
     raise ImportError(
         "fastscore: the compiled extension fastscore._C could not be loaded "
-        f"(torch {torch.__version__}): {error}. Build it with "
-        "`pip install --no-build-isolation .` in a checkout, with the torch that you run."
+        f"(torch {torch.__version__}): {error}. {_hint}"
     ) from error
 
 __all__ = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,7 +75,7 @@ def sample(
     if x is None:
         shape = state_shape(fn, model, shape, num_samples)
         device = full_device(device if device is not None else model_device(model, plan.device))
-        dtype = check_state_dtype(fn, dtype)
+        dtype = check_state_dtype(fn, dtype, model)
     else:
         check_given_state(fn, x, shape=shape, num_samples=num_samples, dtype=dtype, device=device)
         shape, device = x.shape, x.device
@@ -121,7 +122,8 @@ def sample(
         callback=callback,
         use_graph=use_graph,
     )
-    return chain.x if record is None else (chain.x, trajectory)
+    final = chain.x.detach()  # a model may have asked for gradients with respect to it
+    return final if record is None else (final, trajectory)
 
 
 def initial(key: Tensor) -> Tensor:
@@ -196,18 +198,27 @@ def full_device(device: torch.device | str) -> torch.device:
     return torch.empty(0, device=device).device
 
 
+def model_tensor(model: Any) -> Tensor | None:
+    """A parameter of the model, or else a buffer, that tells where it lies and in what dtype."""
+    if not isinstance(model, torch.nn.Module):
+        return None
+    return next(itertools.chain(model.parameters(), model.buffers()), None)
+
+
 def model_device(model: Any, default: torch.device | None) -> torch.device:
     """Where the model's parameters lie, where that can be told."""
-    if isinstance(model, torch.nn.Module):
-        for tensors in (model.parameters(), model.buffers()):
-            for tensor in tensors:
-                return tensor.device
+    tensor = model_tensor(model)
+    if tensor is not None:
+        return tensor.device
     return torch.device("cpu") if default is None else default
 
 
-def check_state_dtype(fn: str, dtype: torch.dtype | None) -> torch.dtype:
+def check_state_dtype(fn: str, dtype: torch.dtype | None, model: Any) -> torch.dtype:
+    """float32 unless something else is asked for, or the model's parameters are float64."""
     if dtype is None:
-        return torch.float32
+        tensor = model_tensor(model)
+        double = isinstance(tensor, torch.nn.Parameter) and tensor.dtype == torch.float64
+        return torch.float64 if double else torch.float32
     if not isinstance(dtype, torch.dtype):
         fail_type(fn, "dtype", "a torch.dtype", dtype)
     if dtype not in STATE_DTYPES:

@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -170,12 +171,19 @@ def run(
                 trajectory[recorded].copy_(chain.x)
                 recorded += 1
             advance()
-            if callback is not None and callback(done, chain.x) is True:
+            if callback is not None and _says_stop(callback(done, chain.x)):
                 break
         else:
             if chain.mask is not None:
                 torch.where(chain.mask, chain.known, chain.x, out=chain.x)
     return trajectory[:recorded]
+
+
+def _says_stop(answer: Any) -> bool:
+    """True, also NumPy's or a tensor's; whatever else a callback returns is its own business."""
+    if isinstance(answer, Tensor):
+        return answer.dim() == 0 and answer.dtype == torch.bool and bool(answer)
+    return isinstance(answer, (bool, numpy.bool_)) and bool(answer)
 
 
 def _device_guard(device: torch.device) -> AbstractContextManager[Any]:

@@ -123,7 +123,10 @@ def annealed_langevin(
 
     Args:
         model: called ``model(x, sigma)`` with sigma of shape (batch,); returns the score, in x's
-            shape. Other ways of calling: see ``conditioning``.
+            shape. Other ways of calling: see ``conditioning``. A network that predicts the noise,
+            or the data, is made a score by :class:`fastscore.scores.EpsScore` or
+            :class:`fastscore.scores.DenoiserScore`, an energy by
+            :class:`fastscore.scores.EnergyScore`.
         sigmas: noise levels, (L,), positive and strictly decreasing.
         x: initial state, (batch, ...), taken as it is; never changed. Half precision is continued
             in float32.
@@ -150,7 +153,8 @@ def annealed_langevin(
             k draws, with ``sample_offset=k``, what the whole batch would have drawn there.
         start_step: resume after so many steps, with ``x`` the state then and the same ``seed``:
             the result equals that of an uninterrupted run to the last bit.
-        dtype: torch.float32 (default) or torch.float64, of a state that is drawn.
+        dtype: torch.float32 or torch.float64, of a state that is drawn; by default float64 for a
+            model of float64 parameters, else float32.
         device: of a state that is drawn; by default where the model's parameters are.
         autocast: torch.bfloat16 or torch.float16 to run the model under autocast. The state keeps
             its precision.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, overload
 import torch
 from torch import Tensor
 
-from fastscore._checks import check_choice, check_int, check_number, check_shape, fail
+from fastscore._checks import check_choice, check_int, check_number, check_shape, fail, fail_type
 from fastscore.samplers._inputs import check_sequence, sample
 from fastscore.samplers._loop import Callback, Clamp, Model, Plan
 from fastscore.schedules import CONVENTIONS
@@ -123,7 +123,9 @@ def langevin(
 
     Args:
         score_fn: ``score_fn(x)`` returns the gradient of the log density, in x's shape. With
-            ``sigma`` it is called ``score_fn(x, sigma)``, sigma of shape (batch,).
+            ``sigma`` it is called ``score_fn(x, sigma)``, sigma of shape (batch,). It runs without
+            gradients: a log density to be differentiated goes into
+            :class:`fastscore.scores.EnergyScore`, see the example.
         x: initial state, (batch, ...); never changed. Half precision is continued in float32.
         steps: number of steps, each with one call of ``score_fn``.
         step_size: a positive number, or ``steps`` of them.
@@ -151,12 +153,22 @@ def langevin(
     Example:
         A standard normal, sampled at variance 2/(2 - 0.05):
 
-        >>> import fastscore
+        >>> import torch, fastscore
         >>> x = fastscore.langevin(lambda x: -x, shape=(4000, 2), steps=200, step_size=0.1, seed=0)
         >>> bool((x.var() - 1.0256).abs() < 0.05)
         True
+
+        The same from its log density:
+
+        >>> log_density = lambda x: -x.square().sum(1) / 2
+        >>> score = fastscore.scores.EnergyScore(lambda x: -log_density(x), takes_sigma=False)
+        >>> same = fastscore.langevin(score, shape=(4000, 2), steps=200, step_size=0.1, seed=0)
+        >>> torch.allclose(same, x)
+        True
     """
     fn = "langevin"
+    if not callable(score_fn):
+        fail_type(fn, "score_fn", "callable", score_fn)
     check_choice(fn, "convention", convention, CONVENTIONS)
     steps = check_int(fn, "steps", steps, minimum=1)
     if conditioning is None:
