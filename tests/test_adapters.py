@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+import fastscore
 from fastscore.scores import DenoiserScore, EnergyScore, EpsScore, adapters, energy
 
 F64 = torch.float64
@@ -89,9 +90,15 @@ def test_adapters_tell_the_net_the_level_as_asked(adapter) -> None:
     assert torch.equal(seen[0][0], sigma)
     torch.testing.assert_close(seen[1][0], torch.tensor([0.0, 1.0]))
     assert seen[2] == ()
+    levels = [4.0, 2.0, 1.0]
+    adapter(net, conditioning="index", sigmas=levels)(x, torch.tensor([2.1, 0.5]))
+    assert torch.equal(seen[3][0], torch.tensor([1, 2]))
     name = adapter.__name__
-    with pytest.raises(ValueError, match=f"^{name}: conditioning must be one of 'sigma', 'log_si"):
-        adapter(net, conditioning="index")
+    with pytest.raises(ValueError, match=f"^{name}: conditioning must be one of 'sigma', 'index'"):
+        adapter(net, conditioning="label")
+    for options in ({"conditioning": "index"}, {"sigmas": levels}):
+        with pytest.raises(ValueError, match=f"^{name}: sigmas must be given with conditioning="):
+            adapter(net, **options)
 
 
 @pytest.mark.parametrize("adapter", [EpsScore, DenoiserScore])
@@ -235,3 +242,25 @@ def test_energy_score_bad_input() -> None:
 @pytest.mark.parametrize("module", [adapters, energy], ids=lambda m: m.__name__)
 def test_docstring_examples(module) -> None:
     assert doctest.testmod(module).failed == 0
+
+
+def test_a_noise_network_of_labels_trains_and_samples() -> None:
+    """What losses take by conditioning="index" and prediction="eps", samplers take as EpsScore."""
+    sigmas = fastscore.geometric_sigmas(2.0, 0.1, 5)
+    table = sigmas.float()
+
+    def eps(x: Tensor, labels: Tensor) -> Tensor:
+        """The exact noise prediction for data from N(0, 1)."""
+        sigma = table[labels][:, None]
+        return sigma * x / (1 + sigma**2)
+
+    def score(x: Tensor, sigma: Tensor) -> Tensor:
+        return -x / (1 + sigma[:, None] ** 2)
+
+    x = torch.randn(64, 3)
+    by_labels = fastscore.dsm_loss(eps, x, sigmas, prediction="eps", conditioning="index", seed=0)
+    torch.testing.assert_close(by_labels, fastscore.dsm_loss(score, x, sigmas, seed=0))
+    wrapped = EpsScore(eps, conditioning="index", sigmas=sigmas)
+    options = {"shape": (16, 3), "seed": 0, "steps_per_sigma": 3}
+    got = fastscore.annealed_langevin(wrapped, sigmas, **options)
+    torch.testing.assert_close(got, fastscore.annealed_langevin(score, sigmas, **options))

@@ -2,9 +2,11 @@
 
 import importlib
 import inspect
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,3 +95,19 @@ def test_kernel_units_define_only_names_of_their_own(tmp_path):
         lines = subprocess.run(run, capture_output=True, text=True, check=True).stdout.splitlines()
         foreign = [line for line in lines if "cpu_avx2::" not in line]
         assert not foreign, f"{unit.name}: {foreign}"
+
+
+@pytest.mark.parametrize("checkout", [True, False])
+def test_without_the_compiled_library_the_import_says_what_to_do(
+    checkout: bool, tmp_path: Path
+) -> None:
+    ignored = shutil.ignore_patterns("_C*", "__pycache__")
+    shutil.copytree(ROOT / "fastscore", tmp_path / "fastscore", ignore=ignored)
+    if checkout:
+        (tmp_path / "setup.py").touch()
+    run = [sys.executable, "-S", "-c", "import fastscore"]  # -S: no editable install of it
+    path = {**os.environ, "PYTHONPATH": str(Path(torch.__file__).parents[1])}
+    done = subprocess.run(run, cwd=tmp_path, env=path, capture_output=True, text=True, check=False)
+    expected = "are not built in place: import an installed" if checkout else "Build it with"
+    assert "fastscore._C could not be loaded" in done.stderr
+    assert expected in done.stderr

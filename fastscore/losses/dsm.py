@@ -260,7 +260,8 @@ def dsm_loss(
             sigmas that returns the L weights.
         reduction: "mean" or "sum" over the batch, or "none" for the loss of each sample.
         prediction: "score" (default), or "eps" for a model that returns an estimate of z; sample
-            from that one as ``fastscore.scores.EpsScore(model)``.
+            from that one as ``fastscore.scores.EpsScore(model)`` (with ``conditioning="index"``
+            give it the sigmas too).
         conditioning: "sigma"; "index" for NCSN's ``model(x~, labels)``; "log_sigma"; or "none".
         seed: governs labels and noise; None draws one from PyTorch's default generator.
         generator: where to draw the seed from instead.

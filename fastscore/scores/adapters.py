@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from fastscore._checks import check_choice, check_floating, fail_type
-from fastscore.conditioning import as_sigma, call_model, per_sample
-
-# An adapter knows sigma but not the list it comes from, so it can't know its index.
-_CONDITIONINGS = ("sigma", "log_sigma", "none")
+from fastscore._checks import check_choice, check_floating, check_sigmas, fail, fail_type
+from fastscore.conditioning import CONDITIONINGS, as_sigma, call_model, per_sample
 
 
 class _Adapter(nn.Module):
     """A network and how it is told the noise level."""
 
-    def __init__(self, net: Callable[..., Tensor], *, conditioning: str = "sigma") -> None:
+    sigmas: Tensor | None
+
+    def __init__(
+        self,
+        net: Callable[..., Tensor],
+        *,
+        conditioning: str = "sigma",
+        sigmas: Tensor | Sequence[float] | None = None,
+    ) -> None:
         super().__init__()
         name = type(self).__name__
         if not callable(net):
             fail_type(name, "net", "callable", net)
         self.net = net
-        self.conditioning = check_choice(name, "conditioning", conditioning, _CONDITIONINGS)
+        self.conditioning = check_choice(name, "conditioning", conditioning, CONDITIONINGS)
+        if (sigmas is None) != (conditioning != "index"):
+            fail(name, "sigmas", 'given with conditioning="index", and only then', sigmas)
+        levels = None if sigmas is None else check_sigmas(name, sigmas).detach().clone()
+        self.register_buffer("sigmas", levels, persistent=False)
         self.data_shape: tuple[int, ...] | None = getattr(net, "data_shape", None)
 
     def _predict(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
@@ -30,8 +39,14 @@ class _Adapter(nn.Module):
         name = type(self).__name__
         check_floating(name, "x", x, min_dim=1)
         level = as_sigma(name, x, sigma)
-        output = call_model(name, self.net, x, level, level, self.conditioning)
+        labels = level if self.sigmas is None else _nearest(level, self.sigmas)
+        output = call_model(name, self.net, x, level, labels, self.conditioning)
         return output, per_sample(level, x)
+
+
+def _nearest(level: Tensor, sigmas: Tensor) -> Tensor:
+    """The index of the sigma that is nearest to each level."""
+    return (level.unsqueeze(-1) - sigmas.to(level.device)).abs().argmin(dim=-1)
 
 
 class EpsScore(_Adapter):
@@ -43,15 +58,17 @@ class EpsScore(_Adapter):
 
     Args:
         net: eps network, a module or function ``net(x, sigma)``, sigma of shape (batch,).
-        conditioning: what ``net`` is given beside x: ``"sigma"``, ``"log_sigma"`` or ``"none"``.
-            The adapter itself is always called ``model(x, sigma)``.
+        conditioning: what ``net`` is given beside x: ``"sigma"``, ``"log_sigma"``, ``"none"`` or
+            ``"index"``. The adapter itself is always called ``model(x, sigma)``.
+        sigmas: for ``conditioning="index"``, the noise levels (L,) that the labels count; a sigma
+            between two of them gets the label of the nearer one.
 
     Attributes:
         data_shape: that of ``net``, None if it has none.
 
     Raises:
-        ValueError: an unknown ``conditioning``; on call, an output that has not the shape of x, or
-            a sigma of a wrong shape.
+        ValueError: an unknown ``conditioning``, ``sigmas`` without "index" or the reverse; on
+            call, an output that has not the shape of x, or a sigma of a wrong shape.
         TypeError: ``net`` can't be called.
 
     Example:
@@ -76,15 +93,17 @@ class DenoiserScore(_Adapter):
 
     Args:
         net: denoiser, a module or function ``net(x, sigma)``, sigma of shape (batch,).
-        conditioning: what ``net`` is given beside x: ``"sigma"``, ``"log_sigma"`` or ``"none"``.
-            The adapter itself is always called ``model(x, sigma)``.
+        conditioning: what ``net`` is given beside x: ``"sigma"``, ``"log_sigma"``, ``"none"`` or
+            ``"index"``. The adapter itself is always called ``model(x, sigma)``.
+        sigmas: for ``conditioning="index"``, the noise levels (L,) that the labels count; a sigma
+            between two of them gets the label of the nearer one.
 
     Attributes:
         data_shape: that of ``net``, None if it has none.
 
     Raises:
-        ValueError: an unknown ``conditioning``; on call, an output that has not the shape of x, or
-            a sigma of a wrong shape.
+        ValueError: an unknown ``conditioning``, ``sigmas`` without "index" or the reverse; on
+            call, an output that has not the shape of x, or a sigma of a wrong shape.
         TypeError: ``net`` can't be called.
 
     Example:
