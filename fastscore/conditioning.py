@@ -80,7 +80,9 @@ def call_model(
         The model's output, of the shape and on the device of ``x``.
 
     Raises:
-        ValueError: an unknown ``conditioning``, or an output of another shape, device or kind.
+        ValueError: an unknown ``conditioning``, or an output of another shape, device or kind; a
+            model that fails because x has another dtype than its parameters, or because it expects
+            labels.
         TypeError: a model that can't be called, or an output that is not a tensor.
 
     Example:
@@ -92,7 +94,30 @@ def call_model(
     if not callable(model):
         fail_type(fn, "model", "callable", model)
     check_choice(fn, "conditioning", conditioning, CONDITIONINGS)
-    return check_output(fn, model(x, *condition(conditioning, sigma, labels)), x)
+    args = condition(conditioning, sigma, labels)
+    if torch.compiler.is_compiling():
+        return check_output(fn, model(x, *args), x)
+    try:
+        output = model(x, *args)
+    except (RuntimeError, TypeError) as error:
+        explain_failure(fn, model, x, conditioning, error)
+        raise
+    return check_output(fn, output, x)
+
+
+def explain_failure(
+    fn: str, model: Callable[..., Tensor], x: Tensor, conditioning: str, error: Exception
+) -> None:
+    """Raise in this library's words where the model failed for a reason that can be told."""
+    parameters = model.parameters() if isinstance(model, torch.nn.Module) else iter(())
+    dtypes = {p.dtype for p in parameters if p.is_floating_point()}
+    if dtypes and x.dtype not in dtypes and not torch.is_autocast_enabled(x.device.type):
+        kinds = " or ".join(map(str, dtypes))
+        expected = f"of the model's dtype {kinds} (or the model run under autocast)"
+        raise ValueError(f"{fn}: x must be {expected}, got {x.dtype}") from error
+    if conditioning == "sigma" and "Long" in str(error) and "indices" in str(error):
+        expected = '"index" for a model that takes labels'
+        raise ValueError(f"{fn}: conditioning must be {expected}, got {conditioning!r}") from error
 
 
 def check_output(fn: str, output: Any, x: Tensor, *, arg: str = "model") -> Tensor:

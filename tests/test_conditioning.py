@@ -6,8 +6,9 @@ import doctest
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import fastscore
 from fastscore import conditioning
 from fastscore.conditioning import CONDITIONINGS, call_model, condition
 
@@ -111,3 +112,32 @@ def test_traces_as_one_graph(name: str) -> None:
 
 def test_docstring_examples() -> None:
     assert doctest.testmod(conditioning).failed == 0
+
+
+@pytest.mark.parametrize("call", ["dsm_loss", "ssm_loss", "annealed_langevin"])
+def test_a_model_that_fails_for_a_plain_reason_is_explained(call: str) -> None:
+    sigmas = fastscore.geometric_sigmas(1.0, 0.1, 4)
+    x, run = torch.zeros(3, 2, dtype=torch.float64), getattr(fastscore, call)
+    options = {"sigmas": sigmas}
+
+    class ByLabel(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Embedding(4, 2).double()
+
+        def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+            return x * self.scale(labels)
+
+    with pytest.raises(ValueError, match=f'^{call}: conditioning must be "index" for a model'):
+        run(ByLabel(), x=x, **options)
+    run(ByLabel(), x=x, conditioning="index", **options)
+    wide = fastscore.nn.ScoreMLP(2, hidden=(8,))
+    with pytest.raises(ValueError, match=f"^{call}: x must be of the model's dtype torch.float32"):
+        run(wide, x=x, **options)
+    run(wide.double(), x=x, **options)
+
+    def broken(x: Tensor, sigma: Tensor) -> Tensor:
+        raise RuntimeError("of its own")
+
+    with pytest.raises(RuntimeError, match="of its own"):
+        run(broken, x=x, **options)

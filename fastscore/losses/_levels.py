@@ -21,7 +21,7 @@ from fastscore._checks import (
     fail,
     fail_type,
 )
-from fastscore.conditioning import CONDITIONINGS, condition
+from fastscore.conditioning import CONDITIONINGS, condition, explain_failure
 from fastscore.losses.dsm import (
     REDUCTIONS,
     WEIGHTINGS,
@@ -104,7 +104,7 @@ def expected_term(
         key = noise_key(fn, x, key, seed, generator)
 
     if levels is None:
-        terms = estimator(fn, model, Batch(x, (), None, key, sample_offset))
+        terms = _estimate(fn, estimator, model, Batch(x, (), None, key, sample_offset), "none")
     else:
         noisy, chosen = perturb(x, levels.table, key, labels=labels, sample_offset=sample_offset)
         valid = chosen
@@ -115,9 +115,23 @@ def expected_term(
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         sigma = levels.sigmas.index_select(0, valid).to(dtype)
         args = condition(conditioning, sigma, valid)
-        terms = estimator(fn, model, Batch(noisy, args, sigma, key, sample_offset))
+        batch = Batch(noisy, args, sigma, key, sample_offset)
+        terms = _estimate(fn, estimator, model, batch, conditioning)
         terms = terms * levels.weights.index_select(0, valid).to(terms.dtype)
     return reduced(terms, reduction)
+
+
+def _estimate(
+    fn: str, estimator: Estimator, model: Callable[..., Tensor], batch: Batch, conditioning: str
+) -> Tensor:
+    """The estimator's terms; a failure of the model's is explained where it can be."""
+    if torch.compiler.is_compiling():
+        return estimator(fn, model, batch)
+    try:
+        return estimator(fn, model, batch)
+    except (RuntimeError, TypeError) as error:
+        explain_failure(fn, model, batch.x, conditioning, error)
+        raise
 
 
 class ScoreMatchingModule(ExactBuffers):
