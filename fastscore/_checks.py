@@ -10,6 +10,7 @@ import numbers
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -95,12 +96,15 @@ def check_int(fn: str, arg: str, value: Any, *, minimum: int) -> int:
 def _numbers(fn: str, arg: str, values: Any) -> Tensor:
     """A float64 tensor of a sequence or an array of numbers."""
     expected = "a torch.Tensor, or a sequence or an array of numbers"
-    if isinstance(values, str) or not hasattr(values, "__len__"):
+    sequence = isinstance(values, Sequence) and not isinstance(values, str)
+    if not sequence and not hasattr(values, "__array__"):
         fail_type(fn, arg, expected, values)
-    try:
-        return torch.tensor(list(values), dtype=torch.float64)
-    except (TypeError, ValueError):
-        raise TypeError(f"{fn}: {arg} must be {expected}, got {values!r}") from None
+    if sequence:
+        values = [float(v) if isinstance(v, Tensor) else v for v in values]
+    array = numpy.asarray(values)
+    if array.size and array.dtype.kind not in "iuf":
+        raise TypeError(f"{fn}: {arg} must be {expected}, got {values!r}")
+    return torch.as_tensor(array.astype(numpy.float64))
 
 
 def check_number(

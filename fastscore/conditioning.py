@@ -26,6 +26,9 @@ from fastscore._checks import check_choice, check_device, check_number, describe
 
 CONDITIONINGS = ("sigma", "index", "log_sigma", "none")
 
+# What PyTorch says where operands have several dtypes.
+_MIXED_DTYPES = ("same dtype", "expected scalar type", "should be the same")
+
 
 def condition(conditioning: str, sigma: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
     """What a model is given after ``x``: a tuple of one tensor, or an empty one for ``"none"``.
@@ -109,13 +112,14 @@ def explain_failure(
     fn: str, model: Callable[..., Tensor], x: Tensor, conditioning: str, error: Exception
 ) -> None:
     """Raise in this library's words where the model failed for a reason that can be told."""
+    message = str(error)
     parameters = model.parameters() if isinstance(model, torch.nn.Module) else iter(())
     dtypes = {p.dtype for p in parameters if p.is_floating_point()}
-    if dtypes and x.dtype not in dtypes and not torch.is_autocast_enabled(x.device.type):
+    if dtypes and x.dtype not in dtypes and any(phrase in message for phrase in _MIXED_DTYPES):
         kinds = " or ".join(map(str, dtypes))
         expected = f"of the model's dtype {kinds} (or the model run under autocast)"
         raise ValueError(f"{fn}: x must be {expected}, got {x.dtype}") from error
-    if conditioning == "sigma" and "Long" in str(error) and "indices" in str(error):
+    if conditioning == "sigma" and "Long" in message and "indices" in message:
         expected = '"index" for a model that takes labels'
         raise ValueError(f"{fn}: conditioning must be {expected}, got {conditioning!r}") from error
 

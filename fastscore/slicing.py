@@ -18,17 +18,16 @@ import torch
 from torch import Tensor
 
 from fastscore._checks import describe, fail
+from fastscore._known import known_of
 from fastscore.conditioning import check_output, per_sample
 from fastscore.jvp.api import _dual_output
 from fastscore.jvp.forms import forms_of_layer
 from fastscore.jvp.tensor import DualTensor
 from fastscore.ops import projections, sliced_terms
-from fastscore.ops._library import traced
 from fastscore.traces import (
-    draws_random_numbers,
+    Rewind,
     has_energy,
     output_and_pullback,
-    same_statistics,
     sum_over_sample,
 )
 
@@ -125,17 +124,30 @@ def _two_scores(
 ) -> tuple[Tensor, Tensor]:
     """The scores at two sets of points, in one call where the model draws no random numbers.
 
-    Masks of dropout that were not the same would be divided by h.
+    Masks of dropout that were not the same would be divided by h. That a model has drawn is
+    remembered; that it has not is not: it may begin to.
     """
-    if traced() or not draws_random_numbers(model, ahead, args):
-        points = torch.cat([ahead, behind])
-        twice = tuple(torch.cat([arg, arg]) for arg in args)
-        first, second = check_output(fn, model(points, *twice), points).chunk(2)
-        return first, second
-    devices = [ahead.device] if ahead.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), same_statistics(model):
-        first = check_output(fn, model(ahead, *args), ahead)
+    if torch.compiler.is_compiling():
+        return _in_one_call(fn, model, ahead, behind, args)
+    known, before = known_of(model), Rewind(model, ahead)
+    if "draws" not in known:
+        scores = _in_one_call(fn, model, ahead, behind, args)
+        if not before.has_drawn():
+            return scores
+        known["draws"] = True
+        before()
+    first = check_output(fn, model(ahead, *args), ahead)
+    before()
     return first, check_output(fn, model(behind, *args), behind)
+
+
+def _in_one_call(
+    fn: str, model: Model, ahead: Tensor, behind: Tensor, args: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
+    points = torch.cat([ahead, behind])
+    twice = tuple(torch.cat([arg, arg]) for arg in args)
+    first, second = check_output(fn, model(points, *twice), points).chunk(2)
+    return first, second
 
 
 def half_square(score: Tensor, batch_dims: int = 1) -> Tensor:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fastscore._checks import check_int, fail
-from fastscore._known import known_of
 from fastscore.closed_form import NoClosedForm, jacobian
 from fastscore.conditioning import check_output
 from fastscore.jvp.api import _compiled_parts_run_eagerly, _dual_output
@@ -49,30 +48,33 @@ def _refuse_mixed_samples(fn: str, model: Model) -> None:
     """A unit vector is one for the whole batch: it would meet other samples' derivatives too."""
     if mixes_samples(model):
         expected = "one whose samples do not depend on one another, for an exact trace"
-        got = "one with a BatchNorm layer in training (eval() gives it fixed statistics)"
+        got = "one with a BatchNorm layer that takes the statistics of its batch"
         fail(fn, "model", expected, got)
 
 
-def draws_random_numbers(model: Model, x: Tensor, args: tuple[Any, ...]) -> bool:
-    """Whether the model draws from PyTorch's generators, as dropout does.
+class Rewind:
+    """The random number generators and a model's running statistics, as they were."""
 
-    Remembered for the model in training and not; the first call runs it once.
-    """
-    known = known_of(model)
-    situation = ("draws", isinstance(model, nn.Module) and model.training, x.device.type)
-    if situation not in known:
-        with torch.no_grad(), untouched(model, x):
-            before = _random_state(x)
-            model(x, *args)
-            known[situation] = not torch.equal(before, _random_state(x))
-    return known[situation]
+    def __init__(self, model: Model, x: Tensor) -> None:
+        self.device = x.device if x.device.type == "cuda" else None
+        self.states = self._states()
+        self.statistics = _running_statistics(model)
 
+    def _states(self) -> list[Tensor]:
+        states = [torch.get_rng_state()]
+        if self.device is not None:
+            states.append(torch.cuda.get_rng_state(self.device))
+        return states
 
-def _random_state(x: Tensor) -> Tensor:
-    states = [torch.get_rng_state()]
-    if x.device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(x.device))
-    return torch.cat(states)
+    def has_drawn(self) -> bool:
+        """Whether anything was drawn from PyTorch's generators since."""
+        return not all(map(torch.equal, self.states, self._states()))
+
+    def __call__(self) -> None:
+        torch.set_rng_state(self.states[0])
+        if self.device is not None:
+            torch.cuda.set_rng_state(self.states[1], self.device)
+        _restore(self.statistics)
 
 
 def output_and_pullback(
@@ -98,8 +100,11 @@ def output_and_pullback(
             v.to(output.dtype),
             retain_graph=True,
             create_graph=record,
-            materialize_grads=True,
+            allow_unused=True,
         )
+        if product is None:
+            warn_of_no_graph()
+            return torch.zeros_like(point)
         return product
 
     return (output if record else output.detach()), pullback

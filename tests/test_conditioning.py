@@ -141,3 +141,16 @@ def test_a_model_that_fails_for_a_plain_reason_is_explained(call: str) -> None:
 
     with pytest.raises(RuntimeError, match="of its own"):
         run(broken, x=x, **options)
+
+    class BrokenHalf(nn.Module):
+        """Of another dtype than x, as it may be, and failing for a reason of its own."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 2).bfloat16()
+
+        def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+            raise RuntimeError("of its own")
+
+    with pytest.raises(RuntimeError, match="of its own"):
+        run(BrokenHalf(), x=x, **options)

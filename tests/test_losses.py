@@ -392,6 +392,8 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"sigmas": []}, ValueError, "sigmas must be a 1-D tensor"),
     ({"sigmas": 1.0}, TypeError, "sigmas must be a torch.Tensor, or a sequence or an array"),
     ({"sigmas": ["a"]}, TypeError, "sigmas must be a torch.Tensor, or a sequence or an array"),
+    ({"sigmas": np.array([2j, 1j])}, TypeError, "sigmas must be a torch.Tensor, or a sequence"),
+    ({"sigmas": {2.0, 1.0}}, TypeError, "sigmas must be a torch.Tensor, or a sequence"),
     ({"weighting": "sigma"}, ValueError, "weighting must be one of .* or a function of the sigmas"),
     ({"labels": [0, 1]}, TypeError, "labels must be a torch.Tensor"),
     ({"labels": torch.zeros(2)}, ValueError, "labels must be a tensor of torch.int64"),
@@ -452,7 +454,10 @@ def test_on_a_gpu_a_bad_label_makes_its_sample_nan() -> None:
         DSMLoss(SIGMAS)(gaussian_score, x)
 
 
-@pytest.mark.parametrize("sigmas", [range(3, 0, -1), np.array([3.0, 2.0, 1.0]), (3, 2, 1)])
+@pytest.mark.parametrize(
+    "sigmas",
+    [range(3, 0, -1), np.array([3.0, 2.0, 1.0]), (3, 2, 1), [torch.tensor(3), 2.0, np.float32(1)]],
+)
 def test_sigmas_from_other_sequences(sigmas: Any) -> None:
     assert DSMLoss(sigmas).sigmas.tolist() == [3.0, 2.0, 1.0]
 
@@ -462,7 +467,7 @@ def test_the_function_compiles_whole_with_a_key() -> None:
     x, key = randn(6, 2), make_key(3, 1)
 
     def loss(x: Tensor, key: Tensor) -> Tensor:
-        return dsm_loss(model, x, SIGMAS, key=key)
+        return dsm_loss(model, x, SIGMAS, key=key, weighting=lambda sigmas: sigmas.square())
 
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x, key), loss(x, key))

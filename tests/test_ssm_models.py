@@ -56,6 +56,30 @@ def test_finite_differences_advance_the_generator_as_one_call_does() -> None:
     assert not torch.equal(first[0], first[1])
 
 
+def test_finite_differences_notice_when_dropout_begins() -> None:
+    model, x = with_dropout().eval(), randn(200, 6, dtype=torch.float64)
+
+    def by_function(x: Tensor) -> Tensor:
+        return model(x)
+
+    for called in (model, by_function, model.forward):
+        for training in (False, True, False, True):
+            model.train(training)
+            losses = []
+            for method in ("finite_difference", "forward"):
+                torch.manual_seed(3)
+                losses.append(float(ssm_loss(called, x, method=method, seed=0)))
+            assert abs(losses[0] - losses[1]) < 0.2
+
+
+def test_running_statistics_move_once_with_dropout() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Dropout(0.2)).double()
+    x = randn(10, 6, dtype=torch.float64)
+    for _ in range(2):  # the model's first call, and one when it is known
+        ssm_loss(model, x, method="finite_difference", seed=0)
+    assert int(model[1].num_batches_tracked) == 2
+
+
 def test_without_random_numbers_one_call_serves_both_points() -> None:
     model, x = with_dropout().eval(), randn(5, 6, dtype=torch.float64)
     ssm_loss(model, x, method="finite_difference", seed=0)
@@ -93,6 +117,11 @@ def test_the_choice_of_a_method_knows_batch_norm() -> None:
     assert loss_fn.chosen_method == "forward"
     loss_fn(model.eval(), x, seed=0)
     assert loss_fn.chosen_method == "exact"
+    model.train()[1].eval()  # statistics frozen, then not
+    for frozen, method in ((True, "exact"), (False, "forward")):
+        model[1].train(not frozen)
+        loss_fn(model, x, seed=0)
+        assert loss_fn.chosen_method == method
 
 
 def test_projections_have_the_right_expectation_under_batch_norm() -> None:
@@ -112,6 +141,9 @@ def through_numpy(x):
 @torch.no_grad()
 def without_gradients(x):
     return -x
+net = torch.nn.Linear(2, 2)
+def detached(x):
+    return net(x.detach())
 """
 
 
@@ -120,6 +152,7 @@ def without_gradients(x):
     [
         "fastscore.divergence(through_numpy, torch.ones(3, 2))",
         "fastscore.ssm_loss(without_gradients, torch.ones(3, 2), method='reverse')",
+        "fastscore.ssm_loss(detached, torch.ones(3, 2), method='reverse')",
     ],
 )
 def test_a_lost_derivative_is_said(call: str) -> None:

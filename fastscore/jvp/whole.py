@@ -69,7 +69,10 @@ def _gradient(output: Tensor, at: Tensor, along: Tensor, *, create_graph: bool) 
     (gradient,) = torch.autograd.grad(
         output, at, along, retain_graph=True, create_graph=create_graph, allow_unused=True
     )
-    return torch.zeros_like(at) if gradient is None else gradient
+    if gradient is None:
+        warn_of_no_graph()
+        return torch.zeros_like(at)
+    return gradient
 
 
 def warn_of_no_graph() -> None:

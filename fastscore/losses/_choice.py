@@ -48,7 +48,8 @@ def choose_method(
     """
     remembered = known_of(model)
     training = isinstance(model, nn.Module) and model.training
-    situation = (x.shape[1:], x.dtype, x.device.type, slicing, training)
+    mixed = mixes_samples(model)
+    situation = (x.shape[1:], x.dtype, x.device.type, slicing, training, mixed)
     if again or situation not in remembered:
         with torch.no_grad(), untouched(model, x), _compiled_parts_run_eagerly():
             method, reason = _choose(fn, model, x, args, slicing)

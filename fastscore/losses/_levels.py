@@ -25,7 +25,7 @@ from fastscore.conditioning import CONDITIONINGS, condition, explain_failure
 from fastscore.losses.dsm import (
     REDUCTIONS,
     WEIGHTINGS,
-    ExactBuffers,
+    Loss,
     Weighting,
     _check_data,
     _check_labels,
@@ -134,7 +134,7 @@ def _estimate(
         raise
 
 
-class ScoreMatchingModule(ExactBuffers):
+class ScoreMatchingModule(Loss):
     """A loss of this kind with its noise levels, if any, prepared once.
 
     Subclasses say how the term of a sample is estimated.

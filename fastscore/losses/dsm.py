@@ -17,9 +17,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastscore import random
+from fastscore._buffers import ExactBuffers
 from fastscore._checks import (
     check_choice,
     check_device,
@@ -80,6 +81,8 @@ def weights(fn: str, sigmas: Tensor, weighting: Weighting) -> Tensor:
             fail_type(fn, "weighting", "a function that returns a tensor", values)
         check_shape(fn, "weighting", values, sigmas.shape, "one weight for each sigma")
         values = values.detach().to(sigmas)
+        if torch.compiler.is_compiling():
+            return values
         if not bool((torch.isfinite(values) & (values >= 0)).all()):
             fail(fn, "weighting", "finite and at least 0 for every sigma", values.tolist()[:8])
         return values
@@ -108,22 +111,14 @@ def dsm_tables(
     return torch.stack([one, sigmas], dim=-1), torch.stack([p, one, w], dim=-1)
 
 
-class ExactBuffers(nn.Module):
-    """A loss whose buffers move with ``.to(device)`` but are not rounded by ``.half()``."""
+class Loss(ExactBuffers):
+    """A loss as a module."""
 
     if TYPE_CHECKING:
         __call__: Callable[..., Tensor]
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ExactBuffers:
-        exact = dict(self._buffers)
-        super()._apply(fn, recurse)
-        for name, buffer in exact.items():
-            if buffer is not None:
-                self._buffers[name] = buffer.to(self._buffers[name].device)
-        return self
 
-
-class DSMLoss(ExactBuffers):
+class DSMLoss(Loss):
     r"""Denoising score matching with its noise levels prepared once: :func:`dsm_loss` as a module.
 
     Args:

@@ -190,8 +190,9 @@ def ssm_loss(
     ``"finite_difference"``
         FD-SSM (Pang et al. 2020, https://arxiv.org/abs/2007.03317): scores at x + u and x - u with
         u = v epsilon/sqrt(d), so that a Rademacher or sphere projection has \|u\| = epsilon; times
-        sigma with ``sigmas``. Of a model with dropout both scores see the same masks (but not in a
-        compiled step). Not in half precision, nor under autocast.
+        sigma with ``sigmas``. Of a model with dropout both scores see the same masks, but for
+        compiled steps, which can't look at the generator. Not in half precision, nor under
+        autocast.
     ``"exact"``
         tr J + 1/2 \|s\|^2 with no projections: the mean over all of them and, with
         ``variance_reduced=False`` too, no variance. See :func:`score_matching_loss`. Not for batch

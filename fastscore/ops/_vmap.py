@@ -75,5 +75,5 @@ def _map_in_place(name: str) -> None:
 
 
 def _slices_share_memory(x: Tensor, dim: int) -> bool:
-    """Of a dense tensor they never do, of an expanded one always."""
+    """Those of an expanded tensor. Windows that overlap are not looked for."""
     return x.shape[dim] > 1 and x.stride(dim) == 0

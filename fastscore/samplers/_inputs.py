@@ -198,27 +198,20 @@ def full_device(device: torch.device | str) -> torch.device:
     return torch.empty(0, device=device).device
 
 
-def model_tensor(model: Any) -> Tensor | None:
-    """A parameter of the model, or else a buffer, that tells where it lies and in what dtype."""
-    if not isinstance(model, torch.nn.Module):
-        return None
-    return next(itertools.chain(model.parameters(), model.buffers()), None)
-
-
 def model_device(model: Any, default: torch.device | None) -> torch.device:
     """Where the model's parameters lie, where that can be told."""
-    tensor = model_tensor(model)
-    if tensor is not None:
-        return tensor.device
+    if isinstance(model, torch.nn.Module):
+        for tensor in itertools.chain(model.parameters(), model.buffers()):
+            return tensor.device
     return torch.device("cpu") if default is None else default
 
 
 def check_state_dtype(fn: str, dtype: torch.dtype | None, model: Any) -> torch.dtype:
     """float32 unless something else is asked for, or the model's parameters are float64."""
     if dtype is None:
-        tensor = model_tensor(model)
-        double = isinstance(tensor, torch.nn.Parameter) and tensor.dtype == torch.float64
-        return torch.float64 if double else torch.float32
+        parameters = model.parameters() if isinstance(model, torch.nn.Module) else iter(())
+        dtypes = {p.dtype for p in parameters if p.is_floating_point()}
+        return torch.float64 if dtypes == {torch.float64} else torch.float32
     if not isinstance(dtype, torch.dtype):
         fail_type(fn, "dtype", "a torch.dtype", dtype)
     if dtype not in STATE_DTYPES:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from fastscore._buffers import ExactBuffers
 from fastscore._checks import check_choice, check_floating, check_sigmas, fail, fail_type
 from fastscore.conditioning import CONDITIONINGS, as_sigma, call_model, per_sample
 
 
-class _Adapter(nn.Module):
+class _Adapter(ExactBuffers):
     """A network and how it is told the noise level."""
 
     sigmas: Tensor | None
@@ -30,7 +31,7 @@ class _Adapter(nn.Module):
         self.conditioning = check_choice(name, "conditioning", conditioning, CONDITIONINGS)
         if (sigmas is None) != (conditioning != "index"):
             fail(name, "sigmas", 'given with conditioning="index", and only then', sigmas)
-        levels = None if sigmas is None else check_sigmas(name, sigmas).detach().clone()
+        levels = None if sigmas is None else check_sigmas(name, sigmas).detach().double()
         self.register_buffer("sigmas", levels, persistent=False)
         self.data_shape: tuple[int, ...] | None = getattr(net, "data_shape", None)
 
@@ -39,6 +40,8 @@ class _Adapter(nn.Module):
         name = type(self).__name__
         check_floating(name, "x", x, min_dim=1)
         level = as_sigma(name, x, sigma)
+        if self.sigmas is not None and self.sigmas.device != level.device:
+            self.sigmas = self.sigmas.to(level.device)  # once, not in each step of a sampler
         labels = level if self.sigmas is None else _nearest(level, self.sigmas)
         output = call_model(name, self.net, x, level, labels, self.conditioning)
         return output, per_sample(level, x)
@@ -46,7 +49,7 @@ class _Adapter(nn.Module):
 
 def _nearest(level: Tensor, sigmas: Tensor) -> Tensor:
     """The index of the sigma that is nearest to each level."""
-    return (level.unsqueeze(-1) - sigmas.to(level.device)).abs().argmin(dim=-1)
+    return (level.unsqueeze(-1) - sigmas).abs().argmin(dim=-1)
 
 
 class EpsScore(_Adapter):
