@@ -52,6 +52,7 @@ class Spread {
   alignas(64) T values_[kColumns][kMargin + kTile + kMargin];
 };
 
+// The unsigned integer of T's size.
 template <class T>
 struct BitsOf;
 template <>
