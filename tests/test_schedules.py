@@ -130,22 +130,26 @@ def test_sigma_max_leaves_its_input_alone_and_takes_any_layout() -> None:
 
 
 def test_sigma_max_on_cifar_sized_data_stays_below_a_gigabyte() -> None:
-    # The peak of a process of its own, PyTorch and the data (123 MB) included.
+    # The peak of a process of its own, the data (123 MB) included, beyond what was there before: a
+    # PyTorch for GPUs takes most of a gigabyte itself.
     script = r"""
 import re, torch
 from fastscore.schedules import sigma_max_from_data
+def kib(field):
+    return int(re.search(field + r":\s+(\d+)", open("/proc/self/status").read())[1])
+before = kib("VmRSS")
 x = torch.rand(10_000, 1, generator=torch.Generator().manual_seed(0)).repeat(1, 3072)
 x += 1e-4 * torch.arange(3072)
 print(sigma_max_from_data(x), float(x[:, 0].max() - x[:, 0].min()) * 3072**0.5)
 # Not getrusage, whose peak a child inherits from its parent.
-print(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1])
+print(kib("VmHWM") - before)
 """
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
     )
     distance, expected, peak_kib = (float(word) for word in done.stdout.split())
     assert distance == pytest.approx(expected, rel=1e-5)
-    assert peak_kib * 1024 < 1e9
+    assert peak_kib * 1024 < 6e8
 
 
 @pytest.mark.parametrize(
