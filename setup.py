@@ -150,6 +150,7 @@ def extension():
 
 
 setup(
+    license="BSD-3-Clause",  # here, for setuptools before 77 takes no such string in pyproject.toml
     ext_modules=[extension()],
     cmdclass={"build_ext": BuildWithInstructionSets.with_options(use_ninja=True)},
 )
