@@ -88,9 +88,10 @@ def check_int(fn: str, arg: str, value: Any, *, minimum: int) -> int:
         return value
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         fail_type(fn, arg, "an integer", value)
-    if value < minimum:
-        fail(fn, arg, f"at least {minimum}", int(value))
-    return int(value)
+    number = int(value)  # torch.compile of PyTorch 2.11 can't compare an enumeration's
+    if number < minimum:
+        fail(fn, arg, f"at least {minimum}", number)
+    return number
 
 
 def _numbers(fn: str, arg: str, values: Any) -> Tensor:

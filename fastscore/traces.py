@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fastscore._checks import check_int, fail
+from fastscore._inference import recordable, recording
 from fastscore.closed_form import NoClosedForm, jacobian
 from fastscore.conditioning import check_output
 from fastscore.jvp.api import _compiled_parts_run_eagerly, _dual_output
@@ -81,11 +82,12 @@ def output_and_pullback(
     fn: str, model: Model, x: Tensor, args: tuple[Any, ...]
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """``model(x, *args)``, and the function that takes v to J'v by reverse-mode differentiation."""
-    if torch.is_inference_mode_enabled() or torch._C._are_functorch_transforms_active():
+    if torch._C._are_functorch_transforms_active():
         return _output_and_functional_pullback(fn, model, x, args)
     record = torch.is_grad_enabled()
     # Compiled code has no second derivatives.
-    with torch.enable_grad(), differentiable_to_third_order(), _compiled_parts_run_eagerly():
+    with recording(), differentiable_to_third_order(), _compiled_parts_run_eagerly():
+        x, args = recordable(x), tuple(map(recordable, args))
         # The caller's own tensor only where its graph has to go on through it.
         point = x if record and x.requires_grad else x.detach().requires_grad_()
         output = check_output(fn, model(point, *args), x)
@@ -94,14 +96,15 @@ def output_and_pullback(
         if not output.requires_grad:
             warn_of_no_graph()
             return torch.zeros_like(point)
-        (product,) = torch.autograd.grad(
-            output,
-            point,
-            v.to(output.dtype),
-            retain_graph=True,
-            create_graph=record,
-            allow_unused=True,
-        )
+        with recording():
+            (product,) = torch.autograd.grad(
+                output,
+                point,
+                recordable(v.to(output.dtype)),
+                retain_graph=True,
+                create_graph=record,
+                allow_unused=True,
+            )
         if product is None:
             warn_of_no_graph()
             return torch.zeros_like(point)

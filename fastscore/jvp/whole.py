@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from fastscore._checks import fail_type
+from fastscore._inference import recordable, recording
 from fastscore.jvp.tensor import warn_once
 
 
@@ -52,7 +53,8 @@ def _reverse_twice(
 ) -> tuple[Tensor, Tensor]:
     """J v as the derivative of u -> J' u, which is linear, along v."""
     record = torch.is_grad_enabled()
-    with torch.enable_grad():
+    with recording():
+        x, vs = recordable(x), recordable(vs)
         point = x if x.requires_grad else x.detach().requires_grad_()
         output = call(point)
         u = torch.zeros_like(output, requires_grad=True)

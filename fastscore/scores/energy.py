@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastscore._checks import check_floating, describe, fail, fail_type
+from fastscore._inference import recordable, recording
 from fastscore.conditioning import as_sigma
 
 
@@ -19,8 +20,8 @@ class EnergyScore(nn.Module):
     ``torch.no_grad`` and in inference mode it still returns the score, and keeps no graph. The
     tensor passed in is never changed, nor is its ``requires_grad``.
 
-    Inside ``torch.func`` transforms and ``torch.compile``, and in inference mode, the gradient is
-    taken by ``torch.func.vjp``, which can't see through what PyTorch's function transforms can't
+    Inside ``torch.func`` transforms and ``torch.compile`` the gradient is taken by
+    ``torch.func.vjp``, which can't see through what PyTorch's function transforms can't
     (checkpointing, updates of batch statistics).
 
     Args:
@@ -75,7 +76,8 @@ class EnergyScore(nn.Module):
 
     def _gradient(self, x: Tensor, level: tuple[Tensor, ...]) -> Tensor:
         record = torch.is_grad_enabled()
-        with torch.enable_grad():
+        with recording():
+            x, level = recordable(x), tuple(map(recordable, level))
             # The caller's own tensor only where its graph has to go on through it.
             leaf = x if record and x.requires_grad else x.detach().requires_grad_()
             values = self._values(leaf, level)
@@ -91,8 +93,4 @@ class EnergyScore(nn.Module):
 
 def _needs_functional() -> bool:
     """Whether autograd.grad on a leaf of our own is out of the question here."""
-    return (
-        torch.compiler.is_compiling()
-        or torch.is_inference_mode_enabled()
-        or torch._C._are_functorch_transforms_active()
-    )
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()

@@ -1,0 +1,30 @@
+"""Derivatives by autograd in ``torch.inference_mode``, where nothing is recorded of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """Gradients are recorded inside, whatever mode the caller is in."""
+    with torch.enable_grad():
+        if not torch.is_inference_mode_enabled():
+            yield
+            return
+        with torch.inference_mode(False):
+            yield
+
+
+def recordable(x: Tensor) -> Tensor:
+    """x, or its copy where it was made in inference mode: autograd takes no part in such a one.
+
+    To be called inside :func:`recording`.
+    """
+    plain = type(x) in (Tensor, Parameter)  # a subclass may have no answer
+    return x.clone() if plain and x.is_inference() else x
