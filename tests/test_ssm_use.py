@@ -281,6 +281,10 @@ def test_the_choice_leaves_no_trace() -> None:
     assert not torch.equal(results[0][1]["1.running_mean"], model[1].running_mean)
 
 
+@pytest.mark.skipif(
+    torch.__version__.startswith("2.10."),
+    reason="behind a break in the graph torch.compile of PyTorch 2.10 mixes up variables",
+)
 def test_compiled_models_and_steps() -> None:
     for model, x in ((mlp(), randn(5, 4, dtype=F64)), (convnet(), randn(2, 2, 3, 3, dtype=F64))):
         for method in ("forward", "reverse", "auto"):

@@ -206,8 +206,8 @@ def ssm_loss(
 
     All of them work for images and data of any rank, for energies
     (:class:`fastscore.scores.EnergyScore`), for compiled models (which run uncompiled where they
-    are differentiated) and, with a break in the graph but for "finite_difference", in compiled
-    steps. In a training loop with ``sigmas`` prefer
+    are differentiated) and, from PyTorch 2.11 on and with a break in the graph but for
+    "finite_difference", in compiled steps. In a training loop with ``sigmas`` prefer
     :class:`SSMLoss`, which checks and prepares them once.
 
     Args:
