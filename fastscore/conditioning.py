@@ -108,13 +108,18 @@ def call_model(
     return check_output(fn, output, x)
 
 
+def parameter_dtypes(model: Any) -> set[torch.dtype]:
+    """The floating-point dtypes of a module's parameters; none for a function."""
+    parameters = model.parameters() if isinstance(model, torch.nn.Module) else iter(())
+    return {p.dtype for p in parameters if p.is_floating_point()}
+
+
 def explain_failure(
     fn: str, model: Callable[..., Tensor], x: Tensor, conditioning: str, error: Exception
 ) -> None:
     """Raise in this library's words where the model failed for a reason that can be told."""
     message = str(error)
-    parameters = model.parameters() if isinstance(model, torch.nn.Module) else iter(())
-    dtypes = {p.dtype for p in parameters if p.is_floating_point()}
+    dtypes = parameter_dtypes(model)
     if dtypes and x.dtype not in dtypes and any(phrase in message for phrase in _MIXED_DTYPES):
         kinds = " or ".join(map(str, dtypes))
         expected = f"of the model's dtype {kinds} (or the model run under autocast)"

@@ -229,9 +229,11 @@ def trace_by_unit_vectors(
 @contextmanager
 def untouched(model: Model, x: Tensor) -> Iterator[None]:
     """Leave the model's running statistics and the random number generators alone."""
-    devices = [x.device] if x.device.type == "cuda" else []
-    with same_statistics(model), torch.random.fork_rng(devices=devices):
+    rewind = Rewind(model, x)
+    try:
         yield
+    finally:
+        rewind()
 
 
 @contextmanager

@@ -52,20 +52,25 @@ def choose_method(
     situation = (x.shape[1:], x.dtype, x.device.type, slicing, training, mixed)
     if again or situation not in remembered:
         with torch.no_grad(), untouched(model, x), _compiled_parts_run_eagerly():
-            method, reason = _choose(fn, model, x, args, slicing)
+            method, reason = _choose(fn, model, x, args, slicing, mixed)
         _LOGGER.debug('%s: method "auto" is "%s" here: %s', fn, method, reason)
         remembered[situation] = method
     return remembered[situation]
 
 
 def _choose(
-    fn: str, model: Callable[..., Tensor], x: Tensor, args: tuple[Any, ...], slicing: Slicing
+    fn: str,
+    model: Callable[..., Tensor],
+    x: Tensor,
+    args: tuple[Any, ...],
+    slicing: Slicing,
+    mixed: bool,
 ) -> tuple[str, str]:
     """The method, and the reason in words."""
     if has_energy(model):
         return "reverse", "the model differentiates an energy"
     reason = "variance is not to be reduced"
-    if mixes_samples(model):
+    if mixed:
         reason = "samples depend on one another"
     elif slicing.variance_reduced:
         try:

@@ -11,13 +11,7 @@ import torch
 from torch import Tensor
 
 from fastscore.conditioning import per_sample
-from fastscore.ops._library import (
-    Differentiable,
-    call_,
-    check_bounds,
-    check_same_device,
-    ops,
-)
+from fastscore.ops._library import Differentiable, call_, check_bounds, check_same_device, ops
 from fastscore.ops._vmap import map_slices
 
 Clamp = tuple[float | None, float | None] | None

@@ -22,7 +22,7 @@ from fastscore._checks import (
     fail,
     fail_type,
 )
-from fastscore.conditioning import CONDITIONINGS
+from fastscore.conditioning import CONDITIONINGS, parameter_dtypes
 from fastscore.random import Stream
 from fastscore.samplers._graph import wants_graph
 from fastscore.samplers._loop import Callback, Chain, Clamp, Model, Plan, progress_bar_class, run
@@ -209,9 +209,7 @@ def model_device(model: Any, default: torch.device | None) -> torch.device:
 def check_state_dtype(fn: str, dtype: torch.dtype | None, model: Any) -> torch.dtype:
     """float32 unless something else is asked for, or the model's parameters are float64."""
     if dtype is None:
-        parameters = model.parameters() if isinstance(model, torch.nn.Module) else iter(())
-        dtypes = {p.dtype for p in parameters if p.is_floating_point()}
-        return torch.float64 if dtypes == {torch.float64} else torch.float32
+        return torch.float64 if parameter_dtypes(model) == {torch.float64} else torch.float32
     if not isinstance(dtype, torch.dtype):
         fail_type(fn, "dtype", "a torch.dtype", dtype)
     if dtype not in STATE_DTYPES:
