@@ -2,7 +2,7 @@
 ``fastscore/bench/cases/scaling.py``.
 """
 
-from fastscore.bench.suite import capability_rows
+from fastscore.apps.bench.suite import capability_rows
 
 FAMILY = "scaling"
 

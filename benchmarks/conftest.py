@@ -1,4 +1,4 @@
-"""Runs the cases of ``fastscore.bench`` under pytest-benchmark and writes their rows as JSON."""
+"""Runs the cases of ``fastscore.apps.bench`` under pytest-benchmark, writes their rows as JSON."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from fastscore.bench.case import Case, NotAvailable
-from fastscore.bench.machine import devices, prepare_process
-from fastscore.bench.measure import Effort, Measurement
-from fastscore.bench.report import case_lines, write_rows
-from fastscore.bench.suite import family_cases
+from fastscore.apps.bench.case import Case, NotAvailable
+from fastscore.apps.bench.machine import devices, prepare_process
+from fastscore.apps.bench.measure import Effort, Measurement
+from fastscore.apps.bench.report import case_lines, write_rows
+from fastscore.apps.bench.suite import family_cases
 
 Row = dict[str, Any]
 Rows = dict[str, list[Row]]  # by the name of the file

@@ -20,13 +20,13 @@ from torch import Tensor
 
 import fastscore
 from fastscore import random
-from fastscore.bench import checks, limits
-from fastscore.bench.case import Agreement, Candidate, Case, Side, Work, library, peer
-from fastscore.bench.cases import dsm, langevin, networks, sampling, sliced
-from fastscore.bench.cases.common import normal, size
-from fastscore.bench.machine import prepare_process
-from fastscore.bench.measure import Effort, measure
-from fastscore.bench.report import lines, write_rows
+from fastscore.apps.bench import checks, limits
+from fastscore.apps.bench.case import Agreement, Candidate, Case, Side, Work, library, peer
+from fastscore.apps.bench.cases import dsm, langevin, networks, sampling, sliced
+from fastscore.apps.bench.cases.common import normal, size
+from fastscore.apps.bench.machine import prepare_process
+from fastscore.apps.bench.measure import Effort, measure
+from fastscore.apps.bench.report import lines, write_rows
 
 Row = dict[str, Any]
 Build = Callable[[Case], Work]

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 import fastscore
-from fastscore.bench.machine import machine
-from fastscore.files import prepare_directory
+from fastscore._support.files import prepare_directory
+from fastscore.apps.bench.machine import machine
 
 STEPS = 40
 Step = Callable[[], None]

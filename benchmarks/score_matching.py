@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 
 import fastscore
-from fastscore.files import prepare_directory
-from fastscore.info import info
+from fastscore._support.files import prepare_directory
+from fastscore.apps.info import info
 
 HIDDEN = 128
 BATCH = 128

@@ -1,8 +1,10 @@
 """Fused kernels for score-based generative modelling in PyTorch."""
 
-from fastscore import nn, ops, random, reference, scores
-from fastscore.divergence import divergence
-from fastscore.jvp import jvp, jvps, quadratic_forms
+from fastscore import nn, ops, random, reference, scores, sde
+from fastscore._support.memory import keep_freed_memory
+from fastscore._support.moved import keep_old_names
+from fastscore.derivatives import divergence, jvp, jvps, output_and_divergence, quadratic_forms
+from fastscore.evaluation import fisher_divergence, sliced_fisher_divergence
 from fastscore.losses import (
     DSMLoss,
     ScoreMatchingLoss,
@@ -11,8 +13,7 @@ from fastscore.losses import (
     score_matching_loss,
     ssm_loss,
 )
-from fastscore.memory import keep_freed_memory
-from fastscore.metrics import fisher_divergence, sliced_fisher_divergence
+from fastscore.nn import checkpoint
 from fastscore.samplers import annealed_langevin, consistent_annealed_langevin, langevin
 from fastscore.schedules import (
     geometric_sigmas,
@@ -23,11 +24,14 @@ from fastscore.schedules import (
 
 __version__ = "0.1.0"
 
+keep_old_names()
+
 __all__ = [
     "DSMLoss",
     "SSMLoss",
     "ScoreMatchingLoss",
     "annealed_langevin",
+    "checkpoint",
     "consistent_annealed_langevin",
     "divergence",
     "dsm_loss",
@@ -41,11 +45,13 @@ __all__ = [
     "nn",
     "noise_scales",
     "ops",
+    "output_and_divergence",
     "quadratic_forms",
     "random",
     "reference",
     "score_matching_loss",
     "scores",
+    "sde",
     "sigma_max_from_data",
     "sliced_fisher_divergence",
     "ssm_loss",

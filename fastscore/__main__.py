@@ -2,6 +2,6 @@
 
 import sys
 
-from fastscore.cli import main
+from fastscore.apps.cli import main
 
 sys.exit(main())

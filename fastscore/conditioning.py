@@ -22,7 +22,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastscore._checks import check_choice, check_device, check_number, describe, fail, fail_type
+from fastscore._support.checks import (
+    check_choice,
+    check_device,
+    check_number,
+    check_output,
+    describe,
+    fail,
+    fail_type,
+)
 
 CONDITIONINGS = ("sigma", "index", "log_sigma", "none")
 
@@ -129,18 +137,6 @@ def explain_failure(
         raise ValueError(f"{fn}: conditioning must be {expected}, got {conditioning!r}") from error
 
 
-def check_output(fn: str, output: Any, x: Tensor, *, arg: str = "model") -> Tensor:
-    """A model's output: a floating-point tensor of x's shape, where x is."""
-    expected = f"a model whose output is a floating-point tensor of x's shape {tuple(x.shape)}"
-    if not isinstance(output, Tensor):
-        fail_type(fn, arg, expected, output)
-    if output.shape != x.shape or not output.is_floating_point():
-        fail(fn, arg, expected, describe(output))
-    if output.device != x.device:
-        fail(fn, arg, f"a model whose output is on {x.device}, as x is", describe(output))
-    return output
-
-
 def as_sigma(fn: str, x: Tensor, sigma: Tensor | float) -> Tensor:
     """One noise level per sample of ``x``, from a number, a 0-D tensor or a (batch,) tensor.
 
@@ -174,8 +170,3 @@ def as_sigma(fn: str, x: Tensor, sigma: Tensor | float) -> Tensor:
         fail(fn, "sigma", expected, describe(sigma))
     check_device(fn, "sigma", sigma, x.device, "as x is")
     return sigma.to(dtype)
-
-
-def per_sample(value: Tensor, x: Tensor) -> Tensor:
-    """View a (batch,) tensor so that it broadcasts against ``x`` of shape (batch, ...)."""
-    return value.reshape(-1, *(1,) * (x.dim() - 1))

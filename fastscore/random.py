@@ -22,8 +22,15 @@ import torch
 from torch import Tensor
 
 from fastscore import ops
-from fastscore._checks import check_device, check_int, check_tensor, describe, fail, fail_type
-from fastscore._streams import Stream
+from fastscore._support.checks import (
+    check_device,
+    check_int,
+    check_tensor,
+    describe,
+    fail,
+    fail_type,
+)
+from fastscore._support.streams import Stream
 
 __all__ = ["Stream", "key", "normal", "rademacher", "uniform"]
 

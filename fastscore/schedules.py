@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastscore._checks import (
+from fastscore._support.checks import (
     check_choice,
     check_finite,
     check_floating,

@@ -19,7 +19,7 @@ from torch import Tensor
 import fastscore
 from fastscore import ops
 from fastscore.random import Stream
-from fastscore.reference.dual import ACTIVATIONS
+from fastscore.reference.duals import ACTIVATIONS
 
 # Long enough that several threads get work, and ragged.
 LARGE = (7, 3, 5_021)

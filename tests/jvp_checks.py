@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fastscore.jvp import jvps
+from fastscore.derivatives.forward import jvps
 
 DIM, IMAGE, SEQUENCE = (4, 6), (2, 4, 6, 6), (2, 4, 9)
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastscore.bench import checks, report, suite
-from fastscore.bench.case import (
+from fastscore.apps.bench import checks, report, suite
+from fastscore.apps.bench.case import (
     Agreement,
     Candidate,
     Case,
@@ -26,12 +26,12 @@ from fastscore.bench.case import (
     library,
     peer,
 )
-from fastscore.bench.cases import langevin
-from fastscore.bench.machine import machine
-from fastscore.bench.measure import Effort, Measurement, measure
-from fastscore.bench.memory import peak_bytes
-from fastscore.bench.peers import eager, papers
-from fastscore.cli import main
+from fastscore.apps.bench.cases import langevin
+from fastscore.apps.bench.machine import machine
+from fastscore.apps.bench.measure import Effort, Measurement, measure
+from fastscore.apps.bench.memory import peak_bytes
+from fastscore.apps.bench.peers import eager, papers
+from fastscore.apps.cli import main
 
 EFFORT = Effort(quick=True)
 EFFORT.case_seconds, EFFORT.block_seconds, EFFORT.fewest_turns = 0.01, 1e-4, 3

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 import fastscore
-from fastscore.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fastscore.nn.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 SIGMAS = fastscore.geometric_sigmas(2.0, 0.1, 5)
 

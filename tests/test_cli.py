@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 import fastscore
-from fastscore.checkpoint import Checkpoint, save_checkpoint
-from fastscore.cli import main
-from fastscore.demo import run_demo
-from fastscore.info import info
+from fastscore.apps.cli import main
+from fastscore.apps.demo import run_demo
+from fastscore.apps.info import info
+from fastscore.nn.checkpoint import Checkpoint, save_checkpoint
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_sample_to_a_read_only_directory(checkpoint, tmp_path, capsys):
 
 
 def test_demo_to_a_missing_or_read_only_directory(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("fastscore.demo.run.load_digits", lambda: pytest.fail("work done"))
+    monkeypatch.setattr("fastscore.apps.demo.run.load_digits", lambda: pytest.fail("work done"))
     assert main(["demo", "--out", str(tmp_path / "a" / "b")]) == 2
     assert "does not exist" in capsys.readouterr().err
     sealed = tmp_path / "sealed"

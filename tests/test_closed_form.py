@@ -10,7 +10,7 @@ import torch
 from helpers import randn
 from torch import Tensor, nn
 
-from fastscore.closed_form import NoClosedForm, jacobian
+from fastscore.derivatives.closed_form import NoClosedForm, jacobian
 from fastscore.losses import score_matching_loss
 
 

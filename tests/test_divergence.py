@@ -22,7 +22,7 @@ from exact import (
 from helpers import assert_same_bytes, make_key, randn
 from torch import Tensor, nn
 
-from fastscore.divergence import divergence, output_and_divergence
+from fastscore.derivatives.hutchinson import divergence, output_and_divergence
 from fastscore.ops import projections
 from fastscore.scores import GaussianMixture
 
@@ -210,4 +210,4 @@ def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], messag
 
 def test_docstrings() -> None:
     # The package has the function under the module's name.
-    assert doctest.testmod(importlib.import_module("fastscore.divergence")).failed == 0
+    assert doctest.testmod(importlib.import_module("fastscore.derivatives.hutchinson")).failed == 0

@@ -23,7 +23,7 @@ from helpers import (
 from torch import Tensor
 
 from fastscore import ops, reference
-from fastscore._streams import Stream
+from fastscore._support.streams import Stream
 from fastscore.reference.dsm import perturbed, residual, rows_of
 from fastscore.reference.random import labels as reference_labels
 

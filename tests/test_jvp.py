@@ -22,8 +22,8 @@ from jvp_checks import (
 )
 from torch import Tensor, nn
 
-from fastscore.jvp import jvp, jvps, quadratic_forms
-from fastscore.jvp import tensor as dual_tensor
+from fastscore.derivatives.forward import jvp, jvps, quadratic_forms
+from fastscore.derivatives.forward import tensor as dual_tensor
 from fastscore.nn import ScoreConvNet, ScoreMLP
 from fastscore.scores import EnergyScore
 

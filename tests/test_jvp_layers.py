@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jvp_checks import DIM, IMAGE, SEQUENCE, check_model, point, tangents_of
 from torch import Tensor, nn
 
-from fastscore.jvp import jvp, jvps
+from fastscore.derivatives.forward import jvp, jvps
 
 
 class SelfAttention(nn.MultiheadAttention):

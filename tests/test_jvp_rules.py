@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jvp_checks import DIM, IMAGE, SEQUENCE, check_model, point, reverse_twice, tangents_of
 from torch import Tensor
 
-from fastscore.jvp import jvps
+from fastscore.derivatives.forward import jvps
 
 NEWER = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
 P = torch.linspace(0.5, 2.0, 6, dtype=torch.float64)

@@ -24,7 +24,7 @@ from helpers import (
 from torch import Tensor
 
 from fastscore import ops, reference
-from fastscore._streams import Stream
+from fastscore._support.streams import Stream
 from fastscore.reference.langevin import coefficients, update
 
 SCORE_DTYPES = [(dtype, dtype) for dtype in DTYPES] + [

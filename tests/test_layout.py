@@ -1,8 +1,10 @@
 """One family, one name, in every room; and no code shared between instruction sets."""
 
+import ast
 import importlib
 import inspect
 import os
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -16,13 +18,15 @@ import fastscore
 
 ROOT = Path(__file__).parents[1]
 FAMILIES = ["random", "langevin", "dsm", "sliced", "dual"]
+# A function of the family's own name would hide a module of that name.
+MODULES = {"dual": "duals"}
 ROOMS = [
     "csrc/core/{}.h",
     "csrc/cpu/{}.cpp",
     "csrc/cpu/isa/{}.cpp",
     "csrc/cuda/{}.cu",
-    "fastscore/ops/{}.py",
-    "fastscore/reference/{}.py",
+    "fastscore/ops/{module}.py",
+    "fastscore/reference/{module}.py",
     "tests/test_{}.py",
     "benchmarks/bench_{}.py",
 ]
@@ -31,7 +35,94 @@ ROOMS = [
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("room", ROOMS)
 def test_every_family_is_in_every_room(family, room):
-    assert (ROOT / room.format(family)).is_file()
+    assert (ROOT / room.format(family, module=MODULES.get(family, family))).is_file()
+
+
+# The house, from the ground up: a room imports from itself and from the rooms before it.
+FLOORS = [
+    "_support",
+    "reference",
+    "ops",
+    "random schedules conditioning",
+    "derivatives",
+    "scores",
+    "nn sde",
+    "losses samplers evaluation",
+    "__init__",
+    "apps",
+    "__main__",
+]
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def imports_of(path: Path) -> set[str]:
+    """The modules of this package that a file imports, wherever in it that stands."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            inside = [f"{node.module}.{alias.name}" for alias in node.names]
+            modules = [name for name in inside if is_module(name) or name == "fastscore._C"]
+            names.update(modules or [str(node.module)])
+    return {name for name in names if name.split(".")[0] == "fastscore"}
+
+
+def is_module(module: str) -> bool:
+    path = ROOT / module.replace(".", "/")
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+def test_no_room_imports_from_a_higher_one():
+    upwards = []
+    for path in sorted((ROOT / "fastscore").rglob("*.py")):
+        parts = path.relative_to(ROOT / "fastscore").parts
+        room = parts[0].removesuffix(".py")
+        assert room in FLOOR_OF, f"{path}: in no room of the house"
+        for name in imports_of(path):
+            other = room_of(name)
+            if other != room and other != "_C" and FLOOR_OF[other] >= FLOOR_OF[room]:
+                upwards.append(f"{'/'.join(parts)} imports {name}")
+    assert not upwards
+
+
+def test_no_public_function_hides_a_module():
+    for info in pkgutil.walk_packages(fastscore.__path__, "fastscore."):
+        package, _, name = info.name.rpartition(".")
+        found = getattr(importlib.import_module(package), name, None)
+        assert found is None or inspect.ismodule(found), f"{info.name} is hidden by {found}"
+
+
+def test_modules_that_have_moved_keep_their_old_names():
+    code = """if True:
+        import warnings
+        warnings.simplefilter("error")
+        import fastscore
+        warnings.simplefilter("default")
+        with warnings.catch_warnings(record=True) as caught:
+            from fastscore.divergence import divergence, output_and_divergence
+            from fastscore.jvp import jvp, jvps, quadratic_forms
+            from fastscore.metrics import fisher_divergence
+            from fastscore.checkpoint import load_checkpoint
+            from fastscore.bench.measure import measure
+            import fastscore.quality
+        assert len(caught) == 6, [str(w.message) for w in caught]
+        assert all(w.category is DeprecationWarning for w in caught)
+        assert fastscore.quality.frechet_distance is fastscore.evaluation.frechet_distance
+        assert fastscore.divergence(lambda x: -x, fastscore.random.normal(
+            fastscore.random.key(0), (1, 2))).tolist() == [-2.0]
+        try:
+            import fastscore.nonsense
+        except ModuleNotFoundError:
+            print("right")
+        """
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.stdout.strip() == "right", run.stderr
 
 
 @pytest.mark.parametrize("name", fastscore.ops.__all__)

@@ -12,8 +12,8 @@ from exact import F64, energy_of, mlp
 from helpers import assert_same_bytes, make_key, randn
 from torch import Tensor
 
-from fastscore import metrics
-from fastscore.metrics import fisher_divergence, sliced_fisher_divergence
+from fastscore.evaluation import fisher as metrics
+from fastscore.evaluation.fisher import fisher_divergence, sliced_fisher_divergence
 from fastscore.ops import projections
 from fastscore.scores import GaussianMixture
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import fastscore
 from fastscore import ops
-from fastscore._streams import Stream
+from fastscore._support.streams import Stream
 
 FILLS = ("normal_", "uniform_", "rademacher_")
 LEVELS = 6

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastscore.quality import frechet_distance, nearest_distance
+from fastscore.evaluation.distances import frechet_distance, nearest_distance
 
 
 def gaussian(n, seed):

@@ -21,7 +21,7 @@ from torch import Tensor
 
 import fastscore
 from fastscore import ops, reference
-from fastscore._streams import Stream
+from fastscore._support.streams import Stream
 from fastscore.reference import random as reference_random
 
 FILLS = ("normal_", "uniform_", "rademacher_")

@@ -27,10 +27,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import fastscore
-from fastscore import closed_form, traces
-from fastscore.closed_form import NoClosedForm, jacobian
+from fastscore.derivatives import closed_form, traces
+from fastscore.derivatives.closed_form import NoClosedForm, jacobian
+from fastscore.evaluation.fisher import fisher_divergence
 from fastscore.losses import ScoreMatchingLoss, score_matching, score_matching_loss
-from fastscore.metrics import fisher_divergence
 from fastscore.ops import perturb
 from fastscore.scores import DenoiserScore, EnergyScore, EpsScore, GaussianMixture
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 import fastscore
-from fastscore.divergence import divergence
+from fastscore.derivatives.hutchinson import divergence
 from fastscore.losses import SSMLoss, score_matching_loss, ssm_loss
 
 

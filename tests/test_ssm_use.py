@@ -24,8 +24,8 @@ from helpers import assert_same_bytes, make_key, randn
 from torch import Tensor, nn
 
 import fastscore
+from fastscore.evaluation.fisher import fisher_divergence
 from fastscore.losses import SSMLoss, ssm, ssm_loss
-from fastscore.metrics import fisher_divergence
 from fastscore.scores import EnergyScore, GaussianMixture
 
 SIGMAS = torch.tensor([2.0, 1.0, 0.5], dtype=F64)

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastscore._known import known_of
-from fastscore.closed_form import NoClosedForm, jacobian
-from fastscore.jvp.api import _compiled_parts_run_eagerly, _on_dual_tensors
-from fastscore.jvp.tensor import Unsupported
-from fastscore.slicing import Slicing
-from fastscore.traces import has_energy, mixes_samples, untouched
+from fastscore._support.eager import compiled_parts_run_eagerly
+from fastscore._support.known import known_of
+from fastscore.derivatives.closed_form import NoClosedForm, jacobian
+from fastscore.derivatives.forward.api import _on_dual_tensors
+from fastscore.derivatives.forward.tensor import Unsupported
+from fastscore.derivatives.projections import Slicing
+from fastscore.derivatives.traces import has_energy, mixes_samples, untouched
 
 _LOGGER = logging.getLogger("fastscore")
 
@@ -51,7 +52,7 @@ def choose_method(
     mixed = mixes_samples(model)
     situation = (x.shape[1:], x.dtype, x.device.type, slicing, training, mixed)
     if again or situation not in remembered:
-        with torch.no_grad(), untouched(model, x), _compiled_parts_run_eagerly():
+        with torch.no_grad(), untouched(model, x), compiled_parts_run_eagerly():
             method, reason = _choose(fn, model, x, args, slicing, mixed)
         _LOGGER.debug('%s: method "auto" is "%s" here: %s', fn, method, reason)
         remembered[situation] = method

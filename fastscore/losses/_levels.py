@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastscore._checks import (
+from fastscore._support.checks import (
     check_choice,
     check_floating,
     check_int,
@@ -22,6 +22,7 @@ from fastscore._checks import (
     fail_type,
 )
 from fastscore.conditioning import CONDITIONINGS, condition, explain_failure
+from fastscore.derivatives.projections import Batch
 from fastscore.losses.dsm import (
     REDUCTIONS,
     WEIGHTINGS,
@@ -34,7 +35,6 @@ from fastscore.losses.dsm import (
 from fastscore.ops import perturb
 from fastscore.ops.dsm import reduced
 from fastscore.random import noise_key
-from fastscore.slicing import Batch
 
 
 class Levels(NamedTuple):

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from fastscore import random
-from fastscore._buffers import ExactBuffers
-from fastscore._checks import (
+from fastscore._support.buffers import ExactBuffers
+from fastscore._support.checks import (
     check_choice,
     check_device,
     check_finite,

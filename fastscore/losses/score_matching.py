@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fastscore._checks import check_floating, check_int
+from fastscore._support.checks import check_floating, check_int
+from fastscore.derivatives.projections import Batch, half_square
+from fastscore.derivatives.traces import output_and_trace
 from fastscore.losses._levels import (
     ScoreMatchingModule,
     check_conditioning,
@@ -21,8 +23,6 @@ from fastscore.losses._levels import (
     to_device,
 )
 from fastscore.losses.dsm import Weighting
-from fastscore.slicing import Batch, half_square
-from fastscore.traces import output_and_trace
 
 
 def score_matching_term(
@@ -100,9 +100,9 @@ def score_matching_loss(
     taken at perturbed data and weighted by lambda(sigma), as :func:`ssm_loss` does.
 
     The trace is a closed form for a multilayer perceptron of one or two hidden layers, with noise
-    levels, skip connections and scalings (:mod:`fastscore.closed_form`): one more pass through the
-    middle layer, whatever the dimension. For any other model it is the sum of e_i'J e_i over the
-    unit vectors e_i, whose time grows with the dimension, in chunks that bound the memory.
+    levels, skip connections and scalings (:mod:`fastscore.derivatives.closed_form`): one more pass
+    through the middle layer, whatever the dimension. For any other model it is the sum of e_i'J e_i
+    over the unit vectors e_i, whose time grows with the dimension, in chunks that bound the memory.
 
     Args:
         model: called ``model(x)`` or, with ``sigmas``, ``model(x, sigma)``; returns the score in

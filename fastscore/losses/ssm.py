@@ -18,8 +18,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastscore._checks import check_choice, check_floating, check_int, check_number, fail_type
-from fastscore.closed_form import NoClosedForm
+from fastscore._support.checks import (
+    check_choice,
+    check_floating,
+    check_int,
+    check_number,
+    fail_type,
+)
+from fastscore.derivatives.closed_form import NoClosedForm
+from fastscore.derivatives.projections import DISTRIBUTIONS, METHODS, Batch, Slicing
 from fastscore.losses._choice import choose_method, few_dimensions
 from fastscore.losses._levels import (
     ScoreMatchingModule,
@@ -30,7 +37,6 @@ from fastscore.losses._levels import (
 )
 from fastscore.losses.dsm import Weighting
 from fastscore.losses.score_matching import score_matching_term
-from fastscore.slicing import DISTRIBUTIONS, METHODS, Batch, Slicing
 
 
 class Options(NamedTuple):

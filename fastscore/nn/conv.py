@@ -7,8 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastscore._checks import check_floating, check_int, check_number, check_shape, fail
-from fastscore.conditioning import as_sigma, per_sample
+from fastscore._support.checks import (
+    check_floating,
+    check_int,
+    check_number,
+    check_shape,
+    fail,
+    per_sample,
+)
+from fastscore.conditioning import as_sigma
 
 GROUPS = 8
 

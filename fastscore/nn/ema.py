@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastscore._checks import check_number, fail, fail_type
+from fastscore._support.checks import check_number, fail, fail_type
 
 
 class EMA:

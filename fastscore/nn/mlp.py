@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastscore._checks import (
+from fastscore._support.checks import (
     check_choice,
     check_floating,
     check_int,

@@ -5,7 +5,7 @@ mathematics, ``csrc/cpu/<family>.cpp`` and ``csrc/cuda/<family>.cu`` the kernels
 """
 
 from fastscore.ops.dsm import dsm_residual, perturb
-from fastscore.ops.dual import (
+from fastscore.ops.duals import (
     dual,
     dual_elu,
     dual_gelu,

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from fastscore._checks import fail, fail_type
+from fastscore._support.checks import fail, fail_type
 
 try:
     from fastscore import _C

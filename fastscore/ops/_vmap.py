@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastscore._checks import describe, fail
+from fastscore._support.checks import describe, fail
 from fastscore.ops._library import ops, refuse_gradients
 
 Dims = tuple[int | None, ...]

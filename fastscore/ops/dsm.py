@@ -11,8 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastscore._checks import check_choice
-from fastscore.conditioning import per_sample
+from fastscore._support.checks import check_choice, per_sample
 from fastscore.ops._library import (
     Differentiable,
     call,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastscore.conditioning import per_sample
+from fastscore._support.checks import per_sample
 from fastscore.ops._library import Differentiable, call_, check_bounds, check_same_device, ops
 from fastscore.ops._vmap import map_slices
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastscore._streams import Stream
+from fastscore._support.streams import Stream
 from fastscore.ops._library import call_, check_same_device, ops
 from fastscore.ops._vmap import map_slices
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastscore._checks import check_choice, check_int, check_tensor, fail, fail_type
+from fastscore._support.checks import check_choice, check_int, check_tensor, fail, fail_type
 from fastscore.ops._library import Differentiable, call, check_same_device, ops, sum_dtype
 from fastscore.ops._vmap import map_slices
 

@@ -6,7 +6,7 @@ and keep the noise in memory, so prefer ``fastscore.ops`` for work.
 """
 
 from fastscore.reference.dsm import dsm_residual, perturb
-from fastscore.reference.dual import (
+from fastscore.reference.duals import (
     dual,
     dual_elu,
     dual_gelu,

@@ -15,8 +15,8 @@ import math
 import torch
 from torch import Tensor
 
-from fastscore._checks import check_choice, fail
-from fastscore._streams import Stream
+from fastscore._support.checks import check_choice, fail
+from fastscore._support.streams import Stream
 from fastscore.reference.langevin import compute_dtype, per_sample
 from fastscore.reference.random import labels as draw_labels
 from fastscore.reference.random import normal

@@ -13,8 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastscore._checks import fail
-from fastscore._streams import Stream
+from fastscore._support.checks import fail
+from fastscore._support.streams import Stream
 from fastscore.reference.random import normal
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fastscore._streams import Stream
+from fastscore._support.streams import Stream
 
 MASK32 = 0xFFFFFFFF
 ROUNDS = 10

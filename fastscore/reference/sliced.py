@@ -16,8 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastscore._checks import check_choice, check_device, check_floating, check_int, fail
-from fastscore._streams import Stream
+from fastscore._support.checks import check_choice, check_device, check_floating, check_int, fail
+from fastscore._support.streams import Stream
 from fastscore.reference.langevin import compute_dtype
 from fastscore.reference.random import normal, rademacher
 

@@ -2,6 +2,6 @@
 
 from fastscore.samplers.annealed import annealed_langevin
 from fastscore.samplers.consistent import consistent_annealed_langevin
-from fastscore.samplers.langevin import langevin
+from fastscore.samplers.unadjusted import langevin
 
 __all__ = ["annealed_langevin", "consistent_annealed_langevin", "langevin"]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fastscore._checks import fail, fail_type
+from fastscore._support.checks import fail, fail_type
 
 WARM_UP_CALLS = 3
 FEWEST_STEPS = 64  # with fewer steps than this, "auto" finds a capture not worth its time

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastscore import random
-from fastscore._checks import (
+from fastscore._support.checks import (
     check_choice,
     check_device,
     check_finite,

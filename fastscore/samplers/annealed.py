@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, overload
 import torch
 from torch import Tensor
 
-from fastscore._checks import check_choice, check_int, check_number, check_sigmas, fail
+from fastscore._support.checks import check_choice, check_int, check_number, check_sigmas, fail
 from fastscore.samplers._inputs import check_levels, sample
 from fastscore.samplers._loop import Callback, Clamp, Model, Plan
-from fastscore.samplers.langevin import step_coefficients
+from fastscore.samplers.unadjusted import step_coefficients
 from fastscore.schedules import CONVENTIONS, langevin_step_size
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, overload
 import torch
 from torch import Tensor
 
-from fastscore._checks import check_number, check_sigmas, fail
+from fastscore._support.checks import check_number, check_sigmas, fail
 from fastscore.samplers._inputs import check_levels, sample
 from fastscore.samplers._loop import Callback, Clamp, Model, Plan
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastscore._checks import check_device, check_floating, check_int, fail, fail_type
+from fastscore._support.checks import check_device, check_floating, check_int, fail, fail_type
 
 
 def float_tensor(fn: str, arg: str, value: Any, like: Tensor | None = None) -> Tensor:

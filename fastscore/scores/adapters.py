@@ -6,9 +6,16 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from fastscore._buffers import ExactBuffers
-from fastscore._checks import check_choice, check_floating, check_sigmas, fail, fail_type
-from fastscore.conditioning import CONDITIONINGS, as_sigma, call_model, per_sample
+from fastscore._support.buffers import ExactBuffers
+from fastscore._support.checks import (
+    check_choice,
+    check_floating,
+    check_sigmas,
+    fail,
+    fail_type,
+    per_sample,
+)
+from fastscore.conditioning import CONDITIONINGS, as_sigma, call_model
 
 
 class _Adapter(ExactBuffers):

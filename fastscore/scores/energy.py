@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fastscore._checks import check_floating, describe, fail, fail_type
-from fastscore._inference import recordable, recording
+from fastscore._support.checks import check_floating, describe, fail, fail_type
+from fastscore._support.inference import recordable, recording
 from fastscore.conditioning import as_sigma
 
 
@@ -45,6 +45,8 @@ class EnergyScore(nn.Module):
         >>> EnergyScore(lambda x: x.square().sum(1), takes_sigma=False)(torch.ones(1, 2)).detach()
         tensor([[-2., -2.]])
     """
+
+    differentiates_energy = True  # its Jacobian is symmetric, and tangents need another way
 
     def __init__(self, energy: Callable[..., Tensor], *, takes_sigma: bool = True) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastscore._checks import check_finite, check_int, check_shape, fail
+from fastscore._support.checks import check_finite, check_int, check_shape, fail
 from fastscore.conditioning import as_sigma
 from fastscore.scores._common import check_points, float_tensor, sampling_generator
 

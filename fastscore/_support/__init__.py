@@ -1,0 +1,1 @@
+"""What everyone stands on: checks, buffers, files, memory. It imports nothing of this package."""

@@ -1,0 +1,163 @@
+"""Argument checks shared by every public function: one wording, one place.
+
+Each message reads ``<function>: <argument> must be <expected>, got <what came>``.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import numpy
+import torch
+from torch import Tensor
+
+
+def fail(fn: str, arg: str, expected: str, got: object) -> NoReturn:
+    """Raise the ValueError that names function, argument, expectation and what came."""
+    raise ValueError(f"{fn}: {arg} must be {expected}, got {got}")
+
+
+def fail_type(fn: str, arg: str, expected: str, got: object) -> NoReturn:
+    """Raise the TypeError of the same form, naming the type that came."""
+    raise TypeError(f"{fn}: {arg} must be {expected}, got {type(got).__name__}")
+
+
+def describe(x: Tensor) -> str:
+    """Shape, dtype and device of a tensor, for messages."""
+    return f"a {x.dtype} tensor of shape {tuple(x.shape)} on {x.device}"
+
+
+def check_tensor(fn: str, arg: str, x: Any, *, min_dim: int = 0) -> Tensor:
+    """A tensor with at least ``min_dim`` dimensions."""
+    if not isinstance(x, Tensor):
+        fail_type(fn, arg, "a torch.Tensor", x)
+    if x.dim() < min_dim:
+        fail(fn, arg, f"a tensor with at least {min_dim} dimension(s)", describe(x))
+    return x
+
+
+def check_floating(fn: str, arg: str, x: Any, *, min_dim: int = 0) -> Tensor:
+    """A tensor of a floating-point dtype."""
+    check_tensor(fn, arg, x, min_dim=min_dim)
+    if not x.is_floating_point():
+        fail(fn, arg, "a floating-point tensor", describe(x))
+    return x
+
+
+def check_shape(fn: str, arg: str, x: Tensor, shape: Sequence[int], like: str) -> None:
+    """Exactly ``shape``; ``like`` says in words whose shape that is."""
+    if tuple(x.shape) != tuple(shape):
+        fail(fn, arg, f"of shape {tuple(shape)} ({like})", f"shape {tuple(x.shape)}")
+
+
+def check_device(fn: str, arg: str, x: Tensor, device: torch.device, like: str) -> None:
+    """On ``device``; ``like`` says in words whose device that is."""
+    if x.device != device:
+        fail(fn, arg, f"on {device} ({like})", f"a tensor on {x.device}")
+
+
+def check_finite(fn: str, arg: str, x: Tensor) -> None:
+    """No NaN and no infinity. Synchronises with the device: call it before a loop, never in one."""
+    # The sum is finite unless an element is not, or it overflows: then every element is looked at.
+    values = x.detach() if x.requires_grad else x
+    if math.isfinite(values.sum(dtype=torch.float32).item()):
+        return
+    if not bool(torch.isfinite(x).all()):
+        bad = int((~torch.isfinite(x)).sum())
+        fail(fn, arg, "finite everywhere", f"{bad} NaN or infinite element(s) of {x.numel()}")
+
+
+def check_choice(
+    fn: str, arg: str, value: Any, choices: Sequence[str], *, other: str | None = None
+) -> str:
+    """One of the strings in ``choices``; ``other`` names what else the argument may be."""
+    if isinstance(value, str) and value in choices:
+        return value
+    expected = "one of " + ", ".join(map(repr, choices)) + (f" or {other}" if other else "")
+    if not isinstance(value, str):
+        fail_type(fn, arg, expected, value)
+    fail(fn, arg, expected, repr(value))
+
+
+def check_int(fn: str, arg: str, value: Any, *, minimum: int) -> int:
+    """An integer (bool excluded) of at least ``minimum``."""
+    if type(value) is int and value >= minimum:  # asking abstract classes takes longer than an op
+        return value
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        fail_type(fn, arg, "an integer", value)
+    number = int(value)  # torch.compile of PyTorch 2.11 can't compare an enumeration's
+    if number < minimum:
+        fail(fn, arg, f"at least {minimum}", number)
+    return number
+
+
+def _numbers(fn: str, arg: str, values: Any) -> Tensor:
+    """A float64 tensor of a sequence or an array of numbers."""
+    expected = "a torch.Tensor, or a sequence or an array of numbers"
+    sequence = isinstance(values, Sequence) and not isinstance(values, str)
+    if not sequence and not hasattr(values, "__array__"):
+        fail_type(fn, arg, expected, values)
+    if sequence:
+        values = [float(v) if isinstance(v, Tensor) else v for v in values]
+    array = numpy.asarray(values)
+    if array.size and array.dtype.kind not in "iuf":
+        raise TypeError(f"{fn}: {arg} must be {expected}, got {values!r}")
+    return torch.as_tensor(array.astype(numpy.float64))
+
+
+def check_number(
+    fn: str, arg: str, value: Any, *, positive: bool = False, minimum: float | None = None
+) -> float:
+    """A finite real number; positive, or at least ``minimum``, when asked."""
+    if isinstance(value, Tensor) and value.dim() == 0 and not value.is_complex():
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        fail_type(fn, arg, "a real number", value)
+    number = float(value)
+    if not math.isfinite(number):
+        fail(fn, arg, "finite", number)
+    if positive and number <= 0:
+        fail(fn, arg, "positive", number)
+    if minimum is not None and number < minimum:
+        fail(fn, arg, f"at least {minimum}", number)
+    return number
+
+
+def check_sigmas(fn: str, sigmas: Any, *, minimum_levels: int = 1) -> Tensor:
+    """Noise scales: 1-D, positive, finite, strictly decreasing. Synchronises with the device.
+
+    In a graph that torch.compile traces the values can't be looked at.
+    """
+    if not isinstance(sigmas, Tensor):
+        sigmas = _numbers(fn, "sigmas", sigmas)
+    check_floating(fn, "sigmas", sigmas)
+    if sigmas.dim() != 1 or sigmas.numel() < minimum_levels:
+        fail(fn, "sigmas", f"a 1-D tensor of at least {minimum_levels} level(s)", describe(sigmas))
+    if torch.compiler.is_compiling():
+        return sigmas
+    values = sigmas.detach().double().cpu()
+    if not bool((torch.isfinite(values) & (values > 0)).all()):
+        fail(fn, "sigmas", "positive and finite", values.tolist()[:8])
+    if not bool((values[1:] < values[:-1]).all()):
+        fail(fn, "sigmas", "strictly decreasing, from sigma_1 to sigma_L", values.tolist()[:8])
+    return sigmas
+
+
+def check_output(fn: str, output: Any, x: Tensor, *, arg: str = "model") -> Tensor:
+    """A model's output: a floating-point tensor of x's shape, where x is."""
+    expected = f"a model whose output is a floating-point tensor of x's shape {tuple(x.shape)}"
+    if not isinstance(output, Tensor):
+        fail_type(fn, arg, expected, output)
+    if output.shape != x.shape or not output.is_floating_point():
+        fail(fn, arg, expected, describe(output))
+    if output.device != x.device:
+        fail(fn, arg, f"a model whose output is on {x.device}, as x is", describe(output))
+    return output
+
+
+def per_sample(value: Tensor, x: Tensor) -> Tensor:
+    """View a (batch,) tensor so that it broadcasts against ``x`` of shape (batch, ...)."""
+    return value.reshape(-1, *(1,) * (x.dim() - 1))

@@ -1,0 +1,70 @@
+"""Modules that have moved: their old names work for one more version, with a DeprecationWarning."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+_MOVED = {
+    "bench": "apps.bench",
+    "checkpoint": "nn.checkpoint",
+    "cli": "apps.cli",
+    "closed_form": "derivatives.closed_form",
+    "demo": "apps.demo",
+    "divergence": "derivatives",
+    "files": "_support.files",
+    "info": "apps.info",
+    "jvp": "derivatives",
+    "memory": "_support.memory",
+    "metrics": "evaluation",
+    "quality": "evaluation",
+    "slicing": "derivatives.projections",
+    "traces": "derivatives.traces",
+}
+
+
+class _Moved(ModuleType):
+    """A module's old name. Where a function has that name too, it can be called as the function."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(importlib.import_module(self.__dict__["new"]), name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self, self.__name__.rpartition(".")[2])(*args, **kwargs)
+
+
+class _Finder(MetaPathFinder, Loader):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        package, _, name = fullname.partition(".")
+        if package == "fastscore" and name in _MOVED:
+            return ModuleSpec(fullname, self)
+        return None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        module = _Moved(spec.name, f"The old name of :mod:`fastscore.{_new_name(spec.name)}`.")
+        module.__dict__["new"] = f"fastscore.{_new_name(spec.name)}"
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        new = module.__dict__["new"]
+        warnings.warn(f"{module.__name__} is now {new}", DeprecationWarning, stacklevel=2)
+
+
+def _new_name(fullname: str) -> str:
+    return _MOVED[fullname.partition(".")[2]]
+
+
+def keep_old_names() -> None:
+    """Let the old names be imported; a module that is really there comes first."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.append(_Finder())

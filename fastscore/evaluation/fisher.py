@@ -1,0 +1,154 @@
+r"""How far a model's score is from the true one.
+
+    F = 1/2 E|s(x) - grad log p(x)|^2
+
+is the Fisher divergence, the quantity that score matching minimises up to a constant (Hyvarinen
+2005), and 1/2 E(v'(s(x) - grad log p(x)))^2, over projections v with E[v v'] = I too, its sliced
+form (Song, Garg, Shi and Ermon 2019), of the same expectation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fastscore import random
+from fastscore._support.checks import (
+    check_choice,
+    check_device,
+    check_floating,
+    check_int,
+    check_output,
+    check_shape,
+    fail_type,
+)
+from fastscore.conditioning import as_sigma
+from fastscore.derivatives.projections import DISTRIBUTIONS, half_square
+from fastscore.derivatives.traces import sum_over_sample
+from fastscore.ops import projections as draw_projections
+from fastscore.ops._library import sum_dtype
+from fastscore.ops.dsm import REDUCTIONS, reduced
+
+Score = Callable[..., Tensor]
+
+
+@torch.no_grad()
+def fisher_divergence(
+    model: Score,
+    true_score: Score | Tensor,
+    x: Tensor,
+    sigma: Tensor | float | None = None,
+    *,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""1/2 E|s(x) - s_true(x)|^2, summed over dimensions, averaged over the points.
+
+    With points from the data that is the Fisher divergence (Hyvarinen 2005). No gradients.
+
+    Args:
+        model: called ``model(x)``, or ``model(x, sigma)`` when sigma is given.
+        true_score: the score to compare with: called likewise, or its values, a tensor of x's
+            shape.
+        x: points, (batch, ...), float32, float64, bfloat16 or float16.
+        sigma: noise level(s), a number or (batch,); x are then points of that noise level.
+        reduction: "mean" or "sum" over the batch, or "none".
+
+    Returns:
+        A scalar, or (batch,) for ``reduction="none"``; float32, or float64 for float64 scores.
+
+    Raises:
+        ValueError: scores that are not of x's shape, an argument out of its range.
+        TypeError: an argument of the wrong type.
+
+    Example:
+        >>> import torch
+        >>> from fastscore.evaluation.fisher import fisher_divergence
+        >>> fisher_divergence(lambda x: -x, lambda x: 1 - x, torch.randn(10, 4))
+        tensor(2.)
+    """
+    fn = "fisher_divergence"
+    difference = _difference(fn, model, true_score, x, sigma)
+    return _reduce(fn, half_square(difference), reduction)
+
+
+@torch.no_grad()
+def sliced_fisher_divergence(
+    model: Score,
+    true_score: Score | Tensor,
+    x: Tensor,
+    sigma: Tensor | float | None = None,
+    *,
+    projections: int = 1,
+    distribution: str = "rademacher",
+    reduction: str = "mean",
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
+    sample_offset: int = 0,
+) -> Tensor:
+    r"""1/2 E(v'(s(x) - s_true(x)))^2 over points x and projections v with E[v v'] = I.
+
+    The sliced form of :func:`fisher_divergence`, of the same expectation (Song, Garg, Shi and Ermon
+    2019, equation 5).
+
+    Args:
+        model, true_score, x, sigma, reduction: see :func:`fisher_divergence`.
+        projections: for each point, at least 1.
+        distribution: of v: "rademacher" (default), "gaussian" or "sphere" (of radius sqrt(d)).
+        seed: governs the projections; None draws one from PyTorch's default generator.
+        generator: where to draw the seed from instead.
+        sample_offset: number of the first point in a larger batch.
+
+    Returns, Raises: as :func:`fisher_divergence`.
+
+    Example:
+        >>> import torch
+        >>> from fastscore.evaluation.fisher import sliced_fisher_divergence
+        >>> x = torch.randn(1000, 4)
+        >>> value = sliced_fisher_divergence(lambda x: -x, lambda x: 1 - x, x, seed=0)
+        >>> bool(abs(value - 2) < 0.5)
+        True
+    """
+    fn = "sliced_fisher_divergence"
+    check_int(fn, "projections", projections, minimum=1)
+    check_choice(fn, "distribution", distribution, DISTRIBUTIONS)
+    check_int(fn, "sample_offset", sample_offset, minimum=0)
+    difference = _difference(fn, model, true_score, x, sigma)
+    v = draw_projections(
+        random.make_key(fn, seed, device=x.device, generator=generator),
+        x.shape,
+        projections,
+        distribution=distribution,
+        dtype=difference.dtype,
+        sample_offset=sample_offset,
+    )
+    values = sum_over_sample(v * difference, 2).square().mean(dim=0) / 2
+    return _reduce(fn, values, reduction)
+
+
+def _difference(
+    fn: str, model: Score, true_score: Score | Tensor, x: Tensor, sigma: Tensor | float | None
+) -> Tensor:
+    """s - s_true at x, in float32 or float64."""
+    check_floating(fn, "x", x, min_dim=1)
+    if not callable(model):
+        fail_type(fn, "model", "callable", model)
+    args = () if sigma is None else (as_sigma(fn, x, sigma),)
+    score = check_output(fn, model(x, *args), x)
+    if isinstance(true_score, Tensor):
+        check_floating(fn, "true_score", true_score)
+        check_shape(fn, "true_score", true_score, x.shape, "x's shape")
+        check_device(fn, "true_score", true_score, x.device, "where x is")
+        true = true_score
+    elif callable(true_score):
+        true = check_output(fn, true_score(x, *args), x, arg="true_score")
+    else:
+        fail_type(fn, "true_score", "callable or a tensor", true_score)
+    dtype = sum_dtype(torch.promote_types(score.dtype, true.dtype))
+    return score.to(dtype) - true.to(dtype)
+
+
+def _reduce(fn: str, values: Tensor, reduction: str) -> Tensor:
+    check_choice(fn, "reduction", reduction, REDUCTIONS)
+    return reduced(values, reduction)

@@ -1,0 +1,1 @@
+"""The room of continuous-time processes; there are none yet."""
