@@ -111,9 +111,10 @@ def test_modules_that_have_moved_keep_their_old_names():
             from fastscore.checkpoint import load_checkpoint
             from fastscore.bench.measure import measure
             import fastscore.quality
-        assert len(caught) == 6, [str(w.message) for w in caught]
+        assert len(caught) == 7, [str(w.message) for w in caught]
         assert all(w.category is DeprecationWarning for w in caught)
         assert fastscore.quality.frechet_distance is fastscore.evaluation.frechet_distance
+        assert measure.__module__ == "fastscore.apps.bench.measure"
         assert fastscore.divergence(lambda x: -x, fastscore.random.normal(
             fastscore.random.key(0), (1, 2))).tolist() == [-2.0]
         try:

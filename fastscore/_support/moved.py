@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import sys
 import warnings
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ _MOVED = {
     "cli": "apps.cli",
     "closed_form": "derivatives.closed_form",
     "demo": "apps.demo",
-    "divergence": "derivatives",
+    "divergence": "derivatives.hutchinson",
     "files": "_support.files",
     "info": "apps.info",
-    "jvp": "derivatives",
+    "jvp": "derivatives.forward",
     "memory": "_support.memory",
-    "metrics": "evaluation",
-    "quality": "evaluation",
+    "metrics": "evaluation.fisher",
+    "quality": "evaluation.distances",
     "slicing": "derivatives.projections",
     "traces": "derivatives.traces",
 }
@@ -45,14 +45,15 @@ class _Finder(MetaPathFinder, Loader):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        package, _, name = fullname.partition(".")
-        if package == "fastscore" and name in _MOVED:
-            return ModuleSpec(fullname, self)
-        return None
+        new = _new_name(fullname)
+        if new is None or importlib.util.find_spec(new) is None:
+            return None
+        return ModuleSpec(fullname, self, is_package=True)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        module = _Moved(spec.name, f"The old name of :mod:`fastscore.{_new_name(spec.name)}`.")
-        module.__dict__["new"] = f"fastscore.{_new_name(spec.name)}"
+        new = _new_name(spec.name)
+        module = _Moved(spec.name, f"The old name of :mod:`{new}`.")
+        module.__dict__["new"] = new
         return module
 
     def exec_module(self, module: ModuleType) -> None:
@@ -60,8 +61,12 @@ class _Finder(MetaPathFinder, Loader):
         warnings.warn(f"{module.__name__} is now {new}", DeprecationWarning, stacklevel=2)
 
 
-def _new_name(fullname: str) -> str:
-    return _MOVED[fullname.partition(".")[2]]
+def _new_name(fullname: str) -> str | None:
+    package, _, rest = fullname.partition(".")
+    first, dot, inside = rest.partition(".")
+    if package != "fastscore" or first not in _MOVED:
+        return None
+    return f"fastscore.{_MOVED[first]}{dot}{inside}"
 
 
 def keep_old_names() -> None:
