@@ -12,11 +12,15 @@ by naming what they expect instead:
 ``"log_sigma"``  ``model(x, log sigma)``  NCSN++-style networks with a Fourier embedding
 ``"none"``       ``model(x)``             one noise level, or an energy or score of x alone
 ===============  =======================  ==================================================
+
+What else a network takes (classes, context, molecules) is given by name in ``model_kwargs``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,11 +35,21 @@ from fastscore._support.checks import (
     fail,
     fail_type,
 )
+from fastscore._support.lending import lend, lent
 
 CONDITIONINGS = ("sigma", "index", "log_sigma", "none")
 
-# What PyTorch says where operands have several dtypes.
-_MIXED_DTYPES = ("same dtype", "expected scalar type", "should be the same")
+# What PyTorch says where operands have several dtypes,
+_MIXED_DTYPES = re.compile(
+    "same dtype|expected scalar type|expect parameter to have scalar type|should be the same"
+    "|does not match weight dtype"
+)
+_HALF = (torch.bfloat16, torch.float16)
+# and where an index is not a whole number: an embedding, a table, one_hot, a list.
+_WANTS_INDEX = re.compile(
+    "indices.*[Ll]ong|int32 or int64 for index|int32/int64 for index|long tensor for index"
+    "|index tensor of type LongTensor|converted to an index"
+)
 
 
 def condition(conditioning: str, sigma: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
@@ -73,11 +87,13 @@ def call_model(
     sigma: Tensor,
     labels: Tensor,
     conditioning: str,
+    model_kwargs: dict[str, Any] | None = None,
 ) -> Tensor:
     """Call ``model`` as ``conditioning`` says and check that its output has the shape of ``x``.
 
-    The output may have another floating dtype than ``x`` (a model under autocast). Nothing here
-    reads a value from the device, so a sampling loop stays free of host synchronisation.
+    The model may write to what it is given, and keep it: nobody sees that. The output may have
+    another floating dtype than ``x`` (a model under autocast). Nothing here reads a value from the
+    device, so a sampling loop stays free of host synchronisation.
 
     Args:
         fn: the public function on whose behalf the model is called, for messages.
@@ -86,6 +102,7 @@ def call_model(
         sigma: their noise levels, shape (batch,).
         labels: the indices of those levels, shape (batch,), int64.
         conditioning: one of ``CONDITIONINGS``.
+        model_kwargs: what else the model is given, by name.
 
     Returns:
         The model's output, of the shape and on the device of ``x``.
@@ -106,14 +123,19 @@ def call_model(
         fail_type(fn, "model", "callable", model)
     check_choice(fn, "conditioning", conditioning, CONDITIONINGS)
     args = condition(conditioning, sigma, labels)
-    if torch.compiler.is_compiling():
-        return check_output(fn, model(x, *args), x)
+    with explained(fn, model, x, conditioning):
+        output = model(lend(x), *map(lend, args), **lent(model_kwargs or {}))
+    return check_output(fn, output, x)
+
+
+@contextmanager
+def explained(fn: str, model: Callable[..., Any], x: Tensor, conditioning: str) -> Iterator[None]:
+    """A failure of the model's is raised in this library's words where its reason can be told."""
     try:
-        output = model(x, *args)
-    except (RuntimeError, TypeError) as error:
+        yield
+    except Exception as error:
         explain_failure(fn, model, x, conditioning, error)
         raise
-    return check_output(fn, output, x)
 
 
 def parameter_dtypes(model: Any) -> set[torch.dtype]:
@@ -123,16 +145,18 @@ def parameter_dtypes(model: Any) -> set[torch.dtype]:
 
 
 def explain_failure(
-    fn: str, model: Callable[..., Tensor], x: Tensor, conditioning: str, error: Exception
+    fn: str, model: Callable[..., Any], x: Tensor, conditioning: str, error: Exception
 ) -> None:
     """Raise in this library's words where the model failed for a reason that can be told."""
     message = str(error)
     dtypes = parameter_dtypes(model)
-    if dtypes and x.dtype not in dtypes and any(phrase in message for phrase in _MIXED_DTYPES):
-        kinds = " or ".join(map(str, dtypes))
-        expected = f"of the model's dtype {kinds} (or the model run under autocast)"
+    if dtypes and x.dtype not in dtypes and _MIXED_DTYPES.search(message):
+        kinds = " or ".join(sorted(map(str, dtypes)))
+        half = next((str(kind) for kind in _HALF if kind in dtypes), None)
+        way = f'under autocast (samplers: autocast={half}; else torch.autocast("{x.device.type}"))'
+        expected = f"of the model's dtype {kinds}" + (f", or the model run {way}" if half else "")
         raise ValueError(f"{fn}: x must be {expected}, got {x.dtype}") from error
-    if conditioning == "sigma" and "Long" in message and "indices" in message:
+    if conditioning in ("sigma", "log_sigma") and _WANTS_INDEX.search(message):
         expected = '"index" for a model that takes labels'
         raise ValueError(f"{fn}: conditioning must be {expected}, got {conditioning!r}") from error
 
@@ -165,7 +189,7 @@ def as_sigma(fn: str, x: Tensor, sigma: Tensor | float) -> Tensor:
     if not sigma.is_floating_point() or sigma.dim() > 1:
         fail(fn, "sigma", expected, describe(sigma))
     if sigma.dim() == 0:
-        return sigma.to(device=x.device, dtype=dtype).expand(batch)
+        return sigma.to(device=x.device, dtype=dtype).repeat(batch)
     if len(sigma) != batch:
         fail(fn, "sigma", expected, describe(sigma))
     check_device(fn, "sigma", sigma, x.device, "as x is")

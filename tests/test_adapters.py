@@ -182,14 +182,14 @@ def test_energy_score_leaves_the_callers_tensor_alone(requires_grad: bool) -> No
 
 
 def test_energy_score_of_x_alone() -> None:
-    model = EnergyScore(lambda x: 0.5 * x.square().sum(1), takes_sigma=False)
+    model = EnergyScore(lambda x: 0.5 * x.square().sum(1), conditioning="none")
     assert torch.equal(model(X), -X)
     assert torch.equal(model(X, LEVELS), -X)
 
 
 def test_energy_score_with_what_function_transforms_do_not_allow() -> None:
     norm_net = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1)).double()
-    assert EnergyScore(norm_net, takes_sigma=False)(X).shape == X.shape
+    assert EnergyScore(norm_net, conditioning="none")(X).shape == X.shape
     energy = Energy()
     saved = EnergyScore(lambda x, s: checkpoint(energy, x, s, use_reentrant=False))
     torch.testing.assert_close(saved(X, LEVELS), EnergyScore(energy)(X, LEVELS))

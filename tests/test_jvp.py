@@ -392,7 +392,7 @@ def test_model_that_differentiates(record: bool) -> None:
     vs = tangents_of(x)
     name = "torch.autograd.grad" if record else "detach"
     with torch.set_grad_enabled(record), pytest.warns(UserWarning, match=name):
-        output, tangents = jvps(EnergyScore(energy, takes_sigma=False), x, vs)
+        output, tangents = jvps(EnergyScore(energy, conditioning="none"), x, vs)
     expected = exact(torch.func.grad(lambda x: -energy(x).sum()), x, vs)
     torch.testing.assert_close((output, tangents), expected)
 

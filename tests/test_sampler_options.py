@@ -351,12 +351,12 @@ def test_no_step_reads_a_value_from_the_device() -> None:
 
 def test_memory_does_not_grow_with_the_number_of_steps() -> None:
     def work(steps: int) -> Callable[[], object]:
-        return lambda: langevin(lambda x: x, torch.ones(1000, 8), steps=steps, step_size=1e-4)
+        return lambda: langevin(lambda x: -x, torch.ones(1000, 8), steps=steps, step_size=1e-4)
 
     work(2)()
     few, many = peak_bytes(work(4)), peak_bytes(work(200))
     assert few == many
-    assert many < 3 * 32_000
+    assert many < 3.5 * 32_000  # the start, the state, the score; none of the library's own
 
 
 def test_auto_graph_is_no_graph_on_the_cpu() -> None:

@@ -491,7 +491,7 @@ def test_bad_models(loss: Loss) -> None:
     with pytest.raises(TypeError, match=f"^{name}: model must be a .* got NoneType"):
         loss(lambda x: None, x)
     with pytest.raises(ValueError, match=r"EnergyScore: energy must be .* one number per sample"):
-        loss(EnergyScore(nn.Linear(3, 2), takes_sigma=False), x)
+        loss(EnergyScore(nn.Linear(3, 2), conditioning="none"), x)
 
 
 def test_docstrings() -> None:

@@ -178,7 +178,7 @@ def test_reverse_mode_under_vmap(method: str, energy: bool) -> None:
     def score_of(network: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         if not energy:
             return network
-        return fastscore.scores.EnergyScore(lambda x: network(x).squeeze(-1), takes_sigma=False)
+        return fastscore.scores.EnergyScore(lambda x: network(x).squeeze(-1), conditioning="none")
 
     def loss_of(parameters: dict, buffers: dict, key: Tensor) -> Tensor:
         def network(x: Tensor) -> Tensor:

@@ -345,7 +345,7 @@ def test_training_finds_the_score(method: str, reduced: bool) -> None:
 def test_training_an_energy_finds_the_score(method: str) -> None:
     net = mlp(2, (64, 64), out=1).float()
     before, after = initial_and_final(
-        EnergyScore(SumOfOutputs(net), takes_sigma=False), SSMLoss(method=method)
+        EnergyScore(SumOfOutputs(net), conditioning="none"), SSMLoss(method=method)
     )
     assert before > 0.05
     assert after < 0.05
@@ -429,7 +429,7 @@ def test_bad_models(loss: Loss, method: str) -> None:
             loss(model, x, method=method)
     with pytest.raises(TypeError, match=r"(ssm_loss|SSMLoss): model must be a .* got NoneType"):
         loss(lambda x: None, x, method=method)
-    pair = EnergyScore(nn.Linear(3, 2), takes_sigma=False)
+    pair = EnergyScore(nn.Linear(3, 2), conditioning="none")
     with pytest.raises(ValueError, match=r"EnergyScore: energy must be .* one number per sample"):
         loss(pair, x, method=method)
 

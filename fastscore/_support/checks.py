@@ -82,6 +82,12 @@ def check_choice(
     fail(fn, arg, expected, repr(value))
 
 
+def check_sequence(fn: str, arg: str, value: Any, of: str) -> None:
+    """A sequence, but not a string; ``of`` says of what."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        fail_type(fn, arg, f"a sequence of {of}", value)
+
+
 def check_int(fn: str, arg: str, value: Any, *, minimum: int) -> int:
     """An integer (bool excluded) of at least ``minimum``."""
     if type(value) is int and value >= minimum:  # asking abstract classes takes longer than an op
@@ -111,8 +117,11 @@ def _numbers(fn: str, arg: str, values: Any) -> Tensor:
 def check_number(
     fn: str, arg: str, value: Any, *, positive: bool = False, minimum: float | None = None
 ) -> float:
-    """A finite real number; positive, or at least ``minimum``, when asked."""
-    if isinstance(value, Tensor) and value.dim() == 0 and not value.is_complex():
+    """A finite real number; positive, or at least ``minimum``, when asked.
+
+    NumPy's numbers, and arrays and tensors of one element, are numbers too.
+    """
+    if isinstance(value, (Tensor, numpy.ndarray)) and math.prod(value.shape) == 1:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         fail_type(fn, arg, "a real number", value)
@@ -134,6 +143,9 @@ def check_sigmas(fn: str, sigmas: Any, *, minimum_levels: int = 1) -> Tensor:
     if not isinstance(sigmas, Tensor):
         sigmas = _numbers(fn, "sigmas", sigmas)
     check_floating(fn, "sigmas", sigmas)
+    if sigmas.requires_grad and torch.is_grad_enabled():
+        expected = "a tensor that needs no gradient, for none reaches it (detach it)"
+        fail(fn, "sigmas", expected, "one that requires grad")
     if sigmas.dim() != 1 or sigmas.numel() < minimum_levels:
         fail(fn, "sigmas", f"a 1-D tensor of at least {minimum_levels} level(s)", describe(sigmas))
     if torch.compiler.is_compiling():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
+import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,21 +19,29 @@ from fastscore._support.checks import (
     check_floating,
     check_int,
     check_number,
+    check_sequence,
+    check_shape,
     check_tensor,
     describe,
     fail,
     fail_type,
 )
+from fastscore._support.model_kwargs import check_model_kwargs
 from fastscore.conditioning import CONDITIONINGS, parameter_dtypes
 from fastscore.random import Stream
 from fastscore.samplers._graph import wants_graph
-from fastscore.samplers._loop import Callback, Chain, Clamp, Model, Plan, progress_bar_class, run
+from fastscore.samplers._loop import Chain, progress_bar_class, run
+from fastscore.samplers._plan import Clamp, Model, Plan
+
+if TYPE_CHECKING:
+    from fastscore.samplers._options import SamplerOptions
 
 DEFAULT_SAMPLES = 64
 MAX_STEPS = 2**32  # the step number is one 32-bit word of the noise counter
 INITS = ("normal", "uniform")
 STATE_DTYPES = (torch.float32, torch.float64)
 AUTOCAST_DTYPES = (torch.bfloat16, torch.float16)
+FAR_OFF = 1e6  # times the noise that a chain begins with: no data are there
 
 
 def sample(
@@ -39,81 +49,62 @@ def sample(
     model: Model,
     x: Tensor | None,
     plan: Plan,
-    *,
-    shape: Sequence[int] | None,
-    num_samples: int | None,
-    conditioning: str,
-    init: str,
-    known: Tensor | None,
-    mask: Tensor | None,
-    clamp: Clamp | None,
-    seed: int | None,
-    generator: torch.Generator | None,
-    sample_offset: int,
-    start_step: int,
-    dtype: torch.dtype | None,
-    device: torch.device | str | None,
-    autocast: torch.dtype | None,
-    progress: bool,
-    callback: Callback | None,
-    record: Sequence[int] | None,
-    cuda_graph: bool | str,
+    options: SamplerOptions,
+    trajectory: Sequence[int] | None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Check everything, build the chain and run it: what every public sampler ends with."""
+    record = plan.recorded(fn, trajectory)
+    start_step, seed = options["start_step"], options["seed"]
     if not callable(model):
         fail_type(fn, "model", "callable", model)
+    conditioning = options["conditioning"] or plan.conditioning
     check_choice(fn, "conditioning", conditioning, CONDITIONINGS)
-    check_choice(fn, "init", init, INITS)
-    check_int(fn, "sample_offset", sample_offset, minimum=0)
+    check_choice(fn, "init", options["init"], INITS)
+    model_kwargs = check_model_kwargs(fn, options["model_kwargs"])
     check_start(fn, start_step, plan.steps, x, seed)
-    bounds = check_clamp(fn, clamp)
-    check_autocast(fn, autocast)
+    bounds = check_clamp(fn, options["clamp"])
+    check_autocast(fn, options["autocast"])
+    callback, progress = options["callback"], options["progress"]
     if callback is not None and not callable(callback):
         fail_type(fn, "callback", "callable", callback)
     if progress:
         progress_bar_class(fn)
-    if x is None:
-        shape = state_shape(fn, model, shape, num_samples)
-        device = full_device(device if device is not None else model_device(model, plan.device))
-        dtype = check_state_dtype(fn, dtype, model)
-    else:
-        check_given_state(fn, x, shape=shape, num_samples=num_samples, dtype=dtype, device=device)
-        shape, device = x.shape, x.device
-        dtype = x.dtype if x.dtype in STATE_DTYPES else torch.float32
-    known, mask = check_known(fn, known, mask, torch.Size(shape), dtype, device)
-    steps = plan.steps if torch.Size(shape).numel() else start_step  # nothing to do for no samples
-    use_graph = wants_graph(fn, cuda_graph, device, steps - start_step) and steps > start_step
+    shape, dtype, device = state_of(fn, model, x, plan, options)
+    known, mask = check_known(fn, options["known"], options["mask"], shape, dtype, device)
+    steps = plan.steps if shape.numel() else start_step  # nothing to do for no samples
+    use_graph = wants_graph(fn, options["cuda_graph"], device, steps - start_step)
+    use_graph = use_graph and steps > start_step
 
     with torch.no_grad():
-        key = random.make_key(fn, seed, draw=start_step, device=device, generator=generator)
+        noise = Noise.of(fn, options, shape[0], device)
         if x is None:
-            state = draw_state(initial(key), shape, init, plan.init_scale, dtype, sample_offset)
+            state = draw_state(noise, shape, options["init"], plan.init_scale, dtype)
         else:
             state = x.detach().to(dtype, copy=True)
-        if mask is not None and start_step == 0:
+        if mask is not None and known is not None and start_step == 0:
             # The model sees known elements at the noise level of the others from the first step on.
-            z = random.normal(
-                initial(key), shape, dtype=dtype, stream=Stream.INIT, sample_offset=sample_offset
-            )
-            state = torch.where(mask, z.mul_(plan.known_scale).add_(known), state)
+            z = noise.normal(shape, dtype).mul_(plan.known_scale).add_(known)
+            state = torch.where(mask, z, state)
     chain = Chain(
         fn,
         model,
         conditioning,
         state,
-        key,
+        noise.key,
         plan.table.to(device),
         plan.sigmas.to(device, dtype),
         plan.sigmas.to(dtype).tolist(),
         plan.steps_per_level,
+        model_kwargs=model_kwargs,
         known=known,
         mask=mask,
         clamp=bounds,
-        sample_offset=sample_offset,
-        autocast=autocast,
-        cache_casts=not use_graph,  # a graph must not read memory that it does not own
+        sample_offset=noise.sample_offset,
+        samples=noise.samples,
+        autocast=options["autocast"],
+        static=use_graph,
     )
-    trajectory = run(
+    taken, states = run(
         chain,
         start_step=start_step,
         steps=steps,
@@ -122,42 +113,99 @@ def sample(
         callback=callback,
         use_graph=use_graph,
     )
-    final = chain.x.detach()  # a model may have asked for gradients with respect to it
-    return final if record is None else (final, trajectory)
+    final = chain.x.detach()  # a callback may have asked for gradients with respect to it
+    warn_of_divergence(fn, final, taken, plan)
+    return final if record is None else (final, states)
 
 
-def initial(key: Tensor) -> Tensor:
-    """The key of what is drawn before the first step, wherever the run starts: draw number 0."""
-    return torch.stack([key[0], torch.zeros_like(key[0])])
+def state_of(
+    fn: str, model: Model, x: Tensor | None, plan: Plan, options: SamplerOptions
+) -> tuple[torch.Size, torch.dtype, torch.device]:
+    """Shape, dtype and device of the state: those of ``x``, or as the options say."""
+    shape, num_samples = options["shape"], options["num_samples"]
+    dtype, device = options["dtype"], options["device"]
+    if x is None:
+        size = torch.Size(state_shape(fn, model, shape, num_samples))
+        where = device if device is not None else model_device(model, plan.device)
+        return size, check_state_dtype(fn, dtype, model), full_device(where)
+    check_given_state(fn, x, shape=shape, num_samples=num_samples, dtype=dtype, device=device)
+    return x.shape, x.dtype if x.dtype in STATE_DTYPES else torch.float32, x.device
+
+
+class Noise(NamedTuple):
+    """Where a run's random numbers come from."""
+
+    key: Tensor  # [seed, step] of all samples, (2,), or of each, (batch, 2)
+    sample_offset: int
+    samples: Tensor | None
+
+    @classmethod
+    def of(cls, fn: str, options: SamplerOptions, batch: int, device: torch.device) -> Noise:
+        samples, offset = options["samples"], options["sample_offset"]
+        check_numbering(fn, options["seed"], samples, offset, batch, device)
+        key = random.make_key(
+            fn,
+            options["seed"],
+            draw=options["start_step"],
+            device=device,
+            generator=options["generator"],
+        )
+        return cls(key, offset, samples)
+
+    def initial(self) -> Tensor:
+        """The key of what is drawn before the first step, wherever the run starts: draw 0."""
+        key = self.key.clone()
+        key[..., 1] = 0
+        return key
+
+    def normal(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        return random.normal(self.initial(), shape, dtype=dtype, **self._numbering())
+
+    def uniform(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        return random.uniform(self.initial(), shape, dtype=dtype, **self._numbering())
+
+    def _numbering(self) -> dict[str, Any]:
+        samples = {} if self.samples is None else {"samples": self.samples}
+        return {"stream": Stream.INIT, "sample_offset": self.sample_offset, **samples}
 
 
 def draw_state(
-    key: Tensor,
-    shape: Sequence[int],
-    init: str,
-    scale: float,
-    dtype: torch.dtype,
-    sample_offset: int,
+    noise: Noise, shape: torch.Size, init: str, scale: float, dtype: torch.dtype
 ) -> Tensor:
     """The initial state: normal of standard deviation ``scale``, or uniform in [0, 1)."""
     if init == "uniform":
-        return random.uniform(
-            key, shape, dtype=dtype, stream=Stream.INIT, sample_offset=sample_offset
+        return noise.uniform(shape, dtype)
+    return noise.normal(shape, dtype).mul_(scale)
+
+
+def warn_of_divergence(fn: str, x: Tensor, steps: int, plan: Plan) -> None:
+    """Say that a chain has left the finite numbers, or all reason: looked at once, at the end."""
+    largest = float(torch.linalg.vector_norm(x, math.inf)) if x.numel() else 0.0
+    if largest <= FAR_OFF * max(plan.init_scale, 1.0):  # False for NaN
+        return
+    if math.isfinite(largest):
+        what = f"elements of up to {largest:.1e} after {steps} steps"
+    else:
+        bad = (
+            int((~torch.isfinite(x)).flatten(1).any(1).sum())
+            if x.dim() > 1
+            else int((~torch.isfinite(x)).sum())
         )
-    z = random.normal(key, shape, dtype=dtype, stream=Stream.INIT, sample_offset=sample_offset)
-    return z.mul_(scale)
+        what = f"NaN or infinity in {bad} of {len(x)} samples after {steps} steps"
+    warnings.warn(
+        f"{fn}: {what}. The chain diverges where {plan.step_size} is too large, where the model "
+        "returns something else than the score (of a network that predicts the noise or the data, "
+        "fastscore.scores.EpsScore or DenoiserScore makes one), or where it is called with another "
+        "conditioning than it was trained with.",
+        UserWarning,
+        stacklevel=4,
+    )
 
 
 # ---- checks ------------------------------------------------------------------------------------
 
 
-def check_sequence(fn: str, arg: str, value: Any, of: str) -> None:
-    """A sequence, but not a string; ``of`` says of what."""
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        fail_type(fn, arg, f"a sequence of {of}", value)
-
-
-def check_start(fn: str, start_step: int, steps: int, x: Tensor | None, seed: int | None) -> None:
+def check_start(fn: str, start_step: int, steps: int, x: Tensor | None, seed: Any) -> None:
     """Resuming needs the state and the seed of the run that is resumed."""
     check_int(fn, "start_step", start_step, minimum=0)
     if steps >= MAX_STEPS:
@@ -173,6 +221,36 @@ def check_start(fn: str, start_step: int, steps: int, x: Tensor | None, seed: in
         fail(fn, "x", f"the state after start_step={start_step} steps", None)
     if start_step and seed is None:
         fail(fn, "seed", f"that of the run that stopped after start_step={start_step} steps", None)
+
+
+def check_numbering(
+    fn: str,
+    seed: Any,
+    samples: Tensor | None,
+    sample_offset: int,
+    batch: int,
+    device: torch.device,
+) -> None:
+    """One way at the most of saying which samples these are, of the right shape and kind."""
+    check_int(fn, "sample_offset", sample_offset, minimum=0)
+    if sample_offset >= 2**63:
+        fail(fn, "sample_offset", "below 2^63", sample_offset)
+    each = isinstance(seed, Sequence) or (isinstance(seed, Tensor) and seed.dim() > 0)
+    if each and len(seed) != batch:
+        fail(fn, "seed", f"one number, or one for each of {batch} samples", f"{len(seed)} seeds")
+    if samples is None:
+        if each and sample_offset:
+            fail(fn, "sample_offset", "0 where each sample has a seed", sample_offset)
+        return
+    for name, value in (("seed", each), ("sample_offset", sample_offset)):
+        if value:
+            expected = "one for all samples" if name == "seed" else "0"
+            fail(fn, name, f"{expected} where samples are numbered by samples=", value)
+    check_tensor(fn, "samples", samples)
+    if samples.dtype != torch.int64:
+        fail(fn, "samples", "an int64 tensor", describe(samples))
+    check_shape(fn, "samples", samples, (batch,), "a number for each sample")
+    check_device(fn, "samples", samples, device, "where the state is")
 
 
 def state_shape(
@@ -285,17 +363,3 @@ def check_autocast(fn: str, autocast: torch.dtype | None) -> None:
         fail_type(fn, "autocast", "None, torch.bfloat16 or torch.float16", autocast)
     if autocast not in AUTOCAST_DTYPES:
         fail(fn, "autocast", "None, torch.bfloat16 or torch.float16", autocast)
-
-
-def check_levels(fn: str, trajectory: Sequence[int] | None, levels: int) -> list[int] | None:
-    """The levels to record, sorted, negative ones counted from the end."""
-    if trajectory is None:
-        return None
-    check_sequence(fn, "trajectory", trajectory, "level numbers, such as range(0, 10)")
-    chosen = set()
-    for level in trajectory:
-        check_int(fn, "trajectory", level, minimum=-levels)
-        if level >= levels:
-            fail(fn, "trajectory", f"levels below {levels}", level)
-        chosen.add(level % levels)
-    return sorted(chosen)

@@ -14,35 +14,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy
 import torch
 from torch import Tensor
 
-from fastscore.conditioning import call_model, condition
+from fastscore._support.checks import check_output
+from fastscore._support.lending import is_untouched, lend, lent
+from fastscore.conditioning import condition, explained, parameter_dtypes
 from fastscore.ops._library import ops
 from fastscore.samplers._graph import capture
-
-Model = Callable[..., Tensor]
-Callback = Callable[[int, Tensor], Any]
-Clamp = tuple[float | None, float | None]
+from fastscore.samplers._plan import Callback, Clamp, Model
 
 # What fastscore.ops.langevin_step_ calls, without its checks: everything here has been checked.
 update = ops.langevin_step_.default
-
-
-@dataclass
-class Plan:
-    """What makes one sampler differ from another, on the CPU in float64."""
-
-    table: Tensor  # (rows, 4): a, b, c, k of each step; the last row serves all steps after it
-    sigmas: Tensor  # (L,): what the model is conditioned on
-    steps: int  # model calls from start to end
-    steps_per_level: int  # consecutive steps that see the same sigma
-    init_scale: float  # standard deviation of a normal initial state
-    known_scale: float  # standard deviation of the noise that known pixels have at the start
-    device: torch.device | None = None  # where to sample when nothing else says so
 
 
 @dataclass
@@ -58,26 +44,31 @@ class Chain:
     sigmas: Tensor  # (L,) in the dtype of x
     levels: list[float]  # the same, for the host
     steps_per_level: int
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
     known: Tensor | None = None
     mask: Tensor | None = None
     clamp: Clamp = (None, None)
     sample_offset: int = 0
+    samples: Tensor | None = None
     autocast: torch.dtype | None = None  # None: whatever region the caller is in
-    cache_casts: bool = True
-    draw: Tensor = field(init=False)  # (1,): the number in the key
+    static: bool = False  # whether a CUDA graph is to replay the step, on memory of its own alone
+    draw: Tensor = field(init=False)  # (1,) or (B, 1): the number in the key
     sigma: Tensor = field(init=False)  # (B,): the level of the current step
     labels: Tensor = field(init=False)  # (B,) int64: its index
     arguments: tuple[Tensor, ...] = field(init=False)  # what the model is called with, besides x
+    model_dtype: torch.dtype | None = field(init=False)  # what the state is cast to for the model
     checked: bool = field(init=False, default=False)  # whether the model's output has been
+    writes: bool = field(init=False, default=False)  # whether the model writes to its arguments
     host_key: memoryview | None = field(init=False, default=None)  # the key's memory, on the CPU
 
     def __post_init__(self) -> None:
         batch = self.x.shape[0]
-        self.draw = self.key[1:]
+        self.draw = self.key[..., 1:]
         self.sigma = self.sigmas.new_empty(batch)
         self.labels = self.key.new_empty(batch)
-        if self.key.device.type == "cpu":
-            self.host_key = memoryview(self.key.numpy())
+        self.model_dtype = half_dtype(self.model) if self.autocast is None else None
+        if self.key.device.type == "cpu" and self.key.dim() == 1:
+            self.host_key = memoryview(cast(Any, self.key.numpy()))
 
     def set_level(self, level: int) -> None:
         """Fill ``sigma`` and ``labels`` with the level that the host knows."""
@@ -87,7 +78,8 @@ class Chain:
 
     def set_level_of_draw(self) -> None:
         """Fill them for the current step, whose number stays on the device."""
-        level = (self.draw // self.steps_per_level).clamp_(max=self.sigmas.shape[0] - 1)
+        step = self.draw.flatten()[:1]
+        level = (step // self.steps_per_level).clamp_(max=self.sigmas.shape[0] - 1)
         self.labels.copy_(level)
         self.sigma.copy_(self.sigmas.index_select(0, level))
         self.arguments = condition(self.conditioning, self.sigma, self.labels)
@@ -97,17 +89,26 @@ class Chain:
         if self.autocast is None:
             score = self.call_model()
         else:
-            kind, cache = self.x.device.type, self.cache_casts
-            with torch.autocast(kind, dtype=self.autocast, cache_enabled=cache):
+            kind = self.x.device.type  # a graph must not read copies of weights that it doesn't own
+            with torch.autocast(kind, dtype=self.autocast, cache_enabled=not self.static):
                 score = self.call_model()
         return score.to(self.x.dtype) if torch.float64 in (score.dtype, self.x.dtype) else score
 
     def call_model(self) -> Tensor:
         """The model's output, looked at closely the first time; later the kernel's checks do."""
-        if self.checked:
-            return self.model(self.x, *self.arguments)
-        self.checked = True
-        return call_model(self.fn, self.model, self.x, self.sigma, self.labels, self.conditioning)
+        x = self.x if self.model_dtype is None else self.x.to(self.model_dtype)
+        if not self.checked:
+            self.checked = True
+            handed = lend(x)
+            with explained(self.fn, self.model, x, self.conditioning):
+                output = self.model(handed, *map(lend, self.arguments), **lent(self.model_kwargs))
+            self.writes = not is_untouched(handed)
+            return check_output(self.fn, output, x)
+        if self.static:
+            # Memory that is lent moves when it is written to, where a graph would not find it.
+            x = x.clone() if self.writes else x
+            return self.model(x, *map(torch.clone, self.arguments), **lent(self.model_kwargs))
+        return self.model(lend(x), *map(lend, self.arguments), **lent(self.model_kwargs))
 
     def step(self) -> None:
         """One model call, one fused update, one step further."""
@@ -120,6 +121,7 @@ class Chain:
             self.mask,
             *self.clamp,
             self.sample_offset,
+            *(() if self.samples is None else (self.samples,)),
         )
         torch._C._increment_version((self.x,))
         if self.host_key is None:
@@ -133,6 +135,14 @@ class Chain:
         self.step()
 
 
+def half_dtype(model: Model) -> torch.dtype | None:
+    """The dtype of a model whose floating-point parameters all are of one half precision."""
+    dtypes = parameter_dtypes(model)
+    if len(dtypes) == 1 and torch.finfo(dtype := next(iter(dtypes))).bits == 16:
+        return dtype
+    return None
+
+
 def run(
     chain: Chain,
     *,
@@ -142,13 +152,13 @@ def run(
     progress: bool,
     callback: Callback | None,
     use_graph: bool,
-) -> Tensor:
-    """Take steps ``start_step`` to ``steps - 1``, in place; return the recorded states.
+) -> tuple[int, Tensor]:
+    """Take steps ``start_step`` to ``steps - 1``, in place; return their end, recorded states.
 
     ``record`` lists, in increasing order, after how many steps the state is copied.
     """
     trajectory = chain.x.new_empty(len(record), *chain.x.shape)
-    recorded = 0
+    recorded, done = 0, start_step
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(_device_guard(chain.x.device))
@@ -174,9 +184,9 @@ def run(
             if callback is not None and _says_stop(callback(done, chain.x)):
                 break
         else:
-            if chain.mask is not None:
+            if chain.mask is not None and chain.known is not None:
                 torch.where(chain.mask, chain.known, chain.x, out=chain.x)
-    return trajectory[:recorded]
+    return done, trajectory[:recorded]
 
 
 def _says_stop(answer: Any) -> bool:

@@ -1,32 +1,226 @@
-"""For type checkers: what all samplers take, so that each can say what it returns by overloads."""
+"""What every sampler takes: each option declared, documented and given its default here, once.
+
+A sampler itself is a function of what is special to it that returns a :class:`Plan`; see
+:func:`sampler`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypedDict
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, ParamSpec, Protocol, TypedDict, cast, overload
 
 import torch
 from torch import Tensor
 
-from fastscore.samplers._loop import Callback, Clamp
+from fastscore._support.options import (
+    Option,
+    declared,
+    refuse_unknown,
+    set_signature,
+    with_options,
+)
+from fastscore.samplers._inputs import sample
+from fastscore.samplers._plan import Callback, Clamp, Plan
 
 
 class SamplerOptions(TypedDict, total=False):
-    """Keyword arguments that every sampler has; their meaning stands with each sampler."""
+    """Keyword arguments of every sampler."""
 
-    shape: Sequence[int] | None
-    num_samples: int | None
-    init: str
-    known: Tensor | None
-    mask: Tensor | None
-    clamp: Clamp | None
-    seed: int | None
-    generator: torch.Generator | None
-    sample_offset: int
-    start_step: int
-    dtype: torch.dtype | None
-    device: torch.device | str | None
-    autocast: torch.dtype | None
-    progress: bool
-    callback: Callback | None
-    cuda_graph: bool | str
+    shape: Annotated[
+        Sequence[int] | None,
+        Option(None, "shape of the state, (batch, ...), when no ``x`` is given."),
+    ]
+    num_samples: Annotated[
+        int | None,
+        Option(
+            None,
+            """batch size for a model that has a ``data_shape``, when neither ``x`` nor ``shape`` is
+            given; 64 by default.""",
+        ),
+    ]
+    conditioning: Annotated[
+        str | None,
+        Option(
+            None,
+            """how the model is called: "sigma" for ``model(x, sigma)``; "index" for NCSN's
+            ``model(x, labels)`` with int64 labels, 0 for the largest sigma; "log_sigma"; or "none"
+            for ``model(x)``. By default "sigma" where there are noise levels, else "none".""",
+        ),
+    ]
+    model_kwargs: Annotated[
+        Mapping[str, Any] | None,
+        Option(
+            None,
+            """what else the model is called with, by name (classes, context); see
+            :func:`fastscore.shared`.""",
+        ),
+    ]
+    init: Annotated[
+        str,
+        Option(
+            "normal",
+            """"normal" (of the standard deviation of the largest noise level, or 1) or "uniform" in
+            [0, 1), when no ``x`` is given.""",
+        ),
+    ]
+    known: Annotated[
+        Tensor | None,
+        Option(
+            None,
+            """inpainting, together with ``mask``: where the mask is True the state is held at
+            ``known`` plus fresh noise of the current level, and ends as ``known`` exactly. It
+            broadcasts to the state's shape, and may be anything, NaN too, where the mask is
+            False.""",
+        ),
+    ]
+    mask: Annotated[
+        Tensor | None,
+        Option(None, "boolean, True where the state is known; broadcasts to the state's shape."),
+    ]
+    clamp: Annotated[
+        Clamp | None,
+        Option(
+            None,
+            """``(lo, hi)``, either may be None: the state is projected to this interval after every
+            step. To bound only the result, clamp that.""",
+        ),
+    ]
+    seed: Annotated[
+        int | Sequence[int] | Tensor | None,
+        Option(
+            None,
+            """governs all noise; None draws one from PyTorch's default generator. A sequence or
+            int64 tensor (batch,) gives each sample a seed of its own: it is then the same in
+            whatever batch it is drawn.""",
+        ),
+    ]
+    generator: Annotated[
+        torch.Generator | None, Option(None, "where to draw the seed from instead.")
+    ]
+    sample_offset: Annotated[
+        int,
+        Option(
+            0,
+            """number of the first sample: a shard of a larger batch that starts at sample k draws,
+            with ``sample_offset=k``, what the whole batch would have drawn there.""",
+        ),
+    ]
+    samples: Annotated[
+        Tensor | None,
+        Option(
+            None,
+            """in place of ``sample_offset``, the number of each sample, int64 (batch,): any choice
+            of samples draws what the whole batch would have drawn for them. With equal numbers
+            all samples meet the same noise, so that ``x`` alone makes them differ.""",
+        ),
+    ]
+    start_step: Annotated[
+        int,
+        Option(
+            0,
+            """resume after so many steps, with ``x`` the state then and the same ``seed``: the
+            result equals that of an uninterrupted run to the last bit.""",
+        ),
+    ]
+    dtype: Annotated[
+        torch.dtype | None,
+        Option(
+            None,
+            """torch.float32 or torch.float64, of a state that is drawn; by default float64 for a
+            model of float64 parameters, else float32.""",
+        ),
+    ]
+    device: Annotated[
+        torch.device | str | None,
+        Option(
+            None,
+            "of a state that is drawn; by default where the model's parameters, or sigmas, are.",
+        ),
+    ]
+    autocast: Annotated[
+        torch.dtype | None,
+        Option(
+            None,
+            """torch.bfloat16 or torch.float16 to run the model under autocast. The state keeps its
+            precision. A model whose parameters all are of half precision needs none: it is given
+            the state in its own dtype (and sigma in float32).""",
+        ),
+    ]
+    progress: Annotated[
+        bool,
+        Option(
+            False,
+            """show a progress bar (needs tqdm). On CUDA it shows steps launched, which may be ahead
+            of steps done.""",
+        ),
+    ]
+    callback: Annotated[
+        Callback | None,
+        Option(
+            None,
+            """``callback(step, x)`` after each step, ``step`` being the number of steps taken since
+            the very start, and ``x`` the state itself (clone it to keep it; what is written to it
+            goes into the chain). Return True to stop: the state is returned as it is, and
+            ``start_step=step`` resumes.""",
+        ),
+    ]
+    cuda_graph: Annotated[
+        bool | str,
+        Option(
+            False,
+            """True captures one step, network included, in a CUDA graph that is replayed for all
+            steps; "auto" does so where the state is on a GPU and the run is long enough. The result
+            is the same. A model that can't be captured (one that waits for the device) runs
+            without, after a warning. Python code in the model runs only in capture.""",
+        ),
+    ]
+
+
+P = ParamSpec("P")
+
+
+class Sampler(Protocol[P]):
+    """A sampler, for type checkers: with ``trajectory`` it returns a pair."""
+
+    __name__: str
+
+    @overload
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Tensor: ...
+    @overload
+    def __call__(
+        self, *args: Any, trajectory: Sequence[int], **kwargs: Any
+    ) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def __call__(self, *args: Any, trajectory: None, **kwargs: Any) -> Tensor: ...
+
+
+def sampler(make_plan: Callable[P, Plan]) -> Sampler[P]:
+    """A public sampler, from the function that checks what is special to it and returns its plan.
+
+    The function's parameters are the model, what tells the noise levels, ``x``, its own options
+    and ``**options``, those of every sampler, which it sees but need not look at.
+    """
+    fn = make_plan.__name__
+    own = list(inspect.signature(make_plan).parameters.values())[:-1]
+    first, position = own[0].name, [p.name for p in own].index("x")
+    options_of_all = declared(SamplerOptions)
+    known = {p.name for p in own} | {"trajectory"} | set(options_of_all.defaults)
+
+    @functools.wraps(make_plan)
+    def run(*args: Any, trajectory: Sequence[int] | None = None, **kwargs: Any) -> Any:
+        if not known.issuperset(kwargs):
+            refuse_unknown(fn, known, kwargs)
+        options = {n: kwargs.pop(n, default) for n, default in options_of_all.defaults.items()}
+        plan = make_plan(*args, **kwargs, **options)  # type: ignore[arg-type]
+        model = args[0] if args else kwargs[first]
+        x = args[position] if len(args) > position else kwargs.get("x")
+        return sample(fn, model, x, plan, cast(SamplerOptions, options), trajectory)
+
+    kind, optional = inspect.Parameter.KEYWORD_ONLY, Sequence[int] | None
+    recorded = inspect.Parameter("trajectory", kind, default=None, annotation=optional)
+    parameters = [*own, recorded, *options_of_all.parameters]
+    set_signature(run, sorted(parameters, key=lambda p: p.kind))
+    run.__doc__ = with_options(make_plan.__doc__, SamplerOptions)
+    return cast("Sampler[P]", run)

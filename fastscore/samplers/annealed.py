@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, overload
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
-from fastscore._support.checks import check_choice, check_int, check_number, check_sigmas, fail
-from fastscore.samplers._inputs import check_levels, sample
-from fastscore.samplers._loop import Callback, Clamp, Model, Plan
+from fastscore._support.checks import check_choice, check_int, check_number, fail
+from fastscore.samplers._options import SamplerOptions, sampler
+from fastscore.samplers._plan import Model, Plan, read_sigmas
 from fastscore.samplers.unadjusted import step_coefficients
 from fastscore.schedules import CONVENTIONS, langevin_step_size
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from fastscore.samplers._options import SamplerOptions
 
 
 def annealed_table(
@@ -46,62 +41,18 @@ def annealed_table(
     return table
 
 
-@overload
+@sampler
 def annealed_langevin(
     model: Model,
     sigmas: Tensor | Sequence[float],
     x: Tensor | None = None,
     *,
-    steps_per_sigma: int = ...,
-    step_size: float | str = ...,
-    convention: str = ...,
-    denoise: bool = ...,
-    conditioning: str = ...,
-    trajectory: None = None,
-    **options: Unpack[SamplerOptions],
-) -> Tensor: ...
-@overload
-def annealed_langevin(
-    model: Model,
-    sigmas: Tensor | Sequence[float],
-    x: Tensor | None = None,
-    *,
-    steps_per_sigma: int = ...,
-    step_size: float | str = ...,
-    convention: str = ...,
-    denoise: bool = ...,
-    conditioning: str = ...,
-    trajectory: Sequence[int],
-    **options: Unpack[SamplerOptions],
-) -> tuple[Tensor, Tensor]: ...
-def annealed_langevin(
-    model: Model,
-    sigmas: Tensor | Sequence[float],
-    x: Tensor | None = None,
-    *,
-    shape: Sequence[int] | None = None,
-    num_samples: int | None = None,
     steps_per_sigma: int = 5,
     step_size: float | str = "auto",
     convention: str = "half",
     denoise: bool = True,
-    conditioning: str = "sigma",
-    init: str = "normal",
-    known: Tensor | None = None,
-    mask: Tensor | None = None,
-    clamp: Clamp | None = None,
-    seed: int | None = None,
-    generator: torch.Generator | None = None,
-    sample_offset: int = 0,
-    start_step: int = 0,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
-    autocast: torch.dtype | None = None,
-    progress: bool = False,
-    callback: Callback | None = None,
-    trajectory: Sequence[int] | None = None,
-    cuda_graph: bool | str = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+    **options: Unpack[SamplerOptions],
+) -> Plan:
     r"""Annealed Langevin dynamics: samples from a noise-conditional score model.
 
     For each noise level from sigma_1 down to sigma_L, ``steps_per_sigma`` Langevin steps of size
@@ -130,46 +81,14 @@ def annealed_langevin(
         sigmas: noise levels, (L,), positive and strictly decreasing.
         x: initial state, (batch, ...), taken as it is; never changed. Half precision is continued
             in float32.
-        shape: shape of the state, (batch, ...), when no ``x`` is given.
-        num_samples: batch size for a model that has a ``data_shape``, when neither ``x`` nor
-            ``shape`` is given; 64 by default.
         steps_per_sigma: T, the steps at each level.
         step_size: the step at the smallest level, in the convention chosen; "auto" finds the one
             that keeps the variance right from level to level (Song and Ermon 2020, Technique 4).
             The chain diverges beyond 2 sigma_L^2 (full) or 4 sigma_L^2 (half).
         convention: "half" or "full", see above.
         denoise: end with the denoising step.
-        conditioning: "sigma"; "index" for NCSN's ``model(x, labels)`` with int64 labels, 0 for the
-            largest sigma; "log_sigma"; or "none" for ``model(x)``.
-        init: "normal" (standard deviation sigma_1) or "uniform" in [0, 1), when no ``x`` is given.
-        known, mask: inpainting. Where the boolean ``mask`` is True the state is held at ``known``
-            plus fresh noise of the current level, and ends as ``known`` exactly. Both broadcast to
-            the state's shape; ``known`` may be anything, NaN too, where the mask is False.
-        clamp: ``(lo, hi)``, either may be None: the state is projected to this interval after
-            every step. To bound only the result, clamp that.
-        seed: governs all noise; None draws one from PyTorch's default generator.
-        generator: where to draw the seed from instead.
-        sample_offset: number of the first sample: a shard of a larger batch that starts at sample
-            k draws, with ``sample_offset=k``, what the whole batch would have drawn there.
-        start_step: resume after so many steps, with ``x`` the state then and the same ``seed``:
-            the result equals that of an uninterrupted run to the last bit.
-        dtype: torch.float32 or torch.float64, of a state that is drawn; by default float64 for a
-            model of float64 parameters, else float32.
-        device: of a state that is drawn; by default where the model's parameters are.
-        autocast: torch.bfloat16 or torch.float16 to run the model under autocast. The state keeps
-            its precision.
-        progress: show a progress bar (needs tqdm). On CUDA it shows steps launched, which may be
-            ahead of steps done.
-        callback: ``callback(step, x)`` after each step, ``step`` being the number of steps taken
-            since the very start, and ``x`` the state itself (clone it to keep it; what is written
-            to it goes into the chain). Return True to stop: the state is returned as it is, and
-            ``start_step=step`` resumes.
         trajectory: numbers of the levels (0 for sigma_1; negative ones count from the end) at whose
             end the state is recorded. Levels that ended before ``start_step`` are left out.
-        cuda_graph: True captures one step, network included, in a CUDA graph that is replayed for
-            all steps of all levels; "auto" does so where the state is on a GPU and the run is long
-            enough. The result is the same. A model that can't be captured (one that waits for the
-            device) runs without, after a warning. Python code in the model runs only in capture.
 
     Returns:
         Samples, float32 or float64, of the shape asked for; with ``trajectory``, a pair of them
@@ -181,6 +100,10 @@ def annealed_langevin(
             ``cuda_graph=True`` on the CPU.
         TypeError: an argument of the wrong type.
         ImportError: ``progress=True`` without tqdm.
+
+    Warns:
+        UserWarning: the result has NaN or infinity in it, or is far off all data: the chain has
+            diverged.
 
     Example:
         One data point at 3, whose score under noise is known:
@@ -202,44 +125,20 @@ def annealed_langevin(
         True
     """
     fn = "annealed_langevin"
-    given, sigmas = sigmas, check_sigmas(fn, sigmas).detach().double().cpu()
+    levels, device = read_sigmas(fn, sigmas)
     check_choice(fn, "convention", convention, CONVENTIONS)
     steps_per_sigma = check_int(fn, "steps_per_sigma", steps_per_sigma, minimum=1)
-    step_size = check_step_size(fn, step_size, sigmas, steps_per_sigma, convention)
-    levels = check_levels(fn, trajectory, len(sigmas))
-    table = annealed_table(sigmas, steps_per_sigma, step_size, convention, bool(denoise))
-    plan = Plan(
+    step = check_step_size(fn, step_size, levels, steps_per_sigma, convention)
+    table = annealed_table(levels, steps_per_sigma, step, convention, bool(denoise))
+    return Plan(
         table,
-        sigmas,
+        levels,
         steps=len(table),
         steps_per_level=steps_per_sigma,
-        init_scale=float(sigmas[0]),
-        known_scale=float(sigmas[0]),
-        device=given.device if isinstance(given, Tensor) else None,
-    )
-    return sample(
-        fn,
-        model,
-        x,
-        plan,
-        shape=shape,
-        num_samples=num_samples,
-        conditioning=conditioning,
-        init=init,
-        known=known,
-        mask=mask,
-        clamp=clamp,
-        seed=seed,
-        generator=generator,
-        sample_offset=sample_offset,
-        start_step=start_step,
-        dtype=dtype,
+        init_scale=float(levels[0]),
+        known_scale=float(levels[0]),
+        step_size=f'step_size={step:.4g} (convention="{convention}")',
         device=device,
-        autocast=autocast,
-        progress=progress,
-        callback=callback,
-        record=None if levels is None else [(level + 1) * steps_per_sigma for level in levels],
-        cuda_graph=cuda_graph,
     )
 
 
@@ -247,8 +146,6 @@ def check_step_size(
     fn: str, step_size: float | str, sigmas: Tensor, steps_per_sigma: int, convention: str
 ) -> float:
     """A positive number, or "auto", which Technique 4 answers for two levels or more."""
-    if isinstance(step_size, Tensor) and step_size.dim() == 0:
-        step_size = step_size.item()
     if not isinstance(step_size, str):
         return check_number(fn, "step_size", step_size, positive=True)
     if step_size != "auto":

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, overload
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
-from fastscore._support.checks import check_number, check_sigmas, fail
-from fastscore.samplers._inputs import check_levels, sample
-from fastscore.samplers._loop import Callback, Clamp, Model, Plan
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from fastscore.samplers._options import SamplerOptions
+from fastscore._support.checks import check_number, fail
+from fastscore.samplers._options import SamplerOptions, sampler
+from fastscore.samplers._plan import Model, Plan, read_sigmas
 
 
 def consistent_table(fn: str, sigmas: Tensor, eta: float, denoise: bool) -> Tensor:
@@ -44,56 +39,16 @@ def consistent_table(fn: str, sigmas: Tensor, eta: float, denoise: bool) -> Tens
     return table
 
 
-@overload
+@sampler
 def consistent_annealed_langevin(
     model: Model,
     sigmas: Tensor | Sequence[float],
     x: Tensor | None = None,
     *,
     eta: float,
-    denoise: bool = ...,
-    conditioning: str = ...,
-    trajectory: None = None,
-    **options: Unpack[SamplerOptions],
-) -> Tensor: ...
-@overload
-def consistent_annealed_langevin(
-    model: Model,
-    sigmas: Tensor | Sequence[float],
-    x: Tensor | None = None,
-    *,
-    eta: float,
-    denoise: bool = ...,
-    conditioning: str = ...,
-    trajectory: Sequence[int],
-    **options: Unpack[SamplerOptions],
-) -> tuple[Tensor, Tensor]: ...
-def consistent_annealed_langevin(
-    model: Model,
-    sigmas: Tensor | Sequence[float],
-    x: Tensor | None = None,
-    *,
-    eta: float,
-    shape: Sequence[int] | None = None,
-    num_samples: int | None = None,
     denoise: bool = True,
-    conditioning: str = "sigma",
-    init: str = "normal",
-    known: Tensor | None = None,
-    mask: Tensor | None = None,
-    clamp: Clamp | None = None,
-    seed: int | None = None,
-    generator: torch.Generator | None = None,
-    sample_offset: int = 0,
-    start_step: int = 0,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
-    autocast: torch.dtype | None = None,
-    progress: bool = False,
-    callback: Callback | None = None,
-    trajectory: Sequence[int] | None = None,
-    cuda_graph: bool | str = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+    **options: Unpack[SamplerOptions],
+) -> Plan:
     r"""Consistent annealed sampling: annealed Langevin whose noise level is right after every step.
 
     One step for each level but the last (Jolicoeur-Martineau et al. 2020, "Adversarial score
@@ -108,14 +63,15 @@ def consistent_annealed_langevin(
     eta is step_size/sigma_L^2. For more steps, give more sigmas.
 
     Args:
+        model: called ``model(x, sigma)``; returns the score. See :func:`annealed_langevin`.
+        sigmas: noise levels, (L,), positive and strictly decreasing; two at the fewest.
+        x: initial state, (batch, ...), taken as it is; never changed.
         eta: what part of the noise each step removes; 1 removes all and adds new noise. Near its
             lower bound 1 - gamma data keep their spread best: of N(0, 0.1), with the exact score
             and 150 levels from 4 to 0.01, samples have the standard deviation 0.312 (0.316 would be
             right) at eta = 0.04, 0.273 at 0.5 and 0.222 at 1.
+        denoise: end with the denoising step.
         trajectory: numbers of the levels after whose step the state is recorded.
-        model, sigmas, x, shape, num_samples, denoise, conditioning, init, known, mask, clamp, seed,
-        generator, sample_offset, start_step, dtype, device, autocast, progress, callback,
-        cuda_graph: see :func:`annealed_langevin`. Two sigmas are the fewest.
 
     Returns:
         Samples, float32 or float64; with ``trajectory``, a pair of them and the recorded states.
@@ -133,40 +89,16 @@ def consistent_annealed_langevin(
         True
     """
     fn = "consistent_annealed_langevin"
-    given, sigmas = sigmas, check_sigmas(fn, sigmas, minimum_levels=2).detach().double().cpu()
+    levels, device = read_sigmas(fn, sigmas, minimum_levels=2)
     eta = check_number(fn, "eta", eta, positive=True)
-    table = consistent_table(fn, sigmas, eta, bool(denoise))
-    levels = check_levels(fn, trajectory, len(table))
-    plan = Plan(
+    table = consistent_table(fn, levels, eta, bool(denoise))
+    return Plan(
         table,
-        sigmas,
+        levels,
         steps=len(table),
         steps_per_level=1,
-        init_scale=float(sigmas[0]),
-        known_scale=float(sigmas[0]),
-        device=given.device if isinstance(given, Tensor) else None,
-    )
-    return sample(
-        fn,
-        model,
-        x,
-        plan,
-        shape=shape,
-        num_samples=num_samples,
-        conditioning=conditioning,
-        init=init,
-        known=known,
-        mask=mask,
-        clamp=clamp,
-        seed=seed,
-        generator=generator,
-        sample_offset=sample_offset,
-        start_step=start_step,
-        dtype=dtype,
+        init_scale=float(levels[0]),
+        known_scale=float(levels[0]),
+        step_size=f"eta={eta:.4g}",
         device=device,
-        autocast=autocast,
-        progress=progress,
-        callback=callback,
-        record=None if levels is None else [level + 1 for level in levels],
-        cuda_graph=cuda_graph,
     )

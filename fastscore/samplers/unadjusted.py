@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, overload
 
+import numpy
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
-from fastscore._support.checks import (
-    check_choice,
-    check_int,
-    check_number,
-    check_shape,
-    fail,
-    fail_type,
-)
-from fastscore.samplers._inputs import check_sequence, sample
-from fastscore.samplers._loop import Callback, Clamp, Model, Plan
+from fastscore._support.checks import check_choice, check_int, check_number, check_shape, fail
+from fastscore.samplers._options import SamplerOptions, sampler
+from fastscore.samplers._plan import Model, Plan
 from fastscore.schedules import CONVENTIONS
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from fastscore.samplers._options import SamplerOptions
 
 
 def step_coefficients(step_size: Tensor, convention: str) -> tuple[Tensor, Tensor]:
@@ -47,11 +36,10 @@ def langevin_table(step_size: Tensor, convention: str, known_noise: float) -> Te
 
 def check_step_sizes(fn: str, step_size: float | Sequence[float] | Tensor, steps: int) -> Tensor:
     """A number, or one for each step, as a 1-D float64 tensor of 1 or ``steps`` elements."""
-    if isinstance(step_size, (list, tuple)):
-        step_size = torch.tensor(step_size, dtype=torch.float64)
-    if not isinstance(step_size, Tensor) or step_size.dim() == 0:
-        number = step_size.item() if isinstance(step_size, Tensor) else step_size
-        number = check_number(fn, "step_size", number, positive=True)
+    if isinstance(step_size, (list, tuple, numpy.ndarray)):
+        step_size = torch.as_tensor(step_size, dtype=torch.float64)
+    if not isinstance(step_size, Tensor) or step_size.numel() == 1:
+        number = check_number(fn, "step_size", step_size, positive=True)
         return torch.tensor([number], dtype=torch.float64)
     check_shape(fn, "step_size", step_size, (steps,), "one for each step")
     values = step_size.detach().double().cpu()
@@ -60,59 +48,17 @@ def check_step_sizes(fn: str, step_size: float | Sequence[float] | Tensor, steps
     return values
 
 
-@overload
+@sampler
 def langevin(
     score_fn: Model,
     x: Tensor | None = None,
     *,
     steps: int,
     step_size: float | Sequence[float] | Tensor,
-    convention: str = ...,
-    sigma: float | None = None,
-    conditioning: str | None = None,
-    trajectory: None = None,
-    **options: Unpack[SamplerOptions],
-) -> Tensor: ...
-@overload
-def langevin(
-    score_fn: Model,
-    x: Tensor | None = None,
-    *,
-    steps: int,
-    step_size: float | Sequence[float] | Tensor,
-    convention: str = ...,
-    sigma: float | None = None,
-    conditioning: str | None = None,
-    trajectory: Sequence[int],
-    **options: Unpack[SamplerOptions],
-) -> tuple[Tensor, Tensor]: ...
-def langevin(
-    score_fn: Model,
-    x: Tensor | None = None,
-    *,
-    steps: int,
-    step_size: float | Sequence[float] | Tensor,
-    shape: Sequence[int] | None = None,
-    num_samples: int | None = None,
     convention: str = "half",
     sigma: float | None = None,
-    conditioning: str | None = None,
-    init: str = "normal",
-    known: Tensor | None = None,
-    mask: Tensor | None = None,
-    clamp: Clamp | None = None,
-    seed: int | None = None,
-    generator: torch.Generator | None = None,
-    sample_offset: int = 0,
-    start_step: int = 0,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
-    autocast: torch.dtype | None = None,
-    progress: bool = False,
-    callback: Callback | None = None,
-    trajectory: Sequence[int] | None = None,
-    cuda_graph: bool | str = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+    **options: Unpack[SamplerOptions],
+) -> Plan:
     r"""Unadjusted Langevin dynamics: samples of a density from its score.
 
     Each step is, with fresh standard normal ``z``,
@@ -136,18 +82,10 @@ def langevin(
         x: initial state, (batch, ...); never changed. Half precision is continued in float32.
         steps: number of steps, each with one call of ``score_fn``.
         step_size: a positive number, or ``steps`` of them.
-        shape: shape of the state when no ``x`` is given.
-        num_samples: batch size for a ``score_fn`` with a ``data_shape`` when neither ``x`` nor
-            ``shape`` is given; 64 by default.
         convention: "half" or "full", see above.
         sigma: noise level that a conditional score is asked for.
-        conditioning: "none", "sigma" or "log_sigma"; by default "sigma" if a sigma is given.
-        init: "normal" (of standard deviation ``sigma``, or 1) or "uniform" in [0, 1).
-        known, mask: inpainting; see :func:`annealed_langevin`. Known elements carry noise of
-            standard deviation ``sigma`` during the run, or none without a ``sigma``.
-        trajectory: after how many steps (1 to ``steps``) the state is recorded.
-        clamp, seed, generator, sample_offset, start_step, dtype, device, autocast, progress,
-        callback, cuda_graph: see :func:`annealed_langevin`.
+        trajectory: after how many steps (1 to ``steps``) the state is recorded. Known elements
+            carry noise of standard deviation ``sigma`` during the run, or none without a ``sigma``.
 
     Returns:
         The final state, float32 or float64; with ``trajectory``, a pair of it and the recorded
@@ -168,63 +106,29 @@ def langevin(
         The same from its log density:
 
         >>> log_density = lambda x: -x.square().sum(1) / 2
-        >>> score = fastscore.scores.EnergyScore(lambda x: -log_density(x), takes_sigma=False)
+        >>> score = fastscore.scores.EnergyScore(lambda x: -log_density(x), conditioning="none")
         >>> same = fastscore.langevin(score, shape=(4000, 2), steps=200, step_size=0.1, seed=0)
         >>> torch.allclose(same, x)
         True
     """
     fn = "langevin"
-    if not callable(score_fn):
-        fail_type(fn, "score_fn", "callable", score_fn)
     check_choice(fn, "convention", convention, CONVENTIONS)
     steps = check_int(fn, "steps", steps, minimum=1)
-    if conditioning is None:
-        conditioning = "none" if sigma is None else "sigma"
+    conditioning = options.get("conditioning") or ("none" if sigma is None else "sigma")
     check_choice(fn, "conditioning", conditioning, ("none", "sigma", "log_sigma"))
     if sigma is None and conditioning != "none":
         fail(fn, "sigma", f'a positive number for conditioning="{conditioning}"', None)
     level = 1.0 if sigma is None else check_number(fn, "sigma", sigma, positive=True)
     known_noise = 0.0 if sigma is None else level
-    plan = Plan(
-        langevin_table(check_step_sizes(fn, step_size, steps), convention, known_noise),
+    sizes = check_step_sizes(fn, step_size, steps)
+    return Plan(
+        langevin_table(sizes, convention, known_noise),
         torch.tensor([level], dtype=torch.float64),
         steps=steps,
         steps_per_level=steps,
         init_scale=level,
         known_scale=known_noise,
-    )
-    return sample(
-        fn,
-        score_fn,
-        x,
-        plan,
-        shape=shape,
-        num_samples=num_samples,
+        step_size=f'step_size={float(sizes.max()):.4g} (convention="{convention}")',
         conditioning=conditioning,
-        init=init,
-        known=known,
-        mask=mask,
-        clamp=clamp,
-        seed=seed,
-        generator=generator,
-        sample_offset=sample_offset,
-        start_step=start_step,
-        dtype=dtype,
-        device=device,
-        autocast=autocast,
-        progress=progress,
-        callback=callback,
-        record=check_recorded_steps(fn, trajectory, steps),
-        cuda_graph=cuda_graph,
+        records_steps=True,
     )
-
-
-def check_recorded_steps(fn: str, trajectory: Sequence[int] | None, steps: int) -> list[int] | None:
-    """Step counts from 1 to ``steps``, sorted."""
-    if trajectory is None:
-        return None
-    check_sequence(fn, "trajectory", trajectory, "step counts, such as range(1, 100)")
-    counts = sorted({check_int(fn, "trajectory", count, minimum=1) for count in trajectory})
-    if counts and counts[-1] > steps:
-        fail(fn, "trajectory", f"step counts of at most {steps}", counts[-1])
-    return counts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -15,13 +16,47 @@ from fastscore._support.checks import (
     fail_type,
     per_sample,
 )
-from fastscore.conditioning import CONDITIONINGS, as_sigma, call_model
+from fastscore.conditioning import CONDITIONINGS, as_sigma, call_model, condition
 
 
-class _Adapter(ExactBuffers):
-    """A network and how it is told the noise level."""
+class Adapter(ExactBuffers):
+    """A score made of another model, and how that one is told the noise level."""
 
     sigmas: Tensor | None
+
+    def __init__(
+        self,
+        arg: str,
+        model: Callable[..., Tensor],
+        conditioning: str,
+        sigmas: Tensor | Sequence[float] | None,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if not callable(model):
+            fail_type(name, arg, "callable", model)
+        self.conditioning = check_choice(name, "conditioning", conditioning, CONDITIONINGS)
+        if (sigmas is None) != (conditioning != "index"):
+            fail(name, "sigmas", 'given with conditioning="index", and only then', sigmas)
+        levels = None if sigmas is None else check_sigmas(name, sigmas).detach().double()
+        self.register_buffer("sigmas", levels, persistent=False)
+        self.data_shape: tuple[int, ...] | None = getattr(model, "data_shape", None)
+
+    def _conditioned(self, level: Tensor) -> tuple[Tensor, ...]:
+        """What the model is given beside x for noise levels (batch,)."""
+        return condition(self.conditioning, level, self._labels(level))
+
+    def _labels(self, level: Tensor) -> Tensor:
+        """The index of the sigma that is nearest to each level; without sigmas nobody asks."""
+        if self.sigmas is None:
+            return level
+        if self.sigmas.device != level.device:
+            self.sigmas = self.sigmas.to(level.device)  # once, not in each step of a sampler
+        return (level.unsqueeze(-1) - self.sigmas).abs().argmin(dim=-1)
+
+
+class _NetworkAdapter(Adapter):
+    """A score made of what a network predicts at (x, sigma)."""
 
     def __init__(
         self,
@@ -30,36 +65,22 @@ class _Adapter(ExactBuffers):
         conditioning: str = "sigma",
         sigmas: Tensor | Sequence[float] | None = None,
     ) -> None:
-        super().__init__()
-        name = type(self).__name__
-        if not callable(net):
-            fail_type(name, "net", "callable", net)
+        super().__init__("net", net, conditioning, sigmas)
         self.net = net
-        self.conditioning = check_choice(name, "conditioning", conditioning, CONDITIONINGS)
-        if (sigmas is None) != (conditioning != "index"):
-            fail(name, "sigmas", 'given with conditioning="index", and only then', sigmas)
-        levels = None if sigmas is None else check_sigmas(name, sigmas).detach().double()
-        self.register_buffer("sigmas", levels, persistent=False)
-        self.data_shape: tuple[int, ...] | None = getattr(net, "data_shape", None)
 
-    def _predict(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
+    def _predict(
+        self, x: Tensor, sigma: Tensor | float, model_kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
         """The network's output and sigma, shaped to broadcast against it."""
         name = type(self).__name__
         check_floating(name, "x", x, min_dim=1)
         level = as_sigma(name, x, sigma)
-        if self.sigmas is not None and self.sigmas.device != level.device:
-            self.sigmas = self.sigmas.to(level.device)  # once, not in each step of a sampler
-        labels = level if self.sigmas is None else _nearest(level, self.sigmas)
-        output = call_model(name, self.net, x, level, labels, self.conditioning)
+        labels = self._labels(level)
+        output = call_model(name, self.net, x, level, labels, self.conditioning, model_kwargs)
         return output, per_sample(level, x)
 
 
-def _nearest(level: Tensor, sigmas: Tensor) -> Tensor:
-    """The index of the sigma that is nearest to each level."""
-    return (level.unsqueeze(-1) - sigmas).abs().argmin(dim=-1)
-
-
-class EpsScore(_Adapter):
+class EpsScore(_NetworkAdapter):
     """The score of a network that predicts the noise: s(x, sigma) = -eps(x, sigma) / sigma.
 
     Here x = x_0 + sigma z and eps predicts z, of unit variance (Ho et al. 2020, "Denoising
@@ -89,13 +110,16 @@ class EpsScore(_Adapter):
                 [-0.2500]])
     """
 
-    def forward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """The score at ``x``, shape (batch, ...), of noise level ``sigma``, shape (batch,)."""
-        eps, level = self._predict(x, sigma)
+    def forward(self, x: Tensor, sigma: Tensor | float, **model_kwargs: Any) -> Tensor:
+        """The score at ``x``, shape (batch, ...), of noise level ``sigma``, shape (batch,).
+
+        What else is given by name goes to the network.
+        """
+        eps, level = self._predict(x, sigma, model_kwargs)
         return (-eps / level).to(x.dtype)
 
 
-class DenoiserScore(_Adapter):
+class DenoiserScore(_NetworkAdapter):
     """The score of a denoiser: s(x, sigma) = (D(x, sigma) - x) / sigma^2.
 
     Tweedie's formula: D(x, sigma) predicts the clean sample behind x = x_0 + sigma z (Vincent
@@ -124,7 +148,10 @@ class DenoiserScore(_Adapter):
                 [-0.2500]])
     """
 
-    def forward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """The score at ``x``, shape (batch, ...), of noise level ``sigma``, shape (batch,)."""
-        clean, level = self._predict(x, sigma)
+    def forward(self, x: Tensor, sigma: Tensor | float, **model_kwargs: Any) -> Tensor:
+        """The score at ``x``, shape (batch, ...), of noise level ``sigma``, shape (batch,).
+
+        What else is given by name goes to the network.
+        """
+        clean, level = self._predict(x, sigma, model_kwargs)
         return ((clean - x) / level.square()).to(x.dtype)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastscore._support.checks import check_floating, describe, fail, fail_type
 from fastscore._support.inference import recordable, recording
-from fastscore.conditioning import as_sigma
+from fastscore._support.lending import lend, lent
+from fastscore.conditioning import as_sigma, explained
+from fastscore.scores.adapters import Adapter
 
 
-class EnergyScore(nn.Module):
+class EnergyScore(Adapter):
     """The score of an energy: s(x, sigma) = -grad_x f(x, sigma), for a density p ~ exp(-f).
 
     While gradients are recorded the score can itself be differentiated, with respect to the
@@ -27,14 +31,20 @@ class EnergyScore(nn.Module):
     Args:
         energy: a module or function ``energy(x, sigma)`` that returns one number per sample, of
             shape (batch,) or (batch, 1), with sigma of shape (batch,).
-        takes_sigma: False for an energy of x alone, called ``energy(x)``.
+        conditioning: what ``energy`` is given beside x: ``"sigma"``, ``"log_sigma"``, ``"index"``
+            or, for an energy of x alone, ``"none"``. The score itself is always called
+            ``model(x, sigma)``, or ``model(x)`` with "none".
+        sigmas: for ``conditioning="index"``, the noise levels (L,) that the labels count; a sigma
+            between two of them gets the label of the nearer one.
+        takes_sigma: deprecated; False is ``conditioning="none"``.
 
     Attributes:
         data_shape: that of ``energy``, None if it has none.
 
     Raises:
-        ValueError: on call, an energy that is not one number per sample or does not depend on x;
-            a sigma of a wrong shape, or none where the energy takes one.
+        ValueError: an unknown ``conditioning``, ``sigmas`` without "index" or the reverse; on call,
+            an energy that is not one number per sample or does not depend on x; a sigma of a wrong
+            shape, or none where the energy takes one.
         TypeError: ``energy`` can't be called or does not return a tensor.
 
     Example:
@@ -42,33 +52,51 @@ class EnergyScore(nn.Module):
         >>> model(torch.ones(2, 2), torch.tensor([1.0, 2.0])).detach()
         tensor([[-1.0000, -1.0000],
                 [-0.2500, -0.2500]])
-        >>> EnergyScore(lambda x: x.square().sum(1), takes_sigma=False)(torch.ones(1, 2)).detach()
+        >>> EnergyScore(lambda x: x.square().sum(1), conditioning="none")(torch.ones(1, 2)).detach()
         tensor([[-2., -2.]])
     """
 
     differentiates_energy = True  # its Jacobian is symmetric, and tangents need another way
 
-    def __init__(self, energy: Callable[..., Tensor], *, takes_sigma: bool = True) -> None:
-        super().__init__()
-        if not callable(energy):
-            fail_type("EnergyScore", "energy", "callable", energy)
+    def __init__(
+        self,
+        energy: Callable[..., Tensor],
+        *,
+        conditioning: str = "sigma",
+        sigmas: Tensor | Sequence[float] | None = None,
+        takes_sigma: bool | None = None,
+    ) -> None:
+        if takes_sigma is not None:
+            message = 'EnergyScore: takes_sigma=False is now conditioning="none"'
+            warnings.warn(message, DeprecationWarning, stacklevel=2)
+            conditioning = conditioning if takes_sigma else "none"
+        super().__init__("energy", energy, conditioning, sigmas)
         self.energy = energy
-        self.takes_sigma = takes_sigma
-        self.data_shape: tuple[int, ...] | None = getattr(energy, "data_shape", None)
 
-    def forward(self, x: Tensor, sigma: Tensor | float | None = None) -> Tensor:
-        """The score at ``x``, shape (batch, ...); ``sigma`` has shape (batch,) or is a number."""
+    @property
+    def takes_sigma(self) -> bool:
+        """Whether the energy is told the noise level."""
+        return self.conditioning != "none"
+
+    def forward(
+        self, x: Tensor, sigma: Tensor | float | None = None, **model_kwargs: Any
+    ) -> Tensor:
+        """The score at ``x``, shape (batch, ...); ``sigma`` has shape (batch,) or is a number.
+
+        What else is given by name goes to the energy.
+        """
         check_floating("EnergyScore", "x", x, min_dim=1)
         level: tuple[Tensor, ...] = ()
         if self.takes_sigma:
             if sigma is None:
                 fail("EnergyScore", "sigma", "given for an energy that takes one", None)
-            level = (as_sigma("EnergyScore", x, sigma),)
+            level = self._conditioned(as_sigma("EnergyScore", x, sigma))
         gradient = self._functional_gradient if _needs_functional() else self._gradient
-        return -gradient(x, level)
+        return -gradient(x, level, model_kwargs)
 
-    def _values(self, x: Tensor, level: tuple[Tensor, ...]) -> Tensor:
-        values = self.energy(x, *level)
+    def _values(self, x: Tensor, level: tuple[Tensor, ...], model_kwargs: dict[str, Any]) -> Tensor:
+        with explained("EnergyScore", self.energy, x, self.conditioning):
+            values = self.energy(lend(x), *map(lend, level), **lent(model_kwargs))
         if not isinstance(values, Tensor):
             fail_type("EnergyScore", "energy", "a function that returns a tensor", values)
         if values.shape not in ((len(x),), (len(x), 1)):
@@ -76,20 +104,24 @@ class EnergyScore(nn.Module):
             fail("EnergyScore", "energy", expected, describe(values))
         return values
 
-    def _gradient(self, x: Tensor, level: tuple[Tensor, ...]) -> Tensor:
+    def _gradient(
+        self, x: Tensor, level: tuple[Tensor, ...], model_kwargs: dict[str, Any]
+    ) -> Tensor:
         record = torch.is_grad_enabled()
         with recording():
             x, level = recordable(x), tuple(map(recordable, level))
             # The caller's own tensor only where its graph has to go on through it.
             leaf = x if record and x.requires_grad else x.detach().requires_grad_()
-            values = self._values(leaf, level)
+            values = self._values(leaf, level, model_kwargs)
             if not values.requires_grad:
                 fail("EnergyScore", "energy", "differentiable in x", "a value with no graph")
             (gradient,) = torch.autograd.grad(values.sum(), leaf, create_graph=record)
         return gradient
 
-    def _functional_gradient(self, x: Tensor, level: tuple[Tensor, ...]) -> Tensor:
-        values, pullback = torch.func.vjp(lambda point: self._values(point, level), x)
+    def _functional_gradient(
+        self, x: Tensor, level: tuple[Tensor, ...], model_kwargs: dict[str, Any]
+    ) -> Tensor:
+        values, pullback = torch.func.vjp(lambda at: self._values(at, level, model_kwargs), x)
         return pullback(torch.ones_like(values))[0]
 
 

@@ -1,0 +1,131 @@
+"""Options that several functions share: declared, documented and given their defaults once.
+
+They stand in a TypedDict whose entries are ``Annotated[type, Option(default, doc)]``, so that type
+checkers know them by ``**options: Unpack[...]``, and ``help`` and ``inspect.signature`` by what
+:func:`takes_options` writes down.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, ParamSpec, TypeVar, get_type_hints
+
+P = ParamSpec("P")
+R = TypeVar("R")
+C = TypeVar("C", bound=type)
+
+
+class Option(NamedTuple):
+    """The default of an option, and what ``help`` says of it."""
+
+    default: Any
+    doc: str
+
+
+class Declared(NamedTuple):
+    """The options of a TypedDict, by name."""
+
+    options: dict[str, Option]
+    parameters: list[inspect.Parameter]
+    defaults: dict[str, Any]
+
+
+@functools.cache
+def declared(kind: type) -> Declared:
+    """What the TypedDict ``kind`` declares."""
+    hints = get_type_hints(kind, include_extras=True)
+    options = {name: hint.__metadata__[0] for name, hint in hints.items()}
+    parameters = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=option.default,
+            annotation=hints[name].__origin__,
+        )
+        for name, option in options.items()
+    ]
+    return Declared(options, parameters, {name: o.default for name, o in options.items()})
+
+
+def takes_options(kind: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Give a function of ``**options: Unpack[kind]`` all of them, the defaults where left out.
+
+    An unknown name is a TypeError that says so. The function's signature and the section ``Args``
+    of its docstring list every option.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        defaults = declared(kind).defaults
+        own = list(inspect.signature(function).parameters.values())[:-1]
+        known = {p.name for p in own} | set(defaults)
+        name = public_name(function)
+
+        @functools.wraps(function)
+        def complete(*args: Any, **kwargs: Any) -> Any:
+            if not known.issuperset(kwargs):
+                refuse_unknown(name, known, kwargs)
+            return function(*args, **{**defaults, **kwargs})  # type: ignore[arg-type]
+
+        parameters = sorted([*own, *declared(kind).parameters], key=lambda p: p.kind)
+        set_signature(complete, parameters)
+        complete.__doc__ = with_options(function.__doc__, kind)
+        return complete
+
+    return decorate
+
+
+def documents(kind: type) -> Callable[[C], C]:
+    """List the options of ``kind`` in the docstring of a class that takes them."""
+
+    def decorate(cls: C) -> C:
+        cls.__doc__ = with_options(cls.__doc__, kind)
+        return cls
+
+    return decorate
+
+
+def public_name(function: Callable[..., Any]) -> str:
+    """What messages call a function: a class by its own name, not by ``__init__``."""
+    owner, _, name = function.__qualname__.rpartition(".")
+    return owner if name in ("__init__", "forward") else name
+
+
+def set_signature(function: Callable[..., Any], parameters: Iterable[inspect.Parameter]) -> None:
+    setattr(function, "__signature__", inspect.Signature(list(parameters)))  # noqa: B010
+
+
+def refuse_unknown(fn: str, known: Iterable[str], given: Mapping[str, Any]) -> None:
+    """The TypeError that names an option which is not there, and the one that was meant."""
+    names = sorted(known)
+    for name in given:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise TypeError(f"{fn}: there is no option {name!r}{hint}")
+
+
+def with_options(doc: str | None, *kinds: type) -> str | None:
+    """A docstring with the options of ``kinds`` at the end of its section ``Args``."""
+    if doc is None:  # python -OO
+        return None
+    section = re.search(r"^( *)Args:\n", doc, re.MULTILINE)
+    if section is None:
+        return doc
+    margin = section[1]
+    end = re.compile(rf"\n\n{margin}\S|\n{margin}?$|\Z").search(doc, section.end())
+    assert end is not None
+    entries = "".join(_entry(name, o, margin) for k in kinds for name, o in declared(k)[0].items())
+    return doc[: end.start()] + entries + doc[end.start() :]
+
+
+def _entry(name: str, option: Option, margin: str) -> str:
+    text = f"{name}: {' '.join(option.doc.split())}"
+    first, rest = margin + " " * 4, margin + " " * 8
+    return "\n" + textwrap.fill(
+        text, 100, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False
+    )

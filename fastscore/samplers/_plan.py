@@ -1,0 +1,79 @@
+"""What makes one sampler differ from another: a table of coefficients and the levels it runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastscore._support.checks import check_int, check_sequence, check_sigmas, fail
+
+Model = Callable[..., Tensor]
+Callback = Callable[[int, Tensor], Any]
+Clamp = tuple[float | None, float | None]
+
+
+@dataclass
+class Plan:
+    """The steps of a sampler, on the CPU in float64.
+
+    A step is ``x <- a x + b s(x, sigma) + c z`` with z ~ N(0, I), and known elements are set to
+    ``known + k z``.
+    """
+
+    table: Tensor  # (rows, 4): a, b, c, k of each step; the last row serves all steps after it
+    sigmas: Tensor  # (L,): what the model is conditioned on
+    steps: int  # model calls from start to end
+    steps_per_level: int  # consecutive steps that see the same sigma
+    init_scale: float  # standard deviation of a normal initial state
+    known_scale: float  # standard deviation of the noise that known elements have at the start
+    step_size: str  # in words, with its convention: the first suspect where a chain diverges
+    conditioning: str = "sigma"  # how the model is called unless the caller says
+    device: torch.device | None = None  # where to sample when nothing else says so
+    records_steps: bool = False  # whether a trajectory counts steps, not levels
+
+    def recorded(self, fn: str, trajectory: Sequence[int] | None) -> list[int] | None:
+        """After how many steps the state is recorded, sorted; None where nothing is asked for."""
+        if trajectory is None:
+            return None
+        if self.records_steps:
+            return recorded_steps(fn, trajectory, self.steps)
+        levels = recorded_levels(fn, trajectory, self.levels)
+        return [(level + 1) * self.steps_per_level for level in levels]
+
+    @property
+    def levels(self) -> int:
+        """How many levels there are to record."""
+        return min(len(self.sigmas), -(-self.steps // self.steps_per_level))
+
+
+def read_sigmas(
+    fn: str, sigmas: Tensor | Sequence[float], *, minimum_levels: int = 1
+) -> tuple[Tensor, torch.device | None]:
+    """The noise levels, checked, on the CPU in float64; and where they lay, if anywhere."""
+    levels = check_sigmas(fn, sigmas, minimum_levels=minimum_levels).detach().double().cpu()
+    return levels, sigmas.device if isinstance(sigmas, Tensor) else None
+
+
+def recorded_steps(fn: str, trajectory: Sequence[int], steps: int) -> list[int]:
+    """Step counts from 1 to ``steps``, sorted."""
+    check_sequence(fn, "trajectory", trajectory, "step counts, such as range(1, 100)")
+    counts = sorted({check_int(fn, "trajectory", count, minimum=1) for count in trajectory})
+    if counts and counts[-1] > steps:
+        fail(fn, "trajectory", f"step counts of at most {steps}", counts[-1])
+    return counts
+
+
+def recorded_levels(fn: str, trajectory: Sequence[int], levels: int) -> list[int]:
+    """Level numbers, sorted, negative ones counted from the end."""
+    check_sequence(fn, "trajectory", trajectory, "level numbers, such as range(0, 10)")
+    chosen = set()
+    for level in trajectory:
+        check_int(fn, "trajectory", level, minimum=-levels)
+        if level >= levels:
+            fail(fn, "trajectory", f"levels below {levels}", level)
+        chosen.add(level % levels)
+    return sorted(chosen)
