@@ -115,6 +115,37 @@ def noise_key(
     return key
 
 
+def check_numbering(
+    fn: str,
+    key: Tensor,
+    samples: Tensor | None,
+    sample_offset: int,
+    batch: int,
+    device: torch.device,
+) -> None:
+    """One way at the most of saying which samples of a larger batch these are."""
+    check_int(fn, "sample_offset", sample_offset, minimum=0)
+    if sample_offset >= 2**63:
+        fail(fn, "sample_offset", "below 2^63", sample_offset)
+    each = key.dim() == 2
+    if each and len(key) != batch:
+        fail(fn, "seed", f"one number, or one for each of {batch} samples", f"{len(key)} seeds")
+    if each and sample_offset:
+        fail(fn, "sample_offset", "0 where each sample has a seed", sample_offset)
+    if samples is None:
+        return
+    check_tensor(fn, "samples", samples)
+    if samples.dtype != torch.int64:
+        fail(fn, "samples", "an int64 tensor", describe(samples))
+    if samples.shape != (batch,):
+        fail(fn, "samples", f"of shape {(batch,)}", f"shape {tuple(samples.shape)}")
+    check_device(fn, "samples", samples, device, "where the samples are")
+    if each:
+        fail(fn, "samples", "None where each sample has a seed", describe(samples))
+    if sample_offset:
+        fail(fn, "sample_offset", "0 where samples are numbered by samples=", sample_offset)
+
+
 def _filled(
     fn: str,
     fill: Callable[..., Tensor],

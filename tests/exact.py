@@ -142,4 +142,4 @@ class SumOfOutputs(nn.Module):
 
 
 def energy_of(net: nn.Module, *, takes_sigma: bool = False) -> EnergyScore:
-    return EnergyScore(SumOfOutputs(net), takes_sigma=takes_sigma)
+    return EnergyScore(SumOfOutputs(net), conditioning="sigma" if takes_sigma else "none")

@@ -9,41 +9,72 @@ smoothing splines").
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, TypedDict, overload
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, TypedDict, overload
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
-from fastscore._support.checks import (
-    check_choice,
-    check_floating,
-    check_int,
-    fail,
-    fail_type,
-)
+from fastscore._support.checks import check_choice, check_floating, check_int, fail, fail_type
+from fastscore._support.model_kwargs import check_model_kwargs
+from fastscore._support.options import Option, takes_options
 from fastscore.conditioning import as_sigma
 from fastscore.derivatives.projections import DISTRIBUTIONS, Batch, Slicing, forward
 from fastscore.derivatives.traces import output_and_trace
-from fastscore.random import noise_key
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
+from fastscore.random import check_numbering, noise_key
 
 METHODS = ("hutchinson", "exact")
 
 
 class DivergenceOptions(TypedDict, total=False):
-    """The other arguments of :func:`divergence`, for type checkers."""
+    """How a divergence is taken."""
 
-    method: str
-    probes: int
-    distribution: str
-    chunk_size: int | None
-    seed: int | None
-    generator: torch.Generator | None
-    key: Tensor | None
-    sample_offset: int
+    method: Annotated[str, Option("hutchinson", '"hutchinson" or "exact".')]
+    probes: Annotated[int, Option(1, "M, at least 1; at least 2 for a standard error.")]
+    distribution: Annotated[
+        str,
+        Option("rademacher", 'of v: "rademacher", "gaussian" or "sphere" (of radius sqrt(d)).'),
+    ]
+    chunk_size: Annotated[
+        int | None,
+        Option(None, 'for "exact" without a closed form, how many unit vectors one pass carries.'),
+    ]
+    model_kwargs: Annotated[
+        Mapping[str, Any] | None,
+        Option(
+            None,
+            """what else the model is called with, by name (classes, context); see
+            :func:`fastscore.shared`.""",
+        ),
+    ]
+    seed: Annotated[
+        int | Sequence[int] | Tensor | None,
+        Option(
+            None,
+            """governs the probes; None draws one from PyTorch's default generator. A sequence or
+            int64 tensor (batch,) gives each sample a seed of its own.""",
+        ),
+    ]
+    generator: Annotated[
+        torch.Generator | None, Option(None, "where to draw the seed from instead.")
+    ]
+    key: Annotated[
+        Tensor | None,
+        Option(
+            None,
+            """int64 tensor [seed, draw] on x's device, or (batch, 2), in place of ``seed`` and
+            ``generator``.""",
+        ),
+    ]
+    sample_offset: Annotated[int, Option(0, "number of the first sample in a larger batch.")]
+    samples: Annotated[
+        Tensor | None,
+        Option(
+            None,
+            "in place of ``sample_offset``, the number of each sample, int64 (batch,).",
+        ),
+    ]
 
 
 @overload
@@ -64,20 +95,14 @@ def divergence(
     return_stderr: Literal[True],
     **options: Unpack[DivergenceOptions],
 ) -> tuple[Tensor, Tensor]: ...
+@takes_options(DivergenceOptions)
 def divergence(
     model: Callable[..., Tensor],
     x: Tensor,
     sigma: Tensor | float | None = None,
     *,
-    method: str = "hutchinson",
-    probes: int = 1,
-    distribution: str = "rademacher",
     return_stderr: bool = False,
-    chunk_size: int | None = None,
-    seed: int | None = None,
-    generator: torch.Generator | None = None,
-    key: Tensor | None = None,
-    sample_offset: int = 0,
+    **options: Unpack[DivergenceOptions],
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""The divergence tr J of a vector field at each sample, J being its Jacobian.
 
@@ -97,16 +122,8 @@ def divergence(
             returns a tensor of x's shape. Its samples must not depend on one another.
         x: points, (batch, ...), float32, float64, bfloat16 or float16; never changed.
         sigma: noise level(s) for the model, a number or (batch,).
-        method: "hutchinson" (default) or "exact".
-        probes: M, at least 1; at least 2 for a standard error.
-        distribution: of v: "rademacher" (default), "gaussian" or "sphere" (of radius sqrt(d)).
         return_stderr: also return the standard error of each sample's estimate, from the spread
             of its probes; 0 for "exact".
-        chunk_size: for "exact" without a closed form, how many unit vectors one pass carries.
-        seed: governs the probes; None draws one from PyTorch's default generator.
-        generator: where to draw the seed from instead.
-        key: int64 tensor [seed, draw] on x's device in place of ``seed`` and ``generator``.
-        sample_offset: number of the first sample in a larger batch.
 
     Returns:
         (batch,), float32, or float64 for a float64 output; with ``return_stderr`` a pair of them.
@@ -118,44 +135,23 @@ def divergence(
 
     Example:
         >>> import torch
-        >>> from fastscore.derivatives.hutchinson import divergence
+        >>> from fastscore import divergence
         >>> divergence(lambda x: -x, torch.randn(2, 5))
         tensor([-5., -5.])
         >>> value, stderr = divergence(torch.tanh, torch.zeros(1, 3), probes=4, return_stderr=True)
         >>> value, stderr
         (tensor([3.]), tensor([0.]))
     """
-    _, trace, stderr = _evaluate(
-        "divergence",
-        model,
-        x,
-        sigma,
-        method,
-        probes,
-        distribution,
-        return_stderr,
-        chunk_size,
-        seed,
-        generator,
-        key,
-        sample_offset,
-    )
+    _, trace, stderr = _evaluate("divergence", model, x, sigma, options, return_stderr)
     return trace if stderr is None else (trace, stderr)
 
 
+@takes_options(DivergenceOptions)
 def output_and_divergence(
     model: Callable[..., Tensor],
     x: Tensor,
     sigma: Tensor | float | None = None,
-    *,
-    method: str = "hutchinson",
-    probes: int = 1,
-    distribution: str = "rademacher",
-    chunk_size: int | None = None,
-    seed: int | None = None,
-    generator: torch.Generator | None = None,
-    key: Tensor | None = None,
-    sample_offset: int = 0,
+    **options: Unpack[DivergenceOptions],
 ) -> tuple[Tensor, Tensor]:
     """The model's output and its divergence, from one pass: :func:`divergence` has the arguments.
 
@@ -163,25 +159,11 @@ def output_and_divergence(
 
     Example:
         >>> import torch
-        >>> from fastscore.derivatives.hutchinson import output_and_divergence
+        >>> from fastscore import output_and_divergence
         >>> output_and_divergence(lambda x: -x, torch.ones(1, 2))
         (tensor([[-1., -1.]]), tensor([-2.]))
     """
-    output, trace, _ = _evaluate(
-        "output_and_divergence",
-        model,
-        x,
-        sigma,
-        method,
-        probes,
-        distribution,
-        False,
-        chunk_size,
-        seed,
-        generator,
-        key,
-        sample_offset,
-    )
+    output, trace, _ = _evaluate("output_and_divergence", model, x, sigma, options, False)
     return output, trace
 
 
@@ -190,32 +172,31 @@ def _evaluate(
     model: Callable[..., Tensor],
     x: Tensor,
     sigma: Tensor | float | None,
-    method: str,
-    probes: int,
-    distribution: str,
+    options: DivergenceOptions,
     with_stderr: bool,
-    chunk_size: int | None,
-    seed: int | None,
-    generator: torch.Generator | None,
-    key: Tensor | None,
-    sample_offset: int,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Output, trace and, when asked for, its standard error."""
+    probes, distribution = options["probes"], options["distribution"]
     check_floating(fn, "x", x, min_dim=1)
-    check_choice(fn, "method", method, METHODS)
+    check_choice(fn, "method", options["method"], METHODS)
     check_choice(fn, "distribution", distribution, DISTRIBUTIONS)
     check_int(fn, "probes", probes, minimum=1)
-    check_int(fn, "sample_offset", sample_offset, minimum=0)
     if not callable(model):
         fail_type(fn, "model", "callable", model)
+    model_kwargs = check_model_kwargs(fn, options["model_kwargs"])
     args = () if sigma is None else (as_sigma(fn, x, sigma),)
-    if method == "exact":
-        output, trace = output_and_trace(fn, model, x, args, chunk_size=chunk_size)
+    offset, samples = options["sample_offset"], options["samples"]
+    if options["method"] == "exact":
+        check_int(fn, "sample_offset", offset, minimum=0)
+        output, trace = output_and_trace(
+            fn, model, x, args, model_kwargs, chunk_size=options["chunk_size"]
+        )
         return output, trace, torch.zeros_like(trace) if with_stderr else None
     if with_stderr and probes < 2:
         fail(fn, "probes", "at least 2 with return_stderr=True", probes)
-    key = noise_key(fn, x, key, seed, generator)
-    batch = Batch(x, args, None, key, sample_offset)
+    key = noise_key(fn, x, options["key"], options["seed"], options["generator"])
+    check_numbering(fn, key, samples, offset, len(x), x.device)
+    batch = Batch(x, args, None, key, offset, samples, model_kwargs)
     vjv, _, output = forward(fn, model, batch, Slicing(probes, distribution))
     stderr = vjv.detach().std(dim=0) / math.sqrt(probes) if with_stderr else None
     return output, vjv.mean(dim=0), stderr

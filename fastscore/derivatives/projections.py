@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,6 +44,8 @@ class Batch(NamedTuple):
     sigma: Tensor | None  # (batch,), None for clean data
     key: Tensor | None  # None where nothing is drawn
     sample_offset: int = 0
+    samples: Tensor | None = None  # (batch,)
+    model_kwargs: dict[str, Any] = {}  # noqa: RUF012 - never changed
 
 
 class Slicing(NamedTuple):

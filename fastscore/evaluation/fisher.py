@@ -9,7 +9,8 @@ form (Song, Garg, Shi and Ermon 2019), of the same expectation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,9 @@ from fastscore._support.checks import (
     check_shape,
     fail_type,
 )
-from fastscore.conditioning import as_sigma
+from fastscore._support.lending import lend, lent
+from fastscore._support.model_kwargs import check_model_kwargs
+from fastscore.conditioning import as_sigma, explained
 from fastscore.derivatives.projections import DISTRIBUTIONS, half_square
 from fastscore.derivatives.traces import sum_over_sample
 from fastscore.ops import projections as draw_projections
@@ -42,6 +45,7 @@ def fisher_divergence(
     sigma: Tensor | float | None = None,
     *,
     reduction: str = "mean",
+    model_kwargs: Mapping[str, Any] | None = None,
 ) -> Tensor:
     r"""1/2 E|s(x) - s_true(x)|^2, summed over dimensions, averaged over the points.
 
@@ -54,6 +58,7 @@ def fisher_divergence(
         x: points, (batch, ...), float32, float64, bfloat16 or float16.
         sigma: noise level(s), a number or (batch,); x are then points of that noise level.
         reduction: "mean" or "sum" over the batch, or "none".
+        model_kwargs: what else ``model`` (not ``true_score``) is called with, by name.
 
     Returns:
         A scalar, or (batch,) for ``reduction="none"``; float32, or float64 for float64 scores.
@@ -69,7 +74,7 @@ def fisher_divergence(
         tensor(2.)
     """
     fn = "fisher_divergence"
-    difference = _difference(fn, model, true_score, x, sigma)
+    difference = _difference(fn, model, true_score, x, sigma, model_kwargs)
     return _reduce(fn, half_square(difference), reduction)
 
 
@@ -86,6 +91,7 @@ def sliced_fisher_divergence(
     seed: int | None = None,
     generator: torch.Generator | None = None,
     sample_offset: int = 0,
+    model_kwargs: Mapping[str, Any] | None = None,
 ) -> Tensor:
     r"""1/2 E(v'(s(x) - s_true(x)))^2 over points x and projections v with E[v v'] = I.
 
@@ -93,7 +99,7 @@ def sliced_fisher_divergence(
     2019, equation 5).
 
     Args:
-        model, true_score, x, sigma, reduction: see :func:`fisher_divergence`.
+        model, true_score, x, sigma, reduction, model_kwargs: see :func:`fisher_divergence`.
         projections: for each point, at least 1.
         distribution: of v: "rademacher" (default), "gaussian" or "sphere" (of radius sqrt(d)).
         seed: governs the projections; None draws one from PyTorch's default generator.
@@ -114,7 +120,7 @@ def sliced_fisher_divergence(
     check_int(fn, "projections", projections, minimum=1)
     check_choice(fn, "distribution", distribution, DISTRIBUTIONS)
     check_int(fn, "sample_offset", sample_offset, minimum=0)
-    difference = _difference(fn, model, true_score, x, sigma)
+    difference = _difference(fn, model, true_score, x, sigma, model_kwargs)
     v = draw_projections(
         random.make_key(fn, seed, device=x.device, generator=generator),
         x.shape,
@@ -128,21 +134,28 @@ def sliced_fisher_divergence(
 
 
 def _difference(
-    fn: str, model: Score, true_score: Score | Tensor, x: Tensor, sigma: Tensor | float | None
+    fn: str,
+    model: Score,
+    true_score: Score | Tensor,
+    x: Tensor,
+    sigma: Tensor | float | None,
+    model_kwargs: Mapping[str, Any] | None,
 ) -> Tensor:
     """s - s_true at x, in float32 or float64."""
     check_floating(fn, "x", x, min_dim=1)
     if not callable(model):
         fail_type(fn, "model", "callable", model)
     args = () if sigma is None else (as_sigma(fn, x, sigma),)
-    score = check_output(fn, model(x, *args), x)
+    named = lent(check_model_kwargs(fn, model_kwargs))
+    with explained(fn, model, x, "sigma" if args else "none"):
+        score = check_output(fn, model(lend(x), *map(lend, args), **named), x)
     if isinstance(true_score, Tensor):
         check_floating(fn, "true_score", true_score)
         check_shape(fn, "true_score", true_score, x.shape, "x's shape")
         check_device(fn, "true_score", true_score, x.device, "where x is")
         true = true_score
     elif callable(true_score):
-        true = check_output(fn, true_score(x, *args), x, arg="true_score")
+        true = check_output(fn, true_score(lend(x), *map(lend, args)), x, arg="true_score")
     else:
         fail_type(fn, "true_score", "callable or a tensor", true_score)
     dtype = sum_dtype(torch.promote_types(score.dtype, true.dtype))

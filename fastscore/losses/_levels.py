@@ -12,29 +12,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
-from fastscore._support.checks import (
-    check_choice,
-    check_floating,
-    check_int,
-    check_sigmas,
-    fail,
-    fail_type,
-)
-from fastscore.conditioning import CONDITIONINGS, condition, explain_failure
+from fastscore._support.checks import check_choice, check_floating, check_sigmas, fail, fail_type
+from fastscore._support.model_kwargs import check_model_kwargs
+from fastscore._support.options import takes_options
+from fastscore.conditioning import CONDITIONINGS, condition, explained
 from fastscore.derivatives.projections import Batch
-from fastscore.losses.dsm import (
-    REDUCTIONS,
-    WEIGHTINGS,
-    Loss,
-    Weighting,
-    _check_data,
-    _check_labels,
-    weights,
-)
-from fastscore.ops import perturb
+from fastscore.losses._options import DrawOptions, LossOptions
+from fastscore.losses._perturbed import check_data, check_labels, noise_key, perturbed
+from fastscore.losses.dsm import REDUCTIONS, WEIGHTINGS, Loss, weights
 from fastscore.ops.dsm import reduced
-from fastscore.random import noise_key
 
 
 class Levels(NamedTuple):
@@ -49,8 +37,10 @@ class Levels(NamedTuple):
 Estimator = Callable[[str, Callable[..., Tensor], Batch], Tensor]
 
 
-def prepare_levels(fn: str, sigmas: Any, weighting: Weighting) -> Levels | None:
-    """Check sigmas and weighting; None for clean data."""
+def prepare_levels(fn: str, sigmas: Any, options: LossOptions) -> Levels | None:
+    """Check sigmas, weighting and reduction; None for clean data."""
+    weighting = options["weighting"]
+    check_choice(fn, "reduction", options["reduction"], REDUCTIONS)
     if sigmas is None:
         if not callable(weighting):
             check_choice(fn, "weighting", weighting, WEIGHTINGS, other="a function of the sigmas")
@@ -76,62 +66,38 @@ def expected_term(
     model: Callable[..., Tensor],
     x: Tensor,
     levels: Levels | None,
-    *,
-    labels: Tensor | None = None,
     conditioning: str,
     reduction: str,
-    draws: bool = True,
-    seed: int | None = None,
-    generator: torch.Generator | None = None,
-    key: Tensor | None = None,
-    sample_offset: int = 0,
+    draws: DrawOptions,
+    *,
+    random_terms: bool = True,
 ) -> Tensor:
     """The loss: the estimator's terms at x, or at perturbed x and weighted, and reduced.
 
-    ``draws`` says whether the estimator itself draws random numbers.
+    ``random_terms`` says whether the estimator itself draws random numbers.
     """
     check_floating(fn, "x", x, min_dim=1)
-    check_choice(fn, "reduction", reduction, REDUCTIONS)
-    check_int(fn, "sample_offset", sample_offset, minimum=0)
     if not callable(model):
         fail_type(fn, "model", "callable", model)
-    _check_data(fn, x, x if levels is None else levels.sigmas)
-    if labels is not None:
+    model_kwargs = check_model_kwargs(fn, draws["model_kwargs"])
+    check_data(fn, x, x if levels is None else levels.sigmas)
+    if draws["labels"] is not None:
         if levels is None:
             fail(fn, "labels", "None without sigmas", "labels")
-        _check_labels(fn, labels, x, len(levels.sigmas))
-    if key is not None or draws or levels is not None:
-        key = noise_key(fn, x, key, seed, generator)
-
+        check_labels(fn, draws["labels"], x, len(levels.sigmas))
+    numbering = draws["sample_offset"], draws["samples"]
     if levels is None:
-        terms = _estimate(fn, estimator, model, Batch(x, (), None, key, sample_offset), "none")
-    else:
-        noisy, chosen = perturb(x, levels.table, key, labels=labels, sample_offset=sample_offset)
-        valid = chosen
-        if labels is not None and labels.device.type != "cpu":
-            # A label out of range, unseen so far, has made its sample NaN; it must not read past
-            # the sigmas, nor past an embedding of the model's, as well.
-            valid = chosen.clamp(0, len(levels.sigmas) - 1)
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        sigma = levels.sigmas.index_select(0, valid).to(dtype)
-        args = condition(conditioning, sigma, valid)
-        batch = Batch(noisy, args, sigma, key, sample_offset)
-        terms = _estimate(fn, estimator, model, batch, conditioning)
-        terms = terms * levels.weights.index_select(0, valid).to(terms.dtype)
-    return reduced(terms, reduction)
-
-
-def _estimate(
-    fn: str, estimator: Estimator, model: Callable[..., Tensor], batch: Batch, conditioning: str
-) -> Tensor:
-    """The estimator's terms; a failure of the model's is explained where it can be."""
-    if torch.compiler.is_compiling():
-        return estimator(fn, model, batch)
-    try:
-        return estimator(fn, model, batch)
-    except (RuntimeError, TypeError) as error:
-        explain_failure(fn, model, batch.x, conditioning, error)
-        raise
+        key = noise_key(fn, x, draws) if random_terms or draws["key"] is not None else None
+        batch = Batch(x, (), None, key, *numbering, model_kwargs)
+        with explained(fn, model, x, conditioning):
+            return reduced(estimator(fn, model, batch), reduction)
+    key = noise_key(fn, x, draws)
+    at = perturbed(x, levels.sigmas, levels.table, key, draws)
+    args = condition(conditioning, at.sigma, at.labels)
+    batch = Batch(at.x, args, at.sigma, key, *numbering, model_kwargs)
+    with explained(fn, model, x, conditioning):
+        terms = estimator(fn, model, batch)
+    return reduced(terms * levels.weights.index_select(0, at.labels).to(terms.dtype), reduction)
 
 
 class ScoreMatchingModule(Loss):
@@ -141,28 +107,23 @@ class ScoreMatchingModule(Loss):
     """
 
     sigmas: Tensor | None
-    draws = True  # whether the estimator draws random numbers
+    random_terms = True  # whether the estimator draws random numbers
 
-    def __init__(
-        self,
-        sigmas: Tensor | Sequence[float] | None,
-        *,
-        weighting: Weighting,
-        conditioning: str | None,
-        reduction: str,
-    ) -> None:
+    def __init__(self, sigmas: Tensor | Sequence[float] | None, options: LossOptions) -> None:
         super().__init__()
         fn = type(self).__name__
-        levels = prepare_levels(fn, sigmas, weighting)
-        self.weighting = weighting
-        self.conditioning = check_conditioning(fn, conditioning, levels)
-        self.reduction = check_choice(fn, "reduction", reduction, REDUCTIONS)
+        levels = prepare_levels(fn, sigmas, options)
+        self.weighting = options["weighting"]
+        self.conditioning = check_conditioning(fn, options["conditioning"], levels)
+        self.reduction = options["reduction"]
         for name in Levels._fields:
             buffer = None if levels is None else getattr(levels, name)
             self.register_buffer(name, buffer, persistent=False)
 
     def _levels(self) -> Levels | None:
-        return None if self.sigmas is None else Levels(self.sigmas, self.table, self.weights)
+        if self.sigmas is None:
+            return None
+        return Levels(*(self.get_buffer(name) for name in Levels._fields))
 
     def _estimate(self, fn: str, model: Callable[..., Tensor], batch: Batch) -> Tensor:
         raise NotImplementedError
@@ -174,16 +135,9 @@ class ScoreMatchingModule(Loss):
             f"conditioning={self.conditioning!r}"
         )
 
+    @takes_options(DrawOptions)
     def forward(
-        self,
-        model: Callable[..., Tensor],
-        x: Tensor,
-        *,
-        labels: Tensor | None = None,
-        seed: int | None = None,
-        generator: torch.Generator | None = None,
-        key: Tensor | None = None,
-        sample_offset: int = 0,
+        self, model: Callable[..., Tensor], x: Tensor, **draws: Unpack[DrawOptions]
     ) -> Tensor:
         """The loss of ``model`` on ``x``; see the function of the same name for the arguments."""
         return expected_term(
@@ -192,14 +146,10 @@ class ScoreMatchingModule(Loss):
             model,
             x,
             self._levels(),
-            labels=labels,
-            conditioning=self.conditioning,
-            reduction=self.reduction,
-            draws=self.draws,
-            seed=seed,
-            generator=generator,
-            key=key,
-            sample_offset=sample_offset,
+            self.conditioning,
+            self.reduction,
+            draws,
+            random_terms=self.random_terms,
         )
 
 

@@ -14,32 +14,28 @@ gradient, draw the same numbers again.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
-from fastscore import random
 from fastscore._support.buffers import ExactBuffers
 from fastscore._support.checks import (
     check_choice,
-    check_device,
-    check_finite,
     check_floating,
-    check_int,
     check_shape,
     check_sigmas,
-    check_tensor,
-    describe,
     fail,
     fail_type,
 )
+from fastscore._support.model_kwargs import check_model_kwargs
+from fastscore._support.options import Option, documents, takes_options
 from fastscore.conditioning import CONDITIONINGS, call_model
-from fastscore.ops import dsm_residual, perturb
-from fastscore.ops._library import traced
+from fastscore.losses._options import DrawOptions, LossOptions, Weighting
+from fastscore.losses._perturbed import check_data, check_labels, noise_key, numbering, perturbed
+from fastscore.ops import dsm_residual
 from fastscore.ops.dsm import REDUCTIONS
-
-Weighting = str | Callable[[Tensor], Tensor]
 
 WEIGHTINGS = ("sigma2", "none", "likelihood")
 PREDICTIONS = ("score", "eps")
@@ -80,6 +76,9 @@ def weights(fn: str, sigmas: Tensor, weighting: Weighting) -> Tensor:
         if not isinstance(values, Tensor):
             fail_type(fn, "weighting", "a function that returns a tensor", values)
         check_shape(fn, "weighting", values, sigmas.shape, "one weight for each sigma")
+        if values.requires_grad and torch.is_grad_enabled():
+            expected = "a function whose weights need no gradient, for none reaches them"
+            fail(fn, "weighting", expected, "weights that require grad")
         values = values.detach().to(sigmas)
         if torch.compiler.is_compiling():
             return values
@@ -118,12 +117,30 @@ class Loss(ExactBuffers):
         __call__: Callable[..., Tensor]
 
 
+class DSMOptions(LossOptions, total=False):
+    """The options of denoising score matching."""
+
+    prediction: Annotated[
+        str,
+        Option(
+            "score",
+            """"score", or "eps" for a model that returns an estimate of z; sample from that one as
+            ``fastscore.scores.EpsScore(model)`` (with ``conditioning="index"`` give it the sigmas
+            too).""",
+        ),
+    ]
+
+
+class _EveryOption(DSMOptions, DrawOptions, total=False):
+    """Those of the loss and those of each call."""
+
+
+@documents(DSMOptions)
 class DSMLoss(Loss):
     r"""Denoising score matching with its noise levels prepared once: :func:`dsm_loss` as a module.
 
     Args:
         sigmas: noise levels, (L,), positive and strictly decreasing.
-        weighting, reduction, prediction, conditioning: see :func:`dsm_loss`.
 
     The tables move with ``.to(device)``; they stay float64 under ``.half()`` and the like. They are
     not part of the ``state_dict``: the arguments say all.
@@ -157,27 +174,16 @@ class DSMLoss(Loss):
     perturb_table: Tensor
     residual_table: Tensor
 
-    def __init__(
-        self,
-        sigmas: Tensor | Sequence[float],
-        *,
-        weighting: Weighting = "sigma2",
-        reduction: str = "mean",
-        prediction: str = "score",
-        conditioning: str = "sigma",
-    ) -> None:
+    @takes_options(DSMOptions)
+    def __init__(self, sigmas: Tensor | Sequence[float], **options: Unpack[DSMOptions]) -> None:
         super().__init__()
-        fn = "DSMLoss"
-        checked = check_sigmas(fn, sigmas).detach()
-        values = checked.double()
-        tables = dsm_tables(fn, values, weighting, prediction)
-        self.reduction = check_choice(fn, "reduction", reduction, REDUCTIONS)
-        self.conditioning = check_choice(fn, "conditioning", conditioning, CONDITIONINGS)
-        self.weighting = weighting
-        self.prediction = prediction
-        self.register_buffer("sigmas", values, persistent=False)
-        self.register_buffer("perturb_table", tables[0], persistent=False)
-        self.register_buffer("residual_table", tables[1], persistent=False)
+        prepared = _prepare("DSMLoss", sigmas, options)
+        self.reduction = options["reduction"]
+        self.conditioning = options["conditioning"] or "sigma"
+        self.weighting = options["weighting"]
+        self.prediction = options["prediction"]
+        for name, table in prepared._asdict().items():
+            self.register_buffer(name, table, persistent=False)
 
     def extra_repr(self) -> str:
         return (
@@ -186,47 +192,21 @@ class DSMLoss(Loss):
             f"conditioning={self.conditioning!r}"
         )
 
+    @takes_options(DrawOptions)
     def forward(
-        self,
-        model: Callable[..., Tensor],
-        x: Tensor,
-        *,
-        labels: Tensor | None = None,
-        seed: int | None = None,
-        generator: torch.Generator | None = None,
-        key: Tensor | None = None,
-        sample_offset: int = 0,
+        self, model: Callable[..., Tensor], x: Tensor, **draws: Unpack[DrawOptions]
     ) -> Tensor:
         """The loss of ``model`` on ``x``; see :func:`dsm_loss` for the arguments."""
-        return _loss(
-            "DSMLoss",
-            model,
-            x,
-            (self.sigmas, self.perturb_table, self.residual_table),
-            labels=labels,
-            reduction=self.reduction,
-            conditioning=self.conditioning,
-            seed=seed,
-            generator=generator,
-            key=key,
-            sample_offset=sample_offset,
-        )
+        tables = Tables(self.sigmas, self.perturb_table, self.residual_table)
+        return _loss("DSMLoss", model, x, tables, self.conditioning, self.reduction, draws)
 
 
+@takes_options(_EveryOption)
 def dsm_loss(
     model: Callable[..., Tensor],
     x: Tensor,
     sigmas: Tensor | Sequence[float],
-    *,
-    labels: Tensor | None = None,
-    weighting: Weighting = "sigma2",
-    reduction: str = "mean",
-    prediction: str = "score",
-    conditioning: str = "sigma",
-    seed: int | None = None,
-    generator: torch.Generator | None = None,
-    key: Tensor | None = None,
-    sample_offset: int = 0,
+    **options: Unpack[_EveryOption],
 ) -> Tensor:
     r"""Denoising score matching loss over the noise levels ``sigmas``.
 
@@ -248,23 +228,6 @@ def dsm_loss(
         x: data, (batch, ...), float32, float64, bfloat16 or float16; never changed. May require
             grad.
         sigmas: noise levels, (L,), positive and strictly decreasing.
-        labels: the level of each sample, (batch,), int64 in [0, L).
-        weighting: lambda(sigma): "sigma2" (default), sigma^2; "none", 1; "likelihood", g(t)^2 of
-            the variance-exploding SDE (Song, Durkan et al. 2021; exact form:
-            ``fastscore.losses.dsm.likelihood_weighting``); or a function of the float64 tensor of
-            sigmas that returns the L weights.
-        reduction: "mean" or "sum" over the batch, or "none" for the loss of each sample.
-        prediction: "score" (default), or "eps" for a model that returns an estimate of z; sample
-            from that one as ``fastscore.scores.EpsScore(model)`` (with ``conditioning="index"``
-            give it the sigmas too).
-        conditioning: "sigma"; "index" for NCSN's ``model(x~, labels)``; "log_sigma"; or "none".
-        seed: governs labels and noise; None draws one from PyTorch's default generator.
-        generator: where to draw the seed from instead.
-        key: int64 tensor [seed, draw] on x's device (``fastscore.random.key``) in place of ``seed``
-            and ``generator``: for ``torch.compile(fullgraph=True)``, and for CUDA graphs, where
-            adding 1 to ``key[1]`` inside the graph gives fresh noise at each replay.
-        sample_offset: number of the first sample in a larger batch, as when a batch is split over
-            processes: the shards then meet the labels and noise of the whole.
 
     Returns:
         A scalar, or (batch,) for ``reduction="none"``: float32, or float64 where the model's output
@@ -289,82 +252,44 @@ def dsm_loss(
     """
     fn = "dsm_loss"
     check_floating(fn, "x", x, min_dim=1)
-    checked = check_sigmas(fn, sigmas).detach()
-    values = checked.double()
-    tables = dsm_tables(fn, values, weighting, prediction)
-    return _loss(
-        fn,
-        model,
-        x,
-        tuple(table.to(x.device) for table in (values, *tables)),
-        labels=labels,
-        reduction=reduction,
-        conditioning=conditioning,
-        seed=seed,
-        generator=generator,
-        key=key,
-        sample_offset=sample_offset,
-    )
+    tables = Tables(*(table.to(x.device) for table in _prepare(fn, sigmas, options)))
+    conditioning = options["conditioning"] or "sigma"
+    return _loss(fn, model, x, tables, conditioning, options["reduction"], options)
+
+
+class Tables(NamedTuple):
+    """Noise levels, prepared: float64 tensors."""
+
+    sigmas: Tensor  # (L,)
+    perturb_table: Tensor  # (L, 2), of ``perturb``
+    residual_table: Tensor  # (L, 3), of ``dsm_residual``
+
+
+def _prepare(fn: str, sigmas: Tensor | Sequence[float], options: DSMOptions) -> Tables:
+    """Check what does not change from call to call, and make the tables."""
+    values = check_sigmas(fn, sigmas).detach().double()
+    tables = dsm_tables(fn, values, options["weighting"], options["prediction"])
+    check_choice(fn, "reduction", options["reduction"], REDUCTIONS)
+    if options["conditioning"] is not None:
+        check_choice(fn, "conditioning", options["conditioning"], CONDITIONINGS)
+    return Tables(values, *tables)
 
 
 def _loss(
     fn: str,
     model: Callable[..., Tensor],
     x: Tensor,
-    tables: tuple[Tensor, ...],
-    *,
-    labels: Tensor | None,
-    reduction: str,
+    tables: Tables,
     conditioning: str,
-    seed: int | None,
-    generator: torch.Generator | None,
-    key: Tensor | None,
-    sample_offset: int,
+    reduction: str,
+    draws: DrawOptions,
 ) -> Tensor:
-    sigmas, perturb_table, residual_table = tables
-    check_choice(fn, "reduction", reduction, REDUCTIONS)
-    check_choice(fn, "conditioning", conditioning, CONDITIONINGS)
-    check_int(fn, "sample_offset", sample_offset, minimum=0)
-    _check_data(fn, x, sigmas)
-    if labels is not None:
-        _check_labels(fn, labels, x, len(sigmas))
-    key = random.noise_key(fn, x, key, seed, generator)
-
-    noisy, levels = perturb(x, perturb_table, key, labels=labels, sample_offset=sample_offset)
-    valid = levels
-    if labels is not None and labels.device.type != "cpu":
-        # A label out of range, unseen so far, has made its sample NaN; it must not read past the
-        # sigmas, nor past an embedding of the model's, as well.
-        valid = levels.clamp(0, len(sigmas) - 1)
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    sigma = sigmas.index_select(0, valid).to(dtype)
-    output = call_model(fn, model, noisy, sigma, valid, conditioning)
-    return dsm_residual(
-        output, residual_table, levels, key, reduction=reduction, sample_offset=sample_offset
-    )
-
-
-# ---- checks ------------------------------------------------------------------------------------
-
-
-def _values_can_be_read(x: Tensor) -> bool:
-    """Not on a GPU, where the host would wait, nor in a traced graph or a function transform."""
-    return x.device.type == "cpu" and not traced()
-
-
-def _check_data(fn: str, x: Any, sigmas: Tensor) -> None:
-    check_floating(fn, "x", x, min_dim=1)
-    check_device(fn, "x", x, sigmas.device, "where the loss and its sigmas are")
-    if _values_can_be_read(x):
-        check_finite(fn, "x", x)
-
-
-def _check_labels(fn: str, labels: Any, x: Tensor, levels: int) -> None:
-    check_tensor(fn, "labels", labels)
-    if labels.dtype != torch.int64:
-        fail(fn, "labels", "a tensor of torch.int64", describe(labels))
-    check_shape(fn, "labels", labels, x.shape[:1], "one label for each sample")
-    check_device(fn, "labels", labels, x.device, "where x is")
-    if _values_can_be_read(labels) and bool(((labels < 0) | (labels >= levels)).any()):
-        lo, hi = int(labels.min()), int(labels.max())
-        fail(fn, "labels", f"in [0, {levels})", f"labels from {lo} to {hi}")
+    check_data(fn, x, tables.sigmas)
+    if draws["labels"] is not None:
+        check_labels(fn, draws["labels"], x, len(tables.sigmas))
+    model_kwargs = check_model_kwargs(fn, draws["model_kwargs"])
+    key = noise_key(fn, x, draws)
+    at = perturbed(x, tables.sigmas, tables.perturb_table, key, draws)
+    output = call_model(fn, model, at.x, at.sigma, at.labels, conditioning, model_kwargs)
+    table = tables.residual_table
+    return dsm_residual(output, table, at.drawn, key, reduction=reduction, **numbering(draws))

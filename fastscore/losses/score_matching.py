@@ -8,11 +8,14 @@ r"""Score matching with the exact trace of the score's Jacobian.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from fastscore._support.checks import check_floating, check_int
+from fastscore._support.options import Option, documents, takes_options
 from fastscore.derivatives.projections import Batch, half_square
 from fastscore.derivatives.traces import output_and_trace
 from fastscore.losses._levels import (
@@ -22,7 +25,7 @@ from fastscore.losses._levels import (
     prepare_levels,
     to_device,
 )
-from fastscore.losses.dsm import Weighting
+from fastscore.losses._options import DrawOptions, LossOptions
 
 
 def score_matching_term(
@@ -41,12 +44,29 @@ def score_matching_term(
     return trace + half_square(score)
 
 
+class ScoreMatchingOptions(LossOptions, total=False):
+    """The options of exact score matching."""
+
+    chunk_size: Annotated[
+        int | None,
+        Option(
+            None,
+            """how many unit vectors one pass carries where there is no closed form; by default as
+            many as keep the tangents of the data below 2^21 elements.""",
+        ),
+    ]
+
+
+class _EveryOption(ScoreMatchingOptions, DrawOptions, total=False):
+    """Those of the loss and those of each call."""
+
+
+@documents(ScoreMatchingOptions)
 class ScoreMatchingLoss(ScoreMatchingModule):
     r"""Exact score matching with its noise levels prepared once, see :func:`score_matching_loss`.
 
     Args:
         sigmas: noise levels, (L,), positive and strictly decreasing; None for clean data.
-        weighting, conditioning, reduction, chunk_size: see :func:`score_matching_loss`.
 
     Example:
         >>> import torch
@@ -56,42 +76,33 @@ class ScoreMatchingLoss(ScoreMatchingModule):
         tensor([-2.])
     """
 
-    draws = False
+    random_terms = False
 
+    @takes_options(ScoreMatchingOptions)
     def __init__(
         self,
         sigmas: Tensor | Sequence[float] | None = None,
-        *,
-        weighting: Weighting = "sigma2",
-        conditioning: str | None = None,
-        reduction: str = "mean",
-        chunk_size: int | None = None,
+        **options: Unpack[ScoreMatchingOptions],
     ) -> None:
-        super().__init__(
-            sigmas, weighting=weighting, conditioning=conditioning, reduction=reduction
-        )
-        if chunk_size is not None:
-            check_int("ScoreMatchingLoss", "chunk_size", chunk_size, minimum=1)
-        self.chunk_size = chunk_size
+        super().__init__(sigmas, options)
+        self.chunk_size = check_chunk_size("ScoreMatchingLoss", options["chunk_size"])
 
     def _estimate(self, fn: str, model: Callable[..., Tensor], batch: Batch) -> Tensor:
         return score_matching_term(fn, model, batch, self.chunk_size)
 
 
+def check_chunk_size(fn: str, chunk_size: int | None) -> int | None:
+    """At least 1, or None."""
+    return None if chunk_size is None else check_int(fn, "chunk_size", chunk_size, minimum=1)
+
+
+@takes_options(_EveryOption)
 def score_matching_loss(
     model: Callable[..., Tensor],
     x: Tensor,
     *,
     sigmas: Tensor | Sequence[float] | None = None,
-    labels: Tensor | None = None,
-    weighting: Weighting = "sigma2",
-    conditioning: str | None = None,
-    reduction: str = "mean",
-    chunk_size: int | None = None,
-    seed: int | None = None,
-    generator: torch.Generator | None = None,
-    key: Tensor | None = None,
-    sample_offset: int = 0,
+    **options: Unpack[_EveryOption],
 ) -> Tensor:
     r"""Score matching loss tr J + 1/2 |s|^2 with the exact trace of the score's Jacobian J.
 
@@ -108,10 +119,8 @@ def score_matching_loss(
         model: called ``model(x)`` or, with ``sigmas``, ``model(x, sigma)``; returns the score in
             x's shape. An energy: :class:`fastscore.scores.EnergyScore`.
         x: data, (batch, ...), float32, float64, bfloat16 or float16; never changed.
-        chunk_size: how many unit vectors one pass carries; by default as many as keep the tangents
-            of the data below 2^21 elements.
-        sigmas, labels, weighting, conditioning, reduction, seed, generator, key, sample_offset: see
-            :func:`ssm_loss`. Clean data need no random numbers.
+        sigmas: noise levels, (L,), positive and strictly decreasing; None for clean data, which
+            need no random numbers.
 
     Returns:
         A scalar, or (batch,) for ``reduction="none"``: float32, or float64 where the model's output
@@ -132,21 +141,16 @@ def score_matching_loss(
     """
     fn = "score_matching_loss"
     check_floating(fn, "x", x, min_dim=1)
-    levels = prepare_levels(fn, sigmas, weighting)
-    if chunk_size is not None:
-        check_int(fn, "chunk_size", chunk_size, minimum=1)
+    levels = prepare_levels(fn, sigmas, options)
+    chunk_size = check_chunk_size(fn, options["chunk_size"])
     return expected_term(
         fn,
         lambda fn, model, batch: score_matching_term(fn, model, batch, chunk_size),
         model,
         x,
         to_device(levels, x),
-        labels=labels,
-        conditioning=check_conditioning(fn, conditioning, levels),
-        reduction=reduction,
-        draws=False,
-        seed=seed,
-        generator=generator,
-        key=key,
-        sample_offset=sample_offset,
+        check_conditioning(fn, options["conditioning"], levels),
+        options["reduction"],
+        options,
+        random_terms=False,
     )

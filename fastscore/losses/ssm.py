@@ -13,10 +13,11 @@ The projections are never stored for the reductions, which draw them again.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from fastscore._support.checks import (
     check_choice,
@@ -25,6 +26,7 @@ from fastscore._support.checks import (
     check_number,
     fail_type,
 )
+from fastscore._support.options import Option, documents, takes_options
 from fastscore.derivatives.closed_form import NoClosedForm
 from fastscore.derivatives.projections import DISTRIBUTIONS, METHODS, Batch, Slicing
 from fastscore.losses._choice import choose_method, few_dimensions
@@ -35,11 +37,11 @@ from fastscore.losses._levels import (
     prepare_levels,
     to_device,
 )
-from fastscore.losses.dsm import Weighting
-from fastscore.losses.score_matching import score_matching_term
+from fastscore.losses._options import DrawOptions, LossOptions
+from fastscore.losses.score_matching import check_chunk_size, score_matching_term
 
 
-class Options(NamedTuple):
+class Estimation(NamedTuple):
     """How the term of a sample is computed."""
 
     method: str
@@ -68,36 +70,62 @@ class Options(NamedTuple):
         return METHODS[method](fn, model, batch, self.slicing).mean(), method
 
 
-def _options(
-    fn: str,
-    projections: int,
-    distribution: str,
-    variance_reduced: bool,
-    method: str,
-    epsilon: float | None,
-    chunk_size: int | None,
-) -> Options:
-    check_int(fn, "projections", projections, minimum=1)
+class SSMOptions(LossOptions, total=False):
+    """The options of sliced score matching."""
+
+    projections: Annotated[int, Option(1, "M, at least 1.")]
+    distribution: Annotated[
+        str,
+        Option(
+            "rademacher",
+            """of v: "rademacher" (the least variance of those with independent entries),
+            "gaussian", or "sphere" of radius sqrt(d).""",
+        ),
+    ]
+    variance_reduced: Annotated[bool, Option(True, "SSM-VR or SSM, see above.")]
+    method: Annotated[
+        str, Option("auto", '"auto", "forward", "reverse", "finite_difference" or "exact".')
+    ]
+    epsilon: Annotated[
+        float | None,
+        Option(
+            None,
+            """of finite differences; by default sqrt(d) times the cube root of the dtype's machine
+            epsilon.""",
+        ),
+    ]
+    chunk_size: Annotated[
+        int | None,
+        Option(None, 'for "exact" without a closed form, how many unit vectors one pass carries.'),
+    ]
+
+
+class _EveryOption(SSMOptions, DrawOptions, total=False):
+    """Those of the loss and those of each call."""
+
+
+def _estimation(fn: str, options: SSMOptions) -> Estimation:
+    """The options that say how a term is computed, checked."""
+    method, distribution = options["method"], options["distribution"]
+    count, epsilon = options["projections"], options["epsilon"]
+    variance_reduced = options["variance_reduced"]
+    check_int(fn, "projections", count, minimum=1)
     check_choice(fn, "distribution", distribution, DISTRIBUTIONS)
     check_choice(fn, "method", method, ("auto", *METHODS, "exact"))
     if not isinstance(variance_reduced, bool):
         fail_type(fn, "variance_reduced", "True or False", variance_reduced)
     if epsilon is not None:
         check_number(fn, "epsilon", epsilon, positive=True)
-    if chunk_size is not None:
-        check_int(fn, "chunk_size", chunk_size, minimum=1)
-    return Options(
-        method, Slicing(projections, distribution, variance_reduced, epsilon), chunk_size
-    )
+    slicing = Slicing(count, distribution, variance_reduced, epsilon)
+    return Estimation(method, slicing, check_chunk_size(fn, options["chunk_size"]))
 
 
+@documents(SSMOptions)
 class SSMLoss(ScoreMatchingModule):
     r"""Sliced score matching with its noise levels prepared once: :func:`ssm_loss` as a module.
 
     Args:
         sigmas: noise levels, (L,), positive and strictly decreasing; None for clean data.
-        projections, distribution, variance_reduced, method, weighting, conditioning, reduction,
-            epsilon, chunk_size: see :func:`ssm_loss`.
 
     Attributes:
         chosen_method: the method that the last call used; None before the first.
@@ -117,26 +145,12 @@ class SSMLoss(ScoreMatchingModule):
         (torch.Size([]), 'exact')
     """
 
+    @takes_options(SSMOptions)
     def __init__(
-        self,
-        sigmas: Tensor | Sequence[float] | None = None,
-        *,
-        projections: int = 1,
-        distribution: str = "rademacher",
-        variance_reduced: bool = True,
-        method: str = "auto",
-        weighting: Weighting = "sigma2",
-        conditioning: str | None = None,
-        reduction: str = "mean",
-        epsilon: float | None = None,
-        chunk_size: int | None = None,
+        self, sigmas: Tensor | Sequence[float] | None = None, **options: Unpack[SSMOptions]
     ) -> None:
-        super().__init__(
-            sigmas, weighting=weighting, conditioning=conditioning, reduction=reduction
-        )
-        self.options = _options(
-            "SSMLoss", projections, distribution, variance_reduced, method, epsilon, chunk_size
-        )
+        super().__init__(sigmas, options)
+        self.options = _estimation("SSMLoss", options)
         self.chosen_method: str | None = None
 
     def extra_repr(self) -> str:
@@ -152,25 +166,13 @@ class SSMLoss(ScoreMatchingModule):
         return term
 
 
+@takes_options(_EveryOption)
 def ssm_loss(
     model: Callable[..., Tensor],
     x: Tensor,
     *,
-    projections: int = 1,
-    distribution: str = "rademacher",
-    variance_reduced: bool = True,
-    method: str = "auto",
     sigmas: Tensor | Sequence[float] | None = None,
-    labels: Tensor | None = None,
-    weighting: Weighting = "sigma2",
-    conditioning: str | None = None,
-    reduction: str = "mean",
-    epsilon: float | None = None,
-    chunk_size: int | None = None,
-    seed: int | None = None,
-    generator: torch.Generator | None = None,
-    key: Tensor | None = None,
-    sample_offset: int = 0,
+    **options: Unpack[_EveryOption],
 ) -> Tensor:
     r"""Sliced score matching loss, on clean data or over the noise levels ``sigmas``.
 
@@ -221,27 +223,7 @@ def ssm_loss(
             (batch,); returns the score in x's shape. Other ways of calling: see ``conditioning``.
         x: data, (batch, ...), float32, float64, bfloat16 or float16; never changed, nor is its
             ``requires_grad``.
-        projections: M, at least 1.
-        distribution: of v: "rademacher" (default; the least variance of those with independent
-            entries), "gaussian", or "sphere" of radius sqrt(d).
         sigmas: noise levels, (L,), positive and strictly decreasing; None for clean data.
-        labels: with sigmas, the level of each sample, (batch,), int64 in [0, L); drawn uniformly
-            when None.
-        weighting: with sigmas, lambda(sigma): "sigma2" (default), "none", "likelihood", or a
-            function of the float64 tensor of sigmas that returns the L weights; see ``dsm_loss``.
-        conditioning: "sigma", "index" for ``model(x, labels)``, "log_sigma" or "none"; by default
-            "sigma" with sigmas and "none" without.
-        reduction: "mean" or "sum" over the batch, or "none" for the loss of each sample.
-        epsilon: of finite differences; by default sqrt(d) times the cube root of the dtype's
-            machine epsilon.
-        chunk_size: for "exact" without a closed form, how many unit vectors one pass carries.
-        seed: governs projections, labels and noise; None draws one from PyTorch's default
-            generator.
-        generator: where to draw the seed from instead.
-        key: int64 tensor [seed, draw] on x's device (``fastscore.random.key``) in place of ``seed``
-            and ``generator``.
-        sample_offset: number of the first sample in a larger batch, as when a batch is split over
-            processes: the shards then meet the projections, labels and noise of the whole.
 
     Returns:
         A scalar, or (batch,) for ``reduction="none"``: float32, or float64 where the model's output
@@ -265,19 +247,15 @@ def ssm_loss(
     """
     fn = "ssm_loss"
     check_floating(fn, "x", x, min_dim=1)
-    levels = prepare_levels(fn, sigmas, weighting)
-    options = _options(fn, projections, distribution, variance_reduced, method, epsilon, chunk_size)
+    levels = prepare_levels(fn, sigmas, options)
+    estimation = _estimation(fn, options)
     return expected_term(
         fn,
-        lambda fn, model, batch: options.term(fn, model, batch)[0],
+        lambda fn, model, batch: estimation.term(fn, model, batch)[0],
         model,
         x,
         to_device(levels, x),
-        labels=labels,
-        conditioning=check_conditioning(fn, conditioning, levels),
-        reduction=reduction,
-        seed=seed,
-        generator=generator,
-        key=key,
-        sample_offset=sample_offset,
+        check_conditioning(fn, options["conditioning"], levels),
+        options["reduction"],
+        options,
     )

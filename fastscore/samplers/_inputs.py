@@ -20,7 +20,6 @@ from fastscore._support.checks import (
     check_int,
     check_number,
     check_sequence,
-    check_shape,
     check_tensor,
     describe,
     fail,
@@ -141,8 +140,8 @@ class Noise(NamedTuple):
 
     @classmethod
     def of(cls, fn: str, options: SamplerOptions, batch: int, device: torch.device) -> Noise:
+        """As the options say, for a batch of this size on this device."""
         samples, offset = options["samples"], options["sample_offset"]
-        check_numbering(fn, options["seed"], samples, offset, batch, device)
         key = random.make_key(
             fn,
             options["seed"],
@@ -150,6 +149,7 @@ class Noise(NamedTuple):
             device=device,
             generator=options["generator"],
         )
+        random.check_numbering(fn, key, samples, offset, batch, device)
         return cls(key, offset, samples)
 
     def initial(self) -> Tensor:
@@ -221,36 +221,6 @@ def check_start(fn: str, start_step: int, steps: int, x: Tensor | None, seed: An
         fail(fn, "x", f"the state after start_step={start_step} steps", None)
     if start_step and seed is None:
         fail(fn, "seed", f"that of the run that stopped after start_step={start_step} steps", None)
-
-
-def check_numbering(
-    fn: str,
-    seed: Any,
-    samples: Tensor | None,
-    sample_offset: int,
-    batch: int,
-    device: torch.device,
-) -> None:
-    """One way at the most of saying which samples these are, of the right shape and kind."""
-    check_int(fn, "sample_offset", sample_offset, minimum=0)
-    if sample_offset >= 2**63:
-        fail(fn, "sample_offset", "below 2^63", sample_offset)
-    each = isinstance(seed, Sequence) or (isinstance(seed, Tensor) and seed.dim() > 0)
-    if each and len(seed) != batch:
-        fail(fn, "seed", f"one number, or one for each of {batch} samples", f"{len(seed)} seeds")
-    if samples is None:
-        if each and sample_offset:
-            fail(fn, "sample_offset", "0 where each sample has a seed", sample_offset)
-        return
-    for name, value in (("seed", each), ("sample_offset", sample_offset)):
-        if value:
-            expected = "one for all samples" if name == "seed" else "0"
-            fail(fn, name, f"{expected} where samples are numbered by samples=", value)
-    check_tensor(fn, "samples", samples)
-    if samples.dtype != torch.int64:
-        fail(fn, "samples", "an int64 tensor", describe(samples))
-    check_shape(fn, "samples", samples, (batch,), "a number for each sample")
-    check_device(fn, "samples", samples, device, "where the state is")
 
 
 def state_shape(

@@ -207,8 +207,8 @@ def masked_fill(input: Any, mask: Any, value: Any) -> Any:
 
 
 @rules(
-    """clone contiguous to float double half bfloat16 type type_as cpu cuda int long short char
-    byte bool"""
+    """clone _lazy_clone contiguous to float double half bfloat16 type type_as cpu cuda int long
+    short char byte bool"""
 )
 def convert(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     input = args[0]
