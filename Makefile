@@ -18,6 +18,7 @@ bench: setup
 lint: setup
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
 	git ls-files 'csrc/*' | xargs $(VENV)/bin/clang-format --dry-run -Werror
 
 setup: $(VENV)/.built

@@ -2,6 +2,7 @@
 
 from fastscore import nn, ops, random, reference, scores, sde
 from fastscore._support.memory import keep_freed_memory
+from fastscore._support.model_kwargs import shared
 from fastscore._support.moved import keep_old_names
 from fastscore.derivatives import divergence, jvp, jvps, output_and_divergence, quadratic_forms
 from fastscore.evaluation import fisher_divergence, sliced_fisher_divergence
@@ -52,6 +53,7 @@ __all__ = [
     "score_matching_loss",
     "scores",
     "sde",
+    "shared",
     "sigma_max_from_data",
     "sliced_fisher_divergence",
     "ssm_loss",

@@ -150,8 +150,8 @@ def explain_failure(
     """Raise in this library's words where the model failed for a reason that can be told."""
     message = str(error)
     dtypes = parameter_dtypes(model)
-    if dtypes and x.dtype not in dtypes and _MIXED_DTYPES.search(message):
-        kinds = " or ".join(sorted(map(str, dtypes)))
+    if dtypes and dtypes != {x.dtype} and _MIXED_DTYPES.search(message):
+        kinds = " and ".join(sorted(map(str, dtypes)))
         half = next((str(kind) for kind in _HALF if kind in dtypes), None)
         way = f'under autocast (samplers: autocast={half}; else torch.autocast("{x.device.type}"))'
         expected = f"of the model's dtype {kinds}" + (f", or the model run {way}" if half else "")

@@ -280,6 +280,11 @@ def langevin_step_size(sigmas: Tensor, steps: int, *, convention: str = "half") 
     minimum of r. It lies below 1, since 2 - eta has the same power and a smaller b than an
     eta > 1; and there dr/deta has exactly one root, which is found by bisection.
 
+    Data are not one point, and few steps at each level leave too much noise in their spread,
+    however many levels there are: of N(0, 0.25^2), with its exact score and 1000 scales from 50 to
+    0.01, samples have the standard deviation 0.355 at T = 1, 0.289 at T = 2, 0.264 at T = 5 and
+    0.257 at T = 10.
+
     Args:
         sigmas: noise scales, shape (L,), decreasing, L at least 2; a tensor or a list. If they
             are not geometric, the largest ratio counts: r is worst there.

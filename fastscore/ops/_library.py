@@ -54,6 +54,8 @@ def _raise_type_error(fn: str, error: RuntimeError) -> NoReturn:
     if found is None:
         raise error
     kind, arg, got = found.groups()
+    if kind == got == "int":
+        raise ValueError(f"{fn}: {arg} must be an integer below 2^63") from None
     raise TypeError(f"{fn}: {arg} must be a {kind}, got {got}") from None
 
 
