@@ -7,6 +7,7 @@ and where it behaves that costs nothing: what it gets is copied at the first wri
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from fastscore._support.model_kwargs import Shared
 
-_lazy_clone = getattr(torch, "_lazy_clone", torch.clone)
+lend_own: Callable[[Tensor], Tensor] = getattr(torch, "_lazy_clone", torch.clone)
+"""As :func:`lend`, for memory that is PyTorch's own, outside of compiled code and transforms."""
 
 
 def lend(x: Tensor) -> Tensor:
@@ -27,22 +29,47 @@ def lend(x: Tensor) -> Tensor:
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return x.clone()
     try:
-        return _lazy_clone(x)
+        return lend_own(x)
     except (RuntimeError, NotImplementedError):  # memory that is not PyTorch's own; a subclass
         return x.clone()
 
 
-def is_untouched(lent: Tensor) -> bool:
-    """Whether nobody has written to what :func:`lend` returned, as far as that can be told."""
-    return bool(torch._C._is_cow_tensor(lent))
+is_untouched: Callable[[Tensor], bool] = getattr(torch._C, "_is_cow_tensor", lambda x: False)
+"""Whether it is certain that nobody has written to what :func:`lend` returned."""
 
 
-def lent(value: Any) -> Any:
-    """Arguments as a network gets them: tensors lent, marks of :func:`shared` taken off."""
+class Loan:
+    """The same arguments for call after call: lent anew where the last call has written to them."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        self.renew()
+
+    def renew(self) -> None:
+        self.tensors: list[Tensor] = []
+        self.handed = lent(self.value, self.tensors)
+
+    def again(self) -> Any:
+        """What the next call gets."""
+        for tensor in self.tensors:
+            if not is_untouched(tensor):
+                self.renew()
+                break
+        return self.handed
+
+
+def lent(value: Any, tensors: list[Tensor] | None = None) -> Any:
+    """Arguments as a network gets them: tensors lent, marks of :func:`shared` taken off.
+
+    ``tensors`` collects what has been lent.
+    """
     if isinstance(value, Tensor):
-        return lend(value)
+        handed = lend(value)
+        if tensors is not None:
+            tensors.append(handed)
+        return handed
     if isinstance(value, Shared):
-        return lent(value.value)
+        return lent(value.value, tensors)
     if isinstance(value, dict):
-        return {name: lent(entry) for name, entry in value.items()}
+        return {name: lent(entry, tensors) for name, entry in value.items()}
     return value

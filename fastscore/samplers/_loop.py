@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fastscore._support.checks import check_output
-from fastscore._support.lending import is_untouched, lend, lent
+from fastscore._support.lending import Loan, is_untouched, lend_own
 from fastscore.conditioning import condition, explained, parameter_dtypes
 from fastscore.ops._library import ops
 from fastscore.samplers._graph import capture
@@ -56,6 +56,8 @@ class Chain:
     sigma: Tensor = field(init=False)  # (B,): the level of the current step
     labels: Tensor = field(init=False)  # (B,) int64: its index
     arguments: tuple[Tensor, ...] = field(init=False)  # what the model is called with, besides x
+    handed: tuple[Tensor, ...] = field(init=False)  # the same, lent to it
+    extra: Loan = field(init=False)  # and by name
     model_dtype: torch.dtype | None = field(init=False)  # what the state is cast to for the model
     checked: bool = field(init=False, default=False)  # whether the model's output has been
     writes: bool = field(init=False, default=False)  # whether the model writes to its arguments
@@ -66,6 +68,7 @@ class Chain:
         self.draw = self.key[..., 1:]
         self.sigma = self.sigmas.new_empty(batch)
         self.labels = self.key.new_empty(batch)
+        self.extra = Loan(self.model_kwargs)
         self.model_dtype = half_dtype(self.model) if self.autocast is None else None
         if self.key.device.type == "cpu" and self.key.dim() == 1:
             self.host_key = memoryview(cast(Any, self.key.numpy()))
@@ -74,7 +77,7 @@ class Chain:
         """Fill ``sigma`` and ``labels`` with the level that the host knows."""
         self.labels.fill_(level)
         self.sigma.fill_(self.levels[level])
-        self.arguments = condition(self.conditioning, self.sigma, self.labels)
+        self.lend_level()
 
     def set_level_of_draw(self) -> None:
         """Fill them for the current step, whose number stays on the device."""
@@ -82,7 +85,12 @@ class Chain:
         level = (step // self.steps_per_level).clamp_(max=self.sigmas.shape[0] - 1)
         self.labels.copy_(level)
         self.sigma.copy_(self.sigmas.index_select(0, level))
+        self.lend_level()
+
+    def lend_level(self) -> None:
+        """What the model is told of its level, until it writes to that."""
         self.arguments = condition(self.conditioning, self.sigma, self.labels)
+        self.handed = tuple(map(lend_own, self.arguments))
 
     def score(self) -> Tensor:
         """The score at the state. A half-precision score is left to the kernel to convert."""
@@ -97,18 +105,21 @@ class Chain:
     def call_model(self) -> Tensor:
         """The model's output, looked at closely the first time; later the kernel's checks do."""
         x = self.x if self.model_dtype is None else self.x.to(self.model_dtype)
-        if not self.checked:
-            self.checked = True
-            handed = lend(x)
-            with explained(self.fn, self.model, x, self.conditioning):
-                output = self.model(handed, *map(lend, self.arguments), **lent(self.model_kwargs))
-            self.writes = not is_untouched(handed)
-            return check_output(self.fn, output, x)
-        if self.static:
+        if not all(map(is_untouched, self.handed)):
+            self.handed = tuple(map(lend_own, self.arguments))
+        model_kwargs = self.extra.again() if self.model_kwargs else {}
+        if self.checked and not self.static:
+            return self.model(lend_own(x), *self.handed, **model_kwargs)
+        if self.checked:
             # Memory that is lent moves when it is written to, where a graph would not find it.
             x = x.clone() if self.writes else x
-            return self.model(x, *map(torch.clone, self.arguments), **lent(self.model_kwargs))
-        return self.model(lend(x), *map(lend, self.arguments), **lent(self.model_kwargs))
+            return self.model(x, *map(torch.clone, self.arguments), **model_kwargs)
+        self.checked = True
+        handed = lend_own(x)
+        with explained(self.fn, self.model, x, self.conditioning):
+            output = self.model(handed, *self.handed, **model_kwargs)
+        self.writes = not is_untouched(handed)
+        return check_output(self.fn, output, x)
 
     def step(self) -> None:
         """One model call, one fused update, one step further."""
