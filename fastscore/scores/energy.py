@@ -89,7 +89,7 @@ class EnergyScore(nn.Module):
         return gradient
 
     def _functional_gradient(self, x: Tensor, level: tuple[Tensor, ...]) -> Tensor:
-        values, pullback = torch.func.vjp(lambda point: self._values(point, level), x)
+        values, pullback = torch.func.vjp(lambda point: self._values(point, level), x)[:2]
         return pullback(torch.ones_like(values))[0]
 
 
