@@ -350,6 +350,38 @@ def test_given_module_must_lose_what_the_network_loses() -> None:
         average.update()
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_lists_of_parameters(given: bool) -> None:
+    def build() -> nn.Module:
+        model = nn.Module()
+        model.several = nn.ParameterList([randn(2)])
+        model.named = nn.ParameterDict({"a": randn(3)})
+        return model
+
+    def change(model: nn.Module) -> None:
+        model.several.append(randn(4, seed=4))
+        model.named["b"] = nn.Parameter(randn(1))
+
+    model = build()
+    average = EMA(model, module=build() if given else None)
+    change(model)
+    if given:
+        with pytest.raises(ValueError, match=r"a new 'named\.b', a new 'several\.1'"):
+            average.update()
+        change(average.module)
+    average.update()
+    assert len(average.module.several) == 2
+    assert list(average.module.named) == ["a", "b"]
+    assert torch.equal(average.module.several[1], model.several[1])
+    del model.named["a"]
+    if given:
+        with pytest.raises(ValueError, match=r"no 'named\.a'"):
+            average.update()
+        del average.module.named["a"]
+    average.update()
+    assert list(average.module.named) == ["b"]
+
+
 def test_network_that_changes_its_activation() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
     average = EMA(model)

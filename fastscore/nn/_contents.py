@@ -20,7 +20,8 @@ def unwrapped(module: nn.Module) -> nn.Module:
         if isinstance(module, (DataParallel, DistributedDataParallel)):
             module = module.module
             continue
-        inner = [module._modules[key] for key in WRAPPED if key in module._modules]
+        children = module._modules
+        inner = [children[key] for key in WRAPPED if key in children] if children else []
         if not inner or inner[0] is None:
             return module
         module = inner[0]

@@ -328,6 +328,14 @@ class EMA:
             come |= network.modules.keys() - self._seen.modules.keys()
         come -= averages.modules.keys()
         gone = (self._seen.modules.keys() - network.modules.keys()) & averages.modules.keys()
+        # Lists and dictionaries of parameters keep a count of their own.
+        listed = {
+            name
+            for name in network.parameters.keys() ^ averages.parameters.keys()
+            if isinstance(averages.modules.get(owner_of(name)), nn.ParameterList | nn.ParameterDict)
+        }
+        come |= listed & network.parameters.keys()
+        gone |= listed & self._seen.parameters.keys() - network.parameters.keys()
         if come or gone:
             changes = [f"a new {name!r}" for name in sorted(come)]
             changes += [f"no {name!r}" for name in sorted(gone)]
