@@ -1,10 +1,8 @@
-"""The networks: their contract, closed forms, that they learn; and the average of weights."""
+"""The networks: their contract, closed forms, that they learn."""
 
 from __future__ import annotations
 
-import copy
 import doctest
-import io
 import json
 import math
 
@@ -13,7 +11,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from fastscore.nn import EMA, ScoreConvNet, ScoreMLP, conv, ema, mlp
+from fastscore.nn import ScoreConvNet, ScoreMLP, conv, ema, mlp
 from fastscore.scores import GaussianMixture
 
 
@@ -299,111 +297,6 @@ def test_conv_net_learns_digits() -> None:
 def test_conv_net_bad_input(args, kwargs, message) -> None:
     with pytest.raises(ValueError, match="^ScoreConvNet: " + message):
         ScoreConvNet(*args, **kwargs)
-
-
-# EMA
-
-
-def small(seed: int = 0) -> nn.Sequential:
-    """A network with parameters and with buffers of both kinds."""
-    return randomise(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), seed)
-
-
-def test_average_follows_technique_5() -> None:
-    model = small()
-    average = EMA(model, decay=0.5)
-    expected = copy.deepcopy(list(model.parameters()))
-    for n in range(12):
-        randomise(model, seed=n + 1)
-        average.update()
-        m = min(0.5, (1 + n) / (10 + n))
-        expected = [
-            m * e + (1 - m) * p.detach() for e, p in zip(expected, model.parameters(), strict=True)
-        ]
-    assert m == 0.5
-    for a, e in zip(average.module.parameters(), expected, strict=True):
-        torch.testing.assert_close(a, e)
-
-
-def test_averaged_module_is_a_copy_to_sample_from() -> None:
-    model = small().train()
-    average = EMA(model)
-    assert not average.module.training
-    assert all(not p.requires_grad for p in average.module.parameters())
-    assert all(p.requires_grad for p in model.parameters())
-    before = copy.deepcopy(model.state_dict())
-    model(randn(5, 3))
-    average.update()
-    assert average.module[1].num_batches_tracked == 1
-    assert torch.equal(average.module[1].running_mean, model[1].running_mean)
-    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_swapped_gives_the_model_back_its_own_weights(fails: bool) -> None:
-    model = small()
-    average = EMA(model, decay=0.9)
-    randomise(model, seed=1)
-    average.update()
-    own = copy.deepcopy(model.state_dict())
-    averaged = copy.deepcopy(average.module.state_dict())
-    inside = {}
-    with average.swapped() as swapped:
-        assert swapped is model
-        inside = copy.deepcopy(model.state_dict())
-    if fails:
-        with pytest.raises(RuntimeError, match="inside"), average.swapped():
-            raise RuntimeError("inside")
-    for name, value in model.state_dict().items():
-        assert torch.equal(inside[name], averaged[name])
-        assert torch.equal(value, own[name])
-        assert torch.equal(average.module.state_dict()[name], averaged[name])
-    assert not torch.equal(own["0.weight"], averaged["0.weight"])
-
-
-def test_average_goes_on_after_loading() -> None:
-    model = small()
-    average = EMA(model, decay=0.9)
-    for n in range(3):
-        randomise(model, seed=n)
-        average.update()
-    file = io.BytesIO()
-    torch.save(average.state_dict(), file)
-    file.seek(0)
-    resumed = EMA(model, decay=0.9)
-    resumed.load_state_dict(torch.load(file, weights_only=True))
-    randomise(model, seed=9)
-    for which in (average, resumed):
-        which.update()
-    assert resumed.updates == average.updates == 4
-    for a, b in zip(resumed.module.parameters(), average.module.parameters(), strict=True):
-        assert torch.equal(a, b)
-    with pytest.raises(ValueError, match=r"^EMA.load_state_dict: state must be an EMA's state_d"):
-        resumed.load_state_dict(model.state_dict())
-
-
-def test_average_of_half_precision_weights_is_not_lost() -> None:
-    # 0.001 * (2 - 1) vanishes when added to 1 in bfloat16.
-    model = nn.Linear(1, 1, bias=False).bfloat16()
-    nn.init.ones_(model.weight)
-    average = EMA(model, decay=0.999)
-    average.updates = 10**6
-    nn.init.constant_(model.weight, 2.0)
-    for _ in range(100):
-        average.update()
-    assert average.module.weight.item() == pytest.approx(2 - 0.999**100, rel=1e-4)
-    assert model.weight.dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize("decay", [-0.1, 1.0, 1.5, math.nan])
-def test_average_bad_decay(decay: float) -> None:
-    with pytest.raises(ValueError, match=r"^EMA: decay must be"):
-        EMA(small(), decay)
-
-
-def test_average_of_something_else() -> None:
-    with pytest.raises(TypeError, match=r"^EMA: model must be a torch\.nn\.Module, got function"):
-        EMA(lambda x: x)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("module", [mlp, conv, ema], ids=lambda m: m.__name__)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import cast
 
 import fastscore
 from fastscore.apps.info import format_info, info
@@ -76,7 +77,7 @@ def run_sample(args: argparse.Namespace) -> None:
     out = prepare_file("sample", args.out, (".npz", ".png"))
     checkpoint = load_checkpoint(args.checkpoint, device=args.device)
     fastscore.keep_freed_memory()
-    shape = checkpoint.model.data_shape
+    shape = cast("tuple[int, ...]", checkpoint.model.data_shape)
     if out.suffix == ".png" and (len(shape) != 3 or shape[0] != 1):
         fail("sample", "--out", "a .npz file for a model of other than grey images", out)
     x = fastscore.annealed_langevin(

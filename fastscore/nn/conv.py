@@ -23,6 +23,8 @@ GROUPS = 8
 class NoiseEmbedding(nn.Module):
     """Fourier features of log sigma through two linear layers: (batch,) to (batch, width)."""
 
+    rates: Tensor
+
     def __init__(self, width: int, frequencies: int = 8) -> None:
         super().__init__()
         self.register_buffer("rates", 2.0 ** torch.arange(frequencies).sub(4.0), persistent=False)
@@ -47,8 +49,8 @@ class ResidualBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         self.activation = nn.SiLU()
         # A block starts as the identity.
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+        for parameter in self.conv2.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         scale, shift = self.film(embedding)[:, :, None, None].chunk(2, dim=1)
@@ -130,8 +132,8 @@ class ScoreConvNet(nn.Module):
         self.norm = nn.GroupNorm(GROUPS, base_channels)
         self.activation = nn.SiLU()
         self.leave = nn.Conv2d(base_channels, channels, 3, padding=1)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
+        for parameter in self.leave.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """The score at x and noise levels sigma (batch,)."""

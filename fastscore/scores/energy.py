@@ -121,7 +121,7 @@ class EnergyScore(Adapter):
     def _functional_gradient(
         self, x: Tensor, level: tuple[Tensor, ...], model_kwargs: dict[str, Any]
     ) -> Tensor:
-        values, pullback = torch.func.vjp(lambda at: self._values(at, level, model_kwargs), x)
+        values, pullback = torch.func.vjp(lambda at: self._values(at, level, model_kwargs), x)[:2]
         return pullback(torch.ones_like(values))[0]
 
 

@@ -46,7 +46,8 @@ def dsm_seconds(x: Tensor, sigmas: Tensor) -> tuple[float, float]:
         (0.5 * (sigma * out + z).square().flatten(1).sum(1)).mean().backward()
         out.grad = None
 
-    return tuple(interleaved(fused, eager))
+    ours, plain = interleaved(fused, eager)
+    return ours, plain
 
 
 def langevin_seconds(x: Tensor, sigmas: Tensor, steps_per_sigma: int) -> tuple[float, float]:
@@ -60,4 +61,5 @@ def langevin_seconds(x: Tensor, sigmas: Tensor, steps_per_sigma: int) -> tuple[f
     def eager() -> None:
         state.add_(score, alpha=1e-3).add_(torch.randn_like(state), alpha=1e-2)
 
-    return tuple(interleaved(fused, eager))
+    ours, plain = interleaved(fused, eager)
+    return ours, plain

@@ -82,14 +82,15 @@ def build_training(case: Case) -> Work:
     def gradients(dual: Callable[[Tensor, Tensor], Pair], h: Tensor, hdot: Tensor) -> Pair:
         outputs = dual(h, hdot)
         wanted = [w.to(h.dtype)[..., : len(h), :] for w in weights]
-        return torch.autograd.grad(outputs, (h, hdot), wanted)
+        to_h, to_hdot = torch.autograd.grad(outputs, (h, hdot), wanted)
+        return to_h, to_hdot
 
     def first() -> Pair:
         return h[:CHECKED].detach(), hdot[:, :CHECKED].detach()
 
     def exact() -> Pair:
         inputs = [each.double().requires_grad_(True) for each in first()]
-        return gradients(lambda *args: reference.dual(*args, name), *inputs)
+        return gradients(lambda h, hdot: reference.dual(h, hdot, name), *inputs)
 
     def same(got: Pair) -> Agreement:
         return checks.worst(
@@ -108,7 +109,7 @@ def build_training(case: Case) -> Work:
         def check() -> Agreement:
             got = side.run()
             inputs = [each.requires_grad_(True) for each in first()]
-            plain = gradients(lambda *args: reference.dual(*args, name), *inputs)
+            plain = gradients(lambda h, hdot: reference.dual(h, hdot, name), *inputs)
             got = got[0][:CHECKED], got[1][:, :CHECKED]
             return checks.worst(*map(checks.against_reference, got, plain, exact()))
 

@@ -47,9 +47,9 @@ def build_step(case: Case) -> Work:
 
         def check() -> Agreement:
             got = ops.langevin_step(x, score, rows, key).flatten()[:CHECKED]
-            parts = [each.flatten()[:CHECKED] for each in (x, score)]
-            plain = reference.langevin_step(*parts, rows, key)
-            exact = reference.langevin_step(*(part.double() for part in parts), rows, key)
+            part, s = x.flatten()[:CHECKED], score.flatten()[:CHECKED]
+            plain = reference.langevin_step(part, s, rows, key)
+            exact = reference.langevin_step(part.double(), s.double(), rows, key)
             return checks.worst(
                 checks.against_reference(got, plain, exact, noise=True), noise(once)
             )
@@ -253,8 +253,8 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
             "langevin", family, build_chain, shape, device=device, params={"steps": steps},
             clock="host",
         )  # fmt: skip
-    for shape in ((128, 1, 8, 8), (64, 3, 32, 32)):
+    for images in ((128, 1, 8, 8), (64, 3, 32, 32)):
         yield Case(
-            "annealed_langevin", family, build_annealed, shape, device=device,
+            "annealed_langevin", family, build_annealed, images, device=device,
             params={"levels": 10, "steps": 5}, clock="host",
         )  # fmt: skip

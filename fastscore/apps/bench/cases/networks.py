@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-import fastscore
+from fastscore.nn import ScoreConvNet, ScoreMLP
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Network:
     shape: tuple[int, ...]
     config: dict[str, Any]
 
-    def make(self, device: str) -> nn.Module:
+    def make(self, device: str) -> ScoreMLP | ScoreConvNet:
         """The network, always the same: no layer of it zero, as the last ones are at first."""
-        kind = fastscore.nn.ScoreMLP if self.name == "mlp" else fastscore.nn.ScoreConvNet
+        kind: type[ScoreMLP | ScoreConvNet] = ScoreMLP if self.name == "mlp" else ScoreConvNet
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             network = kind(**self.config)

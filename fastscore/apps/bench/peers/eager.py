@@ -95,13 +95,14 @@ def ssm_terms_forward(model: Model, x: Tensor, count: int) -> Tensor:
     v = rademacher_(x.new_empty(count, *x.shape))
 
     def push(tangent: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.func.jvp(model, (x,), (tangent,))
+        return torch.func.jvp(model, (x,), (tangent,))[:2]
 
     if count == 1:
         score, product = push(v[0])
         products = product.unsqueeze(0)
     else:
-        score, products = torch.func.vmap(push, out_dims=(None, 0))(v)
+        # The annotation of out_dims leaves out that None may stand in the tuple.
+        score, products = torch.func.vmap(push, out_dims=(None, 0))(v)  # type: ignore[arg-type]
     vjv = (v * products).flatten(2).sum(-1).mean(0)
     return vjv + score.square().flatten(1).sum(1) / 2
 

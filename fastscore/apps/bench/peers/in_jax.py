@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fastscore.apps.bench.case import NotAvailable, Side
+from fastscore.nn import ScoreConvNet, ScoreMLP
 
 Array = Any
 
@@ -230,7 +231,7 @@ def weights(network: nn.Module) -> list[tuple[Array, Array]]:
     """(weight, bias) of the linear layers of a ScoreMLP."""
     return [
         (to_jax(layer.weight.T.contiguous()), to_jax(layer.bias))
-        for layer in network.layers
+        for layer in network.get_submodule("layers").children()
         if isinstance(layer, nn.Linear)
     ]
 
@@ -251,7 +252,7 @@ def score_mlp(data_std: float) -> Callable[[Any, Array, Array], Array]:
     return score
 
 
-def train_dsm(network: nn.Module, x: Tensor, sigmas: Tensor, rate: float) -> Compiled:
+def train_dsm(network: ScoreMLP | ScoreConvNet, x: Tensor, sigmas: Tensor, rate: float) -> Compiled:
     """A step of Adam on the loss of denoising score matching; gives the loss."""
     jax = jax_on(x.device.type)
     jnp = jax.numpy

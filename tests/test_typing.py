@@ -1,0 +1,90 @@
+"""The types that a user's type checker sees."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# A line that ends in "# error: CODE" is refused with that code, all others pass.
+SCRIPT = """
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import assert_type
+
+import fastscore
+
+model = fastscore.nn.ScoreMLP(2)
+sigmas = fastscore.geometric_sigmas(1.0, 0.1, 4)
+assert_type(sigmas, Tensor)
+
+# Samplers: a trajectory makes it a pair.
+assert_type(fastscore.annealed_langevin(model, sigmas, num_samples=3), Tensor)
+assert_type(fastscore.annealed_langevin(model, [1.0, 0.1], shape=(3, 2), seed=1), Tensor)
+assert_type(
+    fastscore.annealed_langevin(model, sigmas, num_samples=3, trajectory=[0, 3]),
+    tuple[Tensor, Tensor],
+)
+options: dict[str, Any] = {"steps_per_sigma": 2}
+fastscore.annealed_langevin(model, sigmas, num_samples=3, **options)
+fastscore.annealed_langevin(model, sigmas, num_samples=3, step_sise=0.1)  # error: call-overload
+fastscore.annealed_langevin(model, sigmas, num_samples="three")  # error: call-overload
+assert_type(fastscore.consistent_annealed_langevin(model, sigmas, eta=0.3, num_samples=3), Tensor)
+assert_type(fastscore.langevin(lambda x: -x, torch.zeros(3, 2), steps=2, step_size=0.1), Tensor)
+
+# Derivatives: a standard error makes it a pair.
+x = torch.zeros(3, 2)
+assert_type(fastscore.divergence(model, x, 0.5), Tensor)
+assert_type(fastscore.divergence(model, x, 0.5, return_stderr=False), Tensor)
+assert_type(
+    fastscore.divergence(model, x, 0.5, probes=4, return_stderr=True), tuple[Tensor, Tensor]
+)
+fastscore.divergence(model, x, 0.5, returns_stderr=True)  # error: call-overload
+
+# Losses
+assert_type(fastscore.dsm_loss(model, x, sigmas), Tensor)
+assert_type(fastscore.dsm_loss(model, x, sigmas, weighting=lambda s: s**2), Tensor)
+fastscore.dsm_loss(model, x, sigmas, weighing="none")  # error: call-arg
+fastscore.dsm_loss(model, "x", sigmas)  # error: arg-type
+
+# Networks and their averages
+average = fastscore.nn.EMA(model, decay=0.9, module=fastscore.nn.ScoreMLP(2))
+assert_type(average.module, nn.Module)
+with average.swapped() as inside:
+    assert_type(inside, nn.Module)
+fastscore.nn.EMA(model, decay="much")  # error: arg-type
+fastscore.nn.EMA(model, modul=model)  # error: call-arg
+"""
+
+
+def test_a_users_script(tmp_path: Path) -> None:
+    pytest.importorskip("mypy")
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    # What is imported is not judged here. The cache is kept: without it PyTorch is read anew.
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "mypy", "--config-file=", "--strict"),
+            *("--follow-imports=silent", "--hide-error-context", "--no-error-summary"),
+            *("--cache-dir", str(ROOT / ".mypy_cache" / "script"), str(script)),
+        ],
+        env={**os.environ, "MYPYPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    expected = {
+        (number, line.rpartition("# error: ")[2])
+        for number, line in enumerate(SCRIPT.splitlines(), 1)
+        if "# error: " in line
+    }
+    errors = re.findall(r"script\.py:(\d+): error: .*\[([a-z-]+)\]$", done.stdout, re.M)
+    assert {(int(number), code) for number, code in errors} == expected, done.stdout + done.stderr
