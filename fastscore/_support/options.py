@@ -69,7 +69,7 @@ def takes_options(kind: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
         def complete(*args: Any, **kwargs: Any) -> Any:
             if not known.issuperset(kwargs):
                 refuse_unknown(name, known, kwargs)
-            return function(*args, **{**defaults, **kwargs})  # type: ignore[arg-type]
+            return function(*args, **{**defaults, **kwargs})
 
         parameters = sorted([*own, *declared(kind).parameters], key=lambda p: p.kind)
         set_signature(complete, parameters)

@@ -9,14 +9,15 @@ smoothing splines").
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, TypedDict, overload
+from collections.abc import Callable
+from typing import Annotated, Literal, overload
 
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
 from fastscore._support.checks import check_choice, check_floating, check_int, fail, fail_type
+from fastscore._support.common_options import KeyOptions, ModelOptions
 from fastscore._support.model_kwargs import check_model_kwargs
 from fastscore._support.options import Option, takes_options
 from fastscore.conditioning import as_sigma
@@ -27,7 +28,7 @@ from fastscore.random import check_numbering, noise_key
 METHODS = ("hutchinson", "exact")
 
 
-class DivergenceOptions(TypedDict, total=False):
+class DivergenceOptions(ModelOptions, KeyOptions, total=False):
     """How a divergence is taken."""
 
     method: Annotated[str, Option("hutchinson", '"hutchinson" or "exact".')]
@@ -39,41 +40,6 @@ class DivergenceOptions(TypedDict, total=False):
     chunk_size: Annotated[
         int | None,
         Option(None, 'for "exact" without a closed form, how many unit vectors one pass carries.'),
-    ]
-    model_kwargs: Annotated[
-        Mapping[str, Any] | None,
-        Option(
-            None,
-            """what else the model is called with, by name (classes, context); see
-            :func:`fastscore.shared`.""",
-        ),
-    ]
-    seed: Annotated[
-        int | Sequence[int] | Tensor | None,
-        Option(
-            None,
-            """governs the probes; None draws one from PyTorch's default generator. A sequence or
-            int64 tensor (batch,) gives each sample a seed of its own.""",
-        ),
-    ]
-    generator: Annotated[
-        torch.Generator | None, Option(None, "where to draw the seed from instead.")
-    ]
-    key: Annotated[
-        Tensor | None,
-        Option(
-            None,
-            """int64 tensor [seed, draw] on x's device, or (batch, 2), in place of ``seed`` and
-            ``generator``.""",
-        ),
-    ]
-    sample_offset: Annotated[int, Option(0, "number of the first sample in a larger batch.")]
-    samples: Annotated[
-        Tensor | None,
-        Option(
-            None,
-            "in place of ``sample_offset``, the number of each sample, int64 (batch,).",
-        ),
     ]
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, TypedDict
+from collections.abc import Callable
+from typing import Annotated, TypedDict
 
-import torch
 from torch import Tensor
 
+from fastscore._support.common_options import KeyOptions, ModelOptions
 from fastscore._support.options import Option
 
 Weighting = str | Callable[[Tensor], Tensor]
 
 
-class DrawOptions(TypedDict, total=False):
+class DrawOptions(ModelOptions, KeyOptions, total=False):
     """What may differ from call to call: levels, random numbers, a network's extra arguments."""
 
     labels: Annotated[
@@ -22,51 +22,6 @@ class DrawOptions(TypedDict, total=False):
             None,
             """the noise level of each sample, (batch,), int64 in [0, L); drawn uniformly when
             None.""",
-        ),
-    ]
-    model_kwargs: Annotated[
-        Mapping[str, Any] | None,
-        Option(
-            None,
-            """what else the model is called with, by name (classes, context); see
-            :func:`fastscore.shared`.""",
-        ),
-    ]
-    seed: Annotated[
-        int | Sequence[int] | Tensor | None,
-        Option(
-            None,
-            """governs all random numbers; None draws one from PyTorch's default generator. A
-            sequence or int64 tensor (batch,) gives each sample a seed of its own.""",
-        ),
-    ]
-    generator: Annotated[
-        torch.Generator | None, Option(None, "where to draw the seed from instead.")
-    ]
-    key: Annotated[
-        Tensor | None,
-        Option(
-            None,
-            """int64 tensor [seed, draw] on x's device (``fastscore.random.key``), or (batch, 2),
-            in place of ``seed`` and ``generator``: for ``torch.compile(fullgraph=True)``, and for
-            CUDA graphs, where adding 1 to ``key[1]`` inside the graph gives fresh noise at each
-            replay.""",
-        ),
-    ]
-    sample_offset: Annotated[
-        int,
-        Option(
-            0,
-            """number of the first sample in a larger batch, as when a batch is split over
-            processes: the shards then meet the random numbers of the whole.""",
-        ),
-    ]
-    samples: Annotated[
-        Tensor | None,
-        Option(
-            None,
-            """in place of ``sample_offset``, the number of each sample, int64 (batch,): any choice
-            of samples meets what the whole batch would.""",
         ),
     ]
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, ParamSpec, Protocol, TypedDict, cast, overload
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, ParamSpec, Protocol, cast, overload
 
 import torch
 from torch import Tensor
 
+from fastscore._support.common_options import ModelOptions, SeedOptions
 from fastscore._support.options import (
     Option,
     declared,
@@ -25,7 +26,7 @@ from fastscore.samplers._inputs import sample
 from fastscore.samplers._plan import Callback, Clamp, Plan
 
 
-class SamplerOptions(TypedDict, total=False):
+class SamplerOptions(ModelOptions, SeedOptions, total=False):
     """Keyword arguments of every sampler."""
 
     shape: Annotated[
@@ -47,14 +48,6 @@ class SamplerOptions(TypedDict, total=False):
             """how the model is called: "sigma" for ``model(x, sigma)``; "index" for NCSN's
             ``model(x, labels)`` with int64 labels, 0 for the largest sigma; "log_sigma"; or "none"
             for ``model(x)``. By default "sigma" where there are noise levels, else "none".""",
-        ),
-    ]
-    model_kwargs: Annotated[
-        Mapping[str, Any] | None,
-        Option(
-            None,
-            """what else the model is called with, by name (classes, context); see
-            :func:`fastscore.shared`.""",
         ),
     ]
     init: Annotated[
@@ -85,35 +78,6 @@ class SamplerOptions(TypedDict, total=False):
             None,
             """``(lo, hi)``, either may be None: the state is projected to this interval after every
             step. To bound only the result, clamp that.""",
-        ),
-    ]
-    seed: Annotated[
-        int | Sequence[int] | Tensor | None,
-        Option(
-            None,
-            """governs all noise; None draws one from PyTorch's default generator. A sequence or
-            int64 tensor (batch,) gives each sample a seed of its own: it is then the same in
-            whatever batch it is drawn.""",
-        ),
-    ]
-    generator: Annotated[
-        torch.Generator | None, Option(None, "where to draw the seed from instead.")
-    ]
-    sample_offset: Annotated[
-        int,
-        Option(
-            0,
-            """number of the first sample: a shard of a larger batch that starts at sample k draws,
-            with ``sample_offset=k``, what the whole batch would have drawn there.""",
-        ),
-    ]
-    samples: Annotated[
-        Tensor | None,
-        Option(
-            None,
-            """in place of ``sample_offset``, the number of each sample, int64 (batch,): any choice
-            of samples draws what the whole batch would have drawn for them. With equal numbers
-            all samples meet the same noise, so that ``x`` alone makes them differ.""",
         ),
     ]
     start_step: Annotated[
@@ -213,7 +177,7 @@ def sampler(make_plan: Callable[P, Plan]) -> Sampler[P]:
         if not known.issuperset(kwargs):
             refuse_unknown(fn, known, kwargs)
         options = {n: kwargs.pop(n, default) for n, default in options_of_all.defaults.items()}
-        plan = make_plan(*args, **kwargs, **options)  # type: ignore[arg-type]
+        plan = make_plan(*args, **kwargs, **options)
         model = args[0] if args else kwargs[first]
         x = args[position] if len(args) > position else kwargs.get("x")
         return sample(fn, model, x, plan, cast(SamplerOptions, options), trajectory)
