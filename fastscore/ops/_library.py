@@ -37,6 +37,7 @@ __all__ = [
     "call",
     "call_",
     "check_same_device",
+    "kept",
     "ops",
     "traced",
 ]
@@ -117,6 +118,11 @@ def check_bounds(fn: str, clamp: Any) -> tuple[float | None, float | None]:
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of sums over a sample: float64 for float64, float32 for everything else."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def kept(samples: Tensor | None) -> Tensor | None:
+    """Sample numbers as they are now: the caller may change them before backward runs."""
+    return None if samples is None else samples.clone()
 
 
 def traced() -> bool:

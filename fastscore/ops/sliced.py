@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastscore._support.checks import check_choice, check_int, check_tensor, fail, fail_type
-from fastscore.ops._library import Differentiable, call, check_same_device, ops, sum_dtype
+from fastscore.ops._library import Differentiable, call, check_same_device, kept, ops, sum_dtype
 from fastscore.ops._vmap import map_slices
 
 # In the order of csrc/core/projections.h.
@@ -32,19 +32,24 @@ def projections(
     distribution: str = "rademacher",
     dtype: torch.dtype = torch.float32,
     sample_offset: int = 0,
+    samples: Tensor | None = None,
 ) -> Tensor:
     """``count`` projection vectors for each sample, of shape ``(count, *shape)``, on key's device.
 
-    Made in float32, then converted. Projection m has draw number ``key[1] * count + m``.
+    Made in float32, then converted. Projection m has draw number ``key[..., 1] * count + m``.
 
     Args:
-        key: int64 tensor [seed, draw], see :func:`fastscore.random.key`.
+        key: int64 tensor [seed, draw], see :func:`fastscore.random.key`; or (batch, 2), a key of
+            each sample's own, whose v is then what it would be alone.
         shape: of the data; the first dimension is the batch.
         count: the number M of projections of each sample, at least 1.
         distribution: ``"rademacher"`` (independent signs), ``"gaussian"`` (standard normals) or
             ``"sphere"`` (uniform on the sphere of radius sqrt(d)). All have E[v v'] = I.
         dtype: float32, float64, bfloat16 or float16.
         sample_offset: number of the first sample: shards of a batch draw what the whole would.
+        samples: int64 (batch,) on key's device, at least 0, in place of ``sample_offset``: the
+            number of each sample, in any order, repeated or not. (On CUDA a negative number goes
+            unnoticed: it is noise of some other number.)
 
     Raises:
         TypeError, ValueError: an argument does not fit.
@@ -67,7 +72,7 @@ def projections(
     if len(shape) < 1 or any(check_int(fn, "shape", n, minimum=0) < 0 for n in shape):
         fail(fn, "shape", "at least one dimension, the batch", tuple(shape))
     out = key.new_empty((count, *shape), dtype=dtype)  # the key's, so that vmap may map the key
-    call(fn, ops.project_.default, out, key, number, sample_offset)
+    call(fn, ops.project_.default, out, key, number, sample_offset, samples)
     return out
 
 
@@ -78,6 +83,7 @@ def sliced_terms(
     *,
     distribution: str = "rademacher",
     sample_offset: int = 0,
+    samples: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """v'Jv and (v's)^2 / 2, both (M, batch), and |s|^2 / 2, (batch,), per sample and projection.
 
@@ -88,9 +94,10 @@ def sliced_terms(
     Args:
         score: s, (batch, ...), any strides; float32, float64, bfloat16 or float16.
         jvp: the products J v of each projection, (M, *score.shape), of the dtype of score.
-        key: int64 [seed, draw] on the data's device, the one that v was made with.
+        key: int64 [seed, draw] on the data's device, or (batch, 2), that v was made with.
         distribution: of v: ``"rademacher"``, ``"gaussian"`` or ``"sphere"``.
         sample_offset: number of the first sample.
+        samples: the number of each sample, as for :func:`projections`.
 
     Returns:
         float32 tensors; float64 for float64 data. Differentiable in score and jvp, any number of
@@ -108,7 +115,8 @@ def sliced_terms(
     ([[-3.0, -3.0]], [1.5, 1.5])
     """
     number = _number("sliced_terms", distribution)
-    vjv, _, half_vs2, half_s2 = _Terms.run("sliced_terms", score, jvp, key, number, sample_offset)
+    args = (score, jvp, key, number, sample_offset, samples)
+    vjv, _, half_vs2, half_s2 = _Terms.run("sliced_terms", *args)
     return vjv, half_vs2, half_s2
 
 
@@ -124,13 +132,13 @@ map_slices("project_", "sliced_terms", "sliced_terms_backward")
 
 
 @torch.library.register_fake("fastscore::project_")
-def _(out, key, distribution, sample_offset) -> None:  # type: ignore[no-untyped-def]
-    check_same_device("project_", out, key=key)
+def _(out, key, distribution, sample_offset, samples=None) -> None:  # type: ignore[no-untyped-def]
+    check_same_device("project_", out, key=key, samples=samples)
 
 
 @torch.library.register_fake("fastscore::sliced_terms")
-def _(score, jvp, key, distribution, sample_offset):  # type: ignore[no-untyped-def]
-    check_same_device("sliced_terms", score, jvp=jvp, key=key)
+def _(score, jvp, key, distribution, sample_offset, samples=None):  # type: ignore[no-untyped-def]
+    check_same_device("sliced_terms", score, jvp=jvp, key=key, samples=samples)
     dtype = sum_dtype(score.dtype)
     matrix = (jvp.shape[0], score.shape[0])
     vjv, vs, half_vs2 = (score.new_empty(matrix, dtype=dtype) for _ in range(3))
@@ -138,7 +146,7 @@ def _(score, jvp, key, distribution, sample_offset):  # type: ignore[no-untyped-
 
 
 @torch.library.register_fake("fastscore::sliced_terms_backward")
-def _(grad_vjv, grad_vs, grad_half_s2, score, key, distribution, sample_offset):  # type: ignore[no-untyped-def]
+def _(grad_vjv, grad_vs, grad_half_s2, score, key, distribution, sample_offset, samples=None):  # type: ignore[no-untyped-def]
     check_same_device(
         "sliced_terms_backward",
         score,
@@ -146,6 +154,7 @@ def _(grad_vjv, grad_vs, grad_half_s2, score, key, distribution, sample_offset):
         grad_vs=grad_vs,
         grad_half_s2=grad_half_s2,
         key=key,
+        samples=samples,
     )
     return torch.empty_like(score), score.new_empty((grad_vjv.shape[0], *score.shape))
 
@@ -154,19 +163,19 @@ class _Terms(Differentiable):
     """(v'Jv, v's, (v's)^2 / 2, |s|^2 / 2). The backward needs v's with its sign, and not Jv."""
 
     @staticmethod
-    def forward(score, jvp, key, distribution, sample_offset):  # type: ignore[no-untyped-def, override]
-        return ops.sliced_terms.default(score, jvp, key, distribution, sample_offset)
+    def forward(score, jvp, key, distribution, sample_offset, samples):  # type: ignore[no-untyped-def, override]
+        return ops.sliced_terms.default(score, jvp, key, distribution, sample_offset, samples)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def, override]
-        score, _, key, ctx.distribution, ctx.sample_offset = inputs
+        score, _, key, ctx.distribution, ctx.sample_offset, samples = inputs
         # The caller may advance the key in place before backward runs: keep its value.
-        ctx.save_for_backward(score, output[1], key.clone())
+        ctx.save_for_backward(score, output[1], key.clone(), kept(samples))
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, grad_vjv, grad_vs, grad_half_vs2, grad_half_s2):  # type: ignore[no-untyped-def, override]
-        score, vs, key = ctx.saved_tensors
+        score, vs, key, samples = ctx.saved_tensors
         if grad_half_vs2 is not None:
             through_square = grad_half_vs2 * vs
             grad_vs = through_square if grad_vs is None else grad_vs + through_square
@@ -181,31 +190,32 @@ class _Terms(Differentiable):
             key,
             ctx.distribution,
             ctx.sample_offset,
+            samples,
         )
-        return grad_score, grad_jvp, None, None, None
+        return grad_score, grad_jvp, None, None, None, None
 
 
 class _TermsBackward(Differentiable):
     """(sum_m c_m v_m + g s, g_m v_m): linear in the gradients c, g and g_m, and in s."""
 
     @staticmethod
-    def forward(grad_vjv, grad_vs, grad_half_s2, score, key, distribution, sample_offset):  # type: ignore[no-untyped-def, override]
+    def forward(grad_vjv, grad_vs, grad_half_s2, score, key, distribution, sample_offset, samples):  # type: ignore[no-untyped-def, override]
         return ops.sliced_terms_backward.default(
-            grad_vjv, grad_vs, grad_half_s2, score, key, distribution, sample_offset
+            grad_vjv, grad_vs, grad_half_s2, score, key, distribution, sample_offset, samples
         )
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def, override]
-        _, grad_vs, grad_half_s2, score, key, ctx.distribution, ctx.sample_offset = inputs
+        _, grad_vs, grad_half_s2, score, key, ctx.distribution, ctx.sample_offset, samples = inputs
         ctx.has_vs = grad_vs is not None
-        ctx.save_for_backward(grad_half_s2, score, key)
+        ctx.save_for_backward(grad_half_s2, score, key, samples)
 
     @staticmethod
     def backward(ctx, dscore, djvp):  # type: ignore[no-untyped-def, override]
-        grad_half_s2, score, key = ctx.saved_tensors
+        grad_half_s2, score, key, samples = ctx.saved_tensors
         # The products of the cotangents with v are what the op itself computes.
         dvjv, dvs, _, _ = _Terms.run(
-            "sliced_terms", dscore, djvp, key, ctx.distribution, ctx.sample_offset
+            "sliced_terms", dscore, djvp, key, ctx.distribution, ctx.sample_offset, samples
         )
         dhalf_s2 = out = None
         if grad_half_s2 is not None:
@@ -214,4 +224,4 @@ class _TermsBackward(Differentiable):
             dhalf_s2 = score * dscore if products is None else products.sum(1)
             scale = grad_half_s2.reshape(-1, *[1] * (score.dim() - 1))
             out = (scale * dscore.to(work)).to(score.dtype)
-        return dvjv, dvs if ctx.has_vs else None, dhalf_s2, out, None, None, None
+        return dvjv, dvs if ctx.has_vs else None, dhalf_s2, out, None, None, None, None
