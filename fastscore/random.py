@@ -33,6 +33,7 @@ from fastscore._support.checks import (
     fail_type,
 )
 from fastscore._support.streams import Stream
+from fastscore.ops._library import mapped_like
 
 __all__ = ["Stream", "key", "normal", "rademacher", "uniform"]
 
@@ -167,7 +168,7 @@ def _filled(
         fail(fn, "shape", "at least one dimension, the batch, and no negative size", tuple(shape))
     check_int(fn, "stream", stream, minimum=0)
     check_int(fn, "sample_offset", sample_offset, minimum=0)
-    out = key.new_empty(tuple(shape), dtype=dtype)  # the key's, so that vmap may map the key
+    out = mapped_like(key, samples).new_empty(tuple(shape), dtype=dtype)
     return fill(out, key, stream=stream, sample_offset=sample_offset, samples=samples)
 
 

@@ -38,6 +38,7 @@ __all__ = [
     "call_",
     "check_same_device",
     "kept",
+    "mapped_like",
     "ops",
     "traced",
 ]
@@ -123,6 +124,13 @@ def sum_dtype(dtype: torch.dtype) -> torch.dtype:
 def kept(samples: Tensor | None) -> Tensor | None:
     """Sample numbers as they are now: the caller may change them before backward runs."""
     return None if samples is None else samples.clone()
+
+
+def mapped_like(key: Tensor, samples: Tensor | None) -> Tensor:
+    """Which of the two a tensor of noise is made from, so that vmap may map either."""
+    if samples is None or torch.compiler.is_compiling():
+        return key
+    return samples if torch._C._functorch.is_batchedtensor(samples) else key
 
 
 def traced() -> bool:

@@ -16,7 +16,15 @@ import torch
 from torch import Tensor
 
 from fastscore._support.checks import check_choice, check_int, check_tensor, fail, fail_type
-from fastscore.ops._library import Differentiable, call, check_same_device, kept, ops, sum_dtype
+from fastscore.ops._library import (
+    Differentiable,
+    call,
+    check_same_device,
+    kept,
+    mapped_like,
+    ops,
+    sum_dtype,
+)
 from fastscore.ops._vmap import map_slices
 
 # In the order of csrc/core/projections.h.
@@ -61,6 +69,8 @@ def projections(
     """
     fn = "projections"
     check_tensor(fn, "key", key)
+    if samples is not None:
+        check_tensor(fn, "samples", samples)
     number = _number(fn, distribution)
     count = check_int(fn, "count", count, minimum=1)
     if dtype not in _FLOATING:
@@ -71,7 +81,7 @@ def projections(
         fail_type(fn, "shape", "a sequence of integers", shape)
     if len(shape) < 1 or any(check_int(fn, "shape", n, minimum=0) < 0 for n in shape):
         fail(fn, "shape", "at least one dimension, the batch", tuple(shape))
-    out = key.new_empty((count, *shape), dtype=dtype)  # the key's, so that vmap may map the key
+    out = mapped_like(key, samples).new_empty((count, *shape), dtype=dtype)
     call(fn, ops.project_.default, out, key, number, sample_offset, samples)
     return out
 
@@ -133,7 +143,7 @@ map_slices("project_", "sliced_terms", "sliced_terms_backward")
 
 @torch.library.register_fake("fastscore::project_")
 def _(out, key, distribution, sample_offset, samples=None) -> None:  # type: ignore[no-untyped-def]
-    check_same_device("project_", out, key=key, samples=samples)
+    check_same_device("projections", out, key=key, samples=samples)
 
 
 @torch.library.register_fake("fastscore::sliced_terms")
