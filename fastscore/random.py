@@ -72,7 +72,7 @@ def key(
     tensor([[3, 5],
             [4, 5]])
     """
-    if seed is None or isinstance(seed, numbers.Integral):
+    if not isinstance(seed, (Tensor, Sequence)):
         return make_key("key", seed, draw=draw, device=device, generator=generator)
     _check_draw("key", draw)
     if generator is not None:
@@ -81,11 +81,13 @@ def key(
         if seed.dtype != torch.int64 or seed.dim() != 1:
             fail("key", "seed", "an int64 tensor of shape (batch,)", describe(seed))
         seeds = seed.detach().to(device)
-    elif isinstance(seed, Sequence) and not isinstance(seed, (str, bytes)):
+    else:
+        if isinstance(seed, (str, bytes)):
+            fail_type(
+                "key", "seed", "an integer, a sequence of them, an int64 tensor or None", seed
+            )
         words = [_signed("key", each) for each in seed]
         seeds = torch.tensor(words, dtype=torch.int64, device=device)
-    else:
-        fail_type("key", "seed", "an integer, a sequence of them, an int64 tensor or None", seed)
     return torch.stack([seeds, torch.full_like(seeds, draw)], dim=1)
 
 

@@ -119,27 +119,27 @@ map_slices("perturb", "dsm_residual", "dsm_residual_backward")
 
 
 @torch.library.register_fake("fastscore::perturb")
-def _(x, table, key, labels, sample_offset, samples=None) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+def _(x, table, key, labels, sample_offset, samples=None) -> tuple[Tensor, Tensor]:
     check_same_device("perturb", x, table=table, key=key, labels=labels, samples=samples)
     return torch.empty_like(x), x.new_empty(x.shape[0], dtype=torch.int64)
 
 
 @torch.library.register_fake("fastscore::dsm_residual")
-def _(output, table, labels, key, sample_offset, samples=None) -> Tensor:  # type: ignore[no-untyped-def]
+def _(output, table, labels, key, sample_offset, samples=None) -> Tensor:
     like = {"table": table, "labels": labels, "key": key, "samples": samples}
     check_same_device("dsm_residual", output, **like)
     return output.new_empty(output.shape[0], dtype=sum_dtype(output.dtype))
 
 
 @torch.library.register_fake("fastscore::dsm_residual_backward")
-def _(grad, output, table, labels, key, sample_offset, samples=None) -> Tensor:  # type: ignore[no-untyped-def]
+def _(grad, output, table, labels, key, sample_offset, samples=None) -> Tensor:
     like = {"table": table, "labels": labels, "key": key, "samples": samples}
     check_same_device("dsm_residual_backward", output, grad=grad, **like)
     return torch.empty_like(output)
 
 
 @torch.library.register_fake("fastscore::dsm_residual_with_grad")
-def _(output, table, labels, key, sample_offset, expected, samples=None) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+def _(output, table, labels, key, sample_offset, expected, samples=None) -> tuple[Tensor, Tensor]:
     like = {"table": table, "labels": labels, "key": key, "samples": samples}
     check_same_device("dsm_residual_with_grad", output, **like)
     loss = output.new_empty(output.shape[0], dtype=sum_dtype(output.dtype))
@@ -147,24 +147,24 @@ def _(output, table, labels, key, sample_offset, expected, samples=None) -> tupl
 
 
 @torch.library.register_fake("fastscore::dsm_residual_regrad_")
-def _(grad_output, grad, expected, output, table, labels, key, sample_offset, samples=None) -> None:  # type: ignore[no-untyped-def]
+def _(grad_output, grad, expected, output, table, labels, key, sample_offset, samples=None) -> None:
     like = {"table": table, "labels": labels, "key": key, "samples": samples}
     check_same_device("dsm_residual_regrad_", output, grad=grad, **like)
 
 
 class _Perturb(Differentiable):
     @staticmethod
-    def forward(x, table, key, labels, sample_offset, samples):  # type: ignore[no-untyped-def, override]
+    def forward(x, table, key, labels, sample_offset, samples):
         return ops.perturb.default(x, table, key, labels, sample_offset, samples)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def, override]
+    def setup_context(ctx, inputs, output) -> None:
         _, labels = output
         ctx.mark_non_differentiable(labels)
         ctx.save_for_backward(inputs[1], labels)
 
     @staticmethod
-    def backward(ctx, grad, _):  # type: ignore[no-untyped-def, override]
+    def backward(ctx, grad, _):
         table, labels = ctx.saved_tensors
         work = sum_dtype(grad.dtype)  # rounded once, at the end
         a = _rows_of(table, labels)[:, 0].to(work)
@@ -174,17 +174,17 @@ class _Perturb(Differentiable):
 
 class _Residual(Differentiable):
     @staticmethod
-    def forward(output, table, labels, key, sample_offset, samples):  # type: ignore[no-untyped-def, override]
+    def forward(output, table, labels, key, sample_offset, samples):
         return ops.dsm_residual.default(output, table, labels, key, sample_offset, samples)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def, override]
+    def setup_context(ctx, inputs, output) -> None:
         out, table, labels, key, ctx.sample_offset, samples = inputs
         # The caller may advance the key in place before backward runs: keep its value.
         ctx.save_for_backward(out, table, labels, key.clone(), kept(samples))
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def, override]
+    def backward(ctx, grad):
         out, table, labels, key, samples = ctx.saved_tensors
         grad_out = _ResidualBackward.run(
             "dsm_residual_backward", grad, out, table, labels, key, ctx.sample_offset, samples
@@ -196,7 +196,7 @@ class _ReducedResidual(torch.autograd.Function):
     """Mean or sum over the batch, with the gradient for the upstream 1 made in the same pass."""
 
     @staticmethod
-    def forward(ctx, output, table, labels, key, sample_offset, samples, reduction):  # type: ignore[no-untyped-def, override]
+    def forward(ctx, output, table, labels, key, sample_offset, samples, reduction):
         ctx.count = max(output.shape[0], 1) if reduction == "mean" else 1
         loss, ctx.made = ops.dsm_residual_with_grad.default(
             output, table, labels, key, sample_offset, 1 / ctx.count, samples
@@ -207,7 +207,7 @@ class _ReducedResidual(torch.autograd.Function):
         return reduced(loss, reduction)
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def, override]
+    def backward(ctx, grad):
         # Else create_graph, where the gradient's own graph is wanted, or a batch of gradients.
         batched = torch._C._functorch.is_legacy_batchedtensor(grad)  # by is_grads_batched=True
         fresh = not torch.is_grad_enabled() and not batched
@@ -230,18 +230,18 @@ class _ResidualBackward(Differentiable):
     """grad_b w p (p out + q z): linear in grad_b and in out."""
 
     @staticmethod
-    def forward(grad, out, table, labels, key, sample_offset, samples):  # type: ignore[no-untyped-def, override]
+    def forward(grad, out, table, labels, key, sample_offset, samples):
         return ops.dsm_residual_backward.default(
             grad, out, table, labels, key, sample_offset, samples
         )
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def, override]
+    def setup_context(ctx, inputs, output) -> None:
         grad, out, table, labels, key, ctx.sample_offset, samples = inputs
         ctx.save_for_backward(grad, out, table, labels, key, samples)
 
     @staticmethod
-    def backward(ctx, cotangent):  # type: ignore[no-untyped-def, override]
+    def backward(ctx, cotangent):
         grad, out, table, labels, key, samples = ctx.saved_tensors
         ones = torch.ones_like(grad)
         unit = ops.dsm_residual_backward.default(

@@ -83,13 +83,13 @@ map_slices("langevin_step_", "langevin_step")
 
 
 @torch.library.register_fake("fastscore::langevin_step_")
-def _(x, score, table, key, known, mask, low, high, sample_offset, samples=None) -> None:  # type: ignore[no-untyped-def]
+def _(x, score, table, key, known, mask, low, high, sample_offset, samples=None) -> None:
     like = {"score": score, "table": table, "key": key, "known": known, "mask": mask}
     check_same_device("langevin_step_", x, **like, samples=samples)
 
 
 @torch.library.register_fake("fastscore::langevin_step")
-def _(x, score, table, key, known, mask, low, high, sample_offset, samples=None) -> Tensor:  # type: ignore[no-untyped-def]
+def _(x, score, table, key, known, mask, low, high, sample_offset, samples=None) -> Tensor:
     like = {"score": score, "table": table, "key": key, "known": known, "mask": mask}
     check_same_device("langevin_step", x, **like, samples=samples)
     return torch.empty_like(x)
@@ -97,13 +97,13 @@ def _(x, score, table, key, known, mask, low, high, sample_offset, samples=None)
 
 class _LangevinStep(Differentiable):
     @staticmethod
-    def forward(x, score, table, key, known, mask, low, high, sample_offset, samples):  # type: ignore[no-untyped-def, override]
+    def forward(x, score, table, key, known, mask, low, high, sample_offset, samples):
         return ops.langevin_step.default(
             x, score, table, key, known, mask, low, high, sample_offset, samples
         )
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def, override]
+    def setup_context(ctx, inputs, output) -> None:
         _, score, table, key, _, mask, low, high, _, _ = inputs
         # The row is read now: the caller may advance the key before backward runs.
         step = key[..., 1].clamp(0, table.shape[0] - 1)
@@ -119,7 +119,7 @@ class _LangevinStep(Differentiable):
         ctx.score_dtype = score.dtype
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def, override]
+    def backward(ctx, grad):
         row, mask, output = ctx.saved_tensors
         low, high = ctx.bounds
         if low is not None:

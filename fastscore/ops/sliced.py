@@ -142,12 +142,12 @@ map_slices("project_", "sliced_terms", "sliced_terms_backward")
 
 
 @torch.library.register_fake("fastscore::project_")
-def _(out, key, distribution, sample_offset, samples=None) -> None:  # type: ignore[no-untyped-def]
+def _(out, key, distribution, sample_offset, samples=None) -> None:
     check_same_device("projections", out, key=key, samples=samples)
 
 
 @torch.library.register_fake("fastscore::sliced_terms")
-def _(score, jvp, key, distribution, sample_offset, samples=None):  # type: ignore[no-untyped-def]
+def _(score, jvp, key, distribution, sample_offset, samples=None):
     check_same_device("sliced_terms", score, jvp=jvp, key=key, samples=samples)
     dtype = sum_dtype(score.dtype)
     matrix = (jvp.shape[0], score.shape[0])
@@ -156,7 +156,7 @@ def _(score, jvp, key, distribution, sample_offset, samples=None):  # type: igno
 
 
 @torch.library.register_fake("fastscore::sliced_terms_backward")
-def _(grad_vjv, grad_vs, grad_half_s2, score, key, distribution, sample_offset, samples=None):  # type: ignore[no-untyped-def]
+def _(grad_vjv, grad_vs, grad_half_s2, score, key, distribution, sample_offset, samples=None):
     check_same_device(
         "sliced_terms_backward",
         score,
@@ -173,18 +173,18 @@ class _Terms(Differentiable):
     """(v'Jv, v's, (v's)^2 / 2, |s|^2 / 2). The backward needs v's with its sign, and not Jv."""
 
     @staticmethod
-    def forward(score, jvp, key, distribution, sample_offset, samples):  # type: ignore[no-untyped-def, override]
+    def forward(score, jvp, key, distribution, sample_offset, samples):
         return ops.sliced_terms.default(score, jvp, key, distribution, sample_offset, samples)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def, override]
+    def setup_context(ctx, inputs, output) -> None:
         score, _, key, ctx.distribution, ctx.sample_offset, samples = inputs
         # The caller may advance the key in place before backward runs: keep its value.
         ctx.save_for_backward(score, output[1], key.clone(), kept(samples))
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx, grad_vjv, grad_vs, grad_half_vs2, grad_half_s2):  # type: ignore[no-untyped-def, override]
+    def backward(ctx, grad_vjv, grad_vs, grad_half_vs2, grad_half_s2):
         score, vs, key, samples = ctx.saved_tensors
         if grad_half_vs2 is not None:
             through_square = grad_half_vs2 * vs
@@ -209,19 +209,19 @@ class _TermsBackward(Differentiable):
     """(sum_m c_m v_m + g s, g_m v_m): linear in the gradients c, g and g_m, and in s."""
 
     @staticmethod
-    def forward(grad_vjv, grad_vs, grad_half_s2, score, key, distribution, sample_offset, samples):  # type: ignore[no-untyped-def, override]
+    def forward(grad_vjv, grad_vs, grad_half_s2, score, key, distribution, sample_offset, samples):
         return ops.sliced_terms_backward.default(
             grad_vjv, grad_vs, grad_half_s2, score, key, distribution, sample_offset, samples
         )
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def, override]
+    def setup_context(ctx, inputs, output) -> None:
         _, grad_vs, grad_half_s2, score, key, ctx.distribution, ctx.sample_offset, samples = inputs
         ctx.has_vs = grad_vs is not None
         ctx.save_for_backward(grad_half_s2, score, key, samples)
 
     @staticmethod
-    def backward(ctx, dscore, djvp):  # type: ignore[no-untyped-def, override]
+    def backward(ctx, dscore, djvp):
         grad_half_s2, score, key, samples = ctx.saved_tensors
         # The products of the cotangents with v are what the op itself computes.
         dvjv, dvs, _, _ = _Terms.run(
