@@ -91,13 +91,18 @@ void check_same_dtype(const char* op, const char* arg, const Tensor& x, const Te
   }
 }
 
-void check_key(const char* op, const Tensor& key, const Tensor& like) {
-  if (key.scalar_type() != ScalarType::Long || key.dim() != 1 || key.size(0) != 2 ||
-      key.stride(0) != 1) {
-    fail(op, "key", "a contiguous int64 tensor [seed, draw] (see fastscore.random.key), got ",
-         describe(key));
+void check_key(const char* op, const Tensor& key, const Tensor& like, int64_t batch) {
+  const bool one = key.dim() == 1 && key.size(0) == 2 && key.stride(0) == 1;
+  const bool each = key.dim() == 2 && key.size(0) == batch && key.size(1) == 2;
+  if (key.scalar_type() != ScalarType::Long || !(one || each)) {
+    fail(op, "key", "a contiguous int64 tensor [seed, draw] (see fastscore.random.key), or (",
+         batch, ", 2) for a key of each sample's own, got ", describe(key));
   }
   check_same_device(op, "key", key, like, "the data");
+}
+
+void check_key(const char* op, const Tensor& key, const Tensor& like) {
+  check_key(op, key, like, batch_size(like));
 }
 
 void check_stream(const char* op, int64_t stream) {
@@ -106,19 +111,34 @@ void check_stream(const char* op, int64_t stream) {
   }
 }
 
-void check_sample_offset(const char* op, int64_t sample_offset, int64_t batch, int64_t size) {
+void check_numbers(const char* op, int64_t sample_offset, const std::optional<Tensor>& samples,
+                   const Tensor& key, const Tensor& like, int64_t batch, int64_t size) {
   if (sample_offset < 0) fail(op, "sample_offset", "at least 0, got ", sample_offset);
-  int64_t samples, end;
-  if (__builtin_add_overflow(sample_offset, batch, &samples) ||
-      __builtin_mul_overflow(samples, std::max<int64_t>(size, 1), &end) ||
+  int64_t last, end;
+  if (__builtin_add_overflow(sample_offset, batch, &last) ||
+      __builtin_mul_overflow(last, std::max<int64_t>(size, 1), &end) ||
       __builtin_add_overflow(end, int64_t{1} << 20, &end)) {
     fail(op, "sample_offset", "such that every flat index fits 63 bits, got ", sample_offset,
          " with ", batch, " samples of ", size, " elements");
   }
+  if (sample_offset != 0 && (samples || key.dim() == 2)) {
+    fail(op, "sample_offset", "0 where ", samples ? "samples" : "keys (batch, 2)",
+         " are given, got ", sample_offset);
+  }
+  if (!samples) return;
+  if (samples->scalar_type() != ScalarType::Long || samples->dim() != 1 ||
+      samples->size(0) != batch) {
+    fail(op, "samples", "an int64 tensor of shape (", batch, ",), got ", describe(*samples));
+  }
+  check_same_device(op, "samples", *samples, like, "the data");
+  if (key.dim() == 2) {
+    fail(op, "samples", "None where keys (batch, 2) are given, got ", describe(*samples));
+  }
 }
 
-void check_sample_offset(const char* op, int64_t sample_offset, const Tensor& x) {
-  check_sample_offset(op, sample_offset, batch_size(x), sample_size(x));
+void check_numbers(const char* op, int64_t sample_offset, const std::optional<Tensor>& samples,
+                   const Tensor& key, const Tensor& x) {
+  check_numbers(op, sample_offset, samples, key, x, batch_size(x), sample_size(x));
 }
 
 void check_writable(const char* op, const char* arg, const Tensor& x) {

@@ -41,11 +41,17 @@ void check_same_shape(const char* op, const char* arg, const Tensor& x, const Te
                       const char* like_name);
 void check_same_dtype(const char* op, const char* arg, const Tensor& x, const Tensor& like,
                       const char* like_name);
+// [seed, draw], or (batch, 2) for a key of each sample's own.
+void check_key(const char* op, const Tensor& key, const Tensor& like, int64_t batch);
 void check_key(const char* op, const Tensor& key, const Tensor& like);
 void check_stream(const char* op, int64_t stream);
-// At least 0, and no flat index of x beyond 63 bits.
-void check_sample_offset(const char* op, int64_t sample_offset, const Tensor& x);
-void check_sample_offset(const char* op, int64_t sample_offset, int64_t batch, int64_t sample_size);
+// How samples are numbered: from sample_offset on, at least 0 and no flat index beyond 63 bits; or
+// by `samples`, (batch,); or by keys of their own. The values of `samples` are the devices'
+// business.
+void check_numbers(const char* op, int64_t sample_offset, const std::optional<Tensor>& samples,
+                   const Tensor& key, const Tensor& like, int64_t batch, int64_t sample_size);
+void check_numbers(const char* op, int64_t sample_offset, const std::optional<Tensor>& samples,
+                   const Tensor& key, const Tensor& x);
 // Whether x's dimensions from `first` on lie in memory without a hole, in some order of theirs:
 // those of a channels_last tensor for example.
 bool is_dense(const Tensor& x, int64_t first);

@@ -7,21 +7,23 @@
 namespace fastscore {
 
 inline void check_perturb(const char* op, const Tensor& x, const Tensor& table, const Tensor& key,
-                          const std::optional<Tensor>& labels, int64_t sample_offset) {
+                          const std::optional<Tensor>& labels, int64_t sample_offset,
+                          const std::optional<Tensor>& samples) {
   check_data(op, "x", x);
   check_table(op, table, 2, x);
   check_key(op, key, x);
-  check_sample_offset(op, sample_offset, x);
+  check_numbers(op, sample_offset, samples, key, x);
   if (labels) check_labels(op, *labels, x);
 }
 
 inline void check_residual(const char* op, const Tensor& output, const Tensor& table,
-                           const Tensor& labels, const Tensor& key, int64_t sample_offset) {
+                           const Tensor& labels, const Tensor& key, int64_t sample_offset,
+                           const std::optional<Tensor>& samples) {
   check_data(op, "output", output);
   check_table(op, table, 3, output);
   check_labels(op, labels, output);
   check_key(op, key, output);
-  check_sample_offset(op, sample_offset, output);
+  check_numbers(op, sample_offset, samples, key, output);
 }
 
 // The upstream gradient of dsm_residual: float32 or float64, any stride.

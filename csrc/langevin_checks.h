@@ -11,7 +11,7 @@ inline void check_langevin(const char* op, const Tensor& x, const Tensor& score,
                            const Tensor& table, const Tensor& key,
                            const std::optional<Tensor>& known, const std::optional<Tensor>& mask,
                            std::optional<double> low, std::optional<double> high,
-                           int64_t sample_offset) {
+                           int64_t sample_offset, const std::optional<Tensor>& samples) {
   check_data(op, "x", x);
   check_same_shape(op, "score", score, x, "x");
   check_same_device(op, "score", score, x, "x");
@@ -45,7 +45,7 @@ inline void check_langevin(const char* op, const Tensor& x, const Tensor& score,
   if (!(bottom <= top)) {
     fail(op, "clamp", "(low, high) with low <= high, got (", bottom, ", ", top, ")");
   }
-  check_sample_offset(op, sample_offset, x);
+  check_numbers(op, sample_offset, samples, key, x);
 }
 
 }  // namespace fastscore

@@ -3,40 +3,53 @@
 
 STABLE_TORCH_LIBRARY(fastscore, m) {
   // random
-  m.def("random_normal_(Tensor(a!) out, Tensor key, int stream, int sample_offset) -> ()");
-  m.def("random_uniform_(Tensor(a!) out, Tensor key, int stream, int sample_offset) -> ()");
-  m.def("random_rademacher_(Tensor(a!) out, Tensor key, int stream, int sample_offset) -> ()");
+  m.def(
+      "random_normal_(Tensor(a!) out, Tensor key, int stream, int sample_offset, Tensor? "
+      "samples=None) -> ()");
+  m.def(
+      "random_uniform_(Tensor(a!) out, Tensor key, int stream, int sample_offset, Tensor? "
+      "samples=None) -> ()");
+  m.def(
+      "random_rademacher_(Tensor(a!) out, Tensor key, int stream, int sample_offset, Tensor? "
+      "samples=None) -> ()");
   // langevin
   m.def(
       "langevin_step_(Tensor(a!) x, Tensor score, Tensor table, Tensor key, Tensor? known, "
-      "Tensor? mask, float? low, float? high, int sample_offset) -> ()");
+      "Tensor? mask, float? low, float? high, int sample_offset, Tensor? samples=None) -> ()");
   m.def(
       "langevin_step(Tensor x, Tensor score, Tensor table, Tensor key, Tensor? known, "
-      "Tensor? mask, float? low, float? high, int sample_offset) -> Tensor");
+      "Tensor? mask, float? low, float? high, int sample_offset, Tensor? samples=None) -> Tensor");
   // dsm
   m.def(
-      "perturb(Tensor x, Tensor table, Tensor key, Tensor? labels, int sample_offset) "
+      "perturb(Tensor x, Tensor table, Tensor key, Tensor? labels, int sample_offset, Tensor? "
+      "samples=None) "
       "-> (Tensor, Tensor)");
   m.def(
-      "dsm_residual(Tensor output, Tensor table, Tensor labels, Tensor key, int sample_offset) "
+      "dsm_residual(Tensor output, Tensor table, Tensor labels, Tensor key, int sample_offset, "
+      "Tensor? samples=None) "
       "-> Tensor");
   m.def(
       "dsm_residual_backward(Tensor grad, Tensor output, Tensor table, Tensor labels, Tensor key, "
-      "int sample_offset) -> Tensor");
+      "int sample_offset, Tensor? samples=None) -> Tensor");
   m.def(
       "dsm_residual_with_grad(Tensor output, Tensor table, Tensor labels, Tensor key, "
-      "int sample_offset, float expected) -> (Tensor loss, Tensor grad_output)");
+      "int sample_offset, float expected, Tensor? samples=None) -> (Tensor loss, Tensor "
+      "grad_output)");
   m.def(
       "dsm_residual_regrad_(Tensor(a!) grad_output, Tensor grad, float expected, Tensor output, "
-      "Tensor table, Tensor labels, Tensor key, int sample_offset) -> ()");
+      "Tensor table, Tensor labels, Tensor key, int sample_offset, Tensor? samples=None) -> ()");
   // sliced
-  m.def("project_(Tensor(a!) out, Tensor key, int distribution, int sample_offset) -> ()");
   m.def(
-      "sliced_terms(Tensor score, Tensor jvp, Tensor key, int distribution, int sample_offset) "
+      "project_(Tensor(a!) out, Tensor key, int distribution, int sample_offset, Tensor? "
+      "samples=None) -> ()");
+  m.def(
+      "sliced_terms(Tensor score, Tensor jvp, Tensor key, int distribution, int sample_offset, "
+      "Tensor? samples=None) "
       "-> (Tensor vjv, Tensor vs, Tensor half_vs2, Tensor half_s2)");
   m.def(
       "sliced_terms_backward(Tensor grad_vjv, Tensor? grad_vs, Tensor? grad_half_s2, Tensor score, "
-      "Tensor key, int distribution, int sample_offset) -> (Tensor grad_score, Tensor grad_jvp)");
+      "Tensor key, int distribution, int sample_offset, Tensor? samples=None) -> (Tensor "
+      "grad_score, Tensor grad_jvp)");
   // dual
   m.def(
       "dual(Tensor h, Tensor hdot, int activation, float a, float b) "

@@ -23,17 +23,19 @@ inline int64_t projection_sample_size(const Tensor& out) {
 }
 
 inline void check_projections(const char* op, const Tensor& out, const Tensor& key,
-                              int64_t distribution, int64_t sample_offset) {
+                              int64_t distribution, int64_t sample_offset,
+                              const std::optional<Tensor>& samples) {
   check_data(op, "out", out);
   if (out.dim() < 2) fail(op, "out", "of shape (projections, batch, ...), got ", describe(out));
   check_writable(op, "out", out);
-  check_key(op, key, out);
+  check_key(op, key, out, out.size(1));
   check_distribution(op, distribution);
-  check_sample_offset(op, sample_offset, out.size(1), projection_sample_size(out));
+  check_numbers(op, sample_offset, samples, key, out, out.size(1), projection_sample_size(out));
 }
 
 inline void check_sliced_terms(const char* op, const Tensor& score, const Tensor& jvp,
-                               const Tensor& key, int64_t distribution, int64_t sample_offset) {
+                               const Tensor& key, int64_t distribution, int64_t sample_offset,
+                               const std::optional<Tensor>& samples) {
   check_data(op, "score", score);
   check_same_dtype(op, "jvp", jvp, score, "score");
   check_same_device(op, "jvp", jvp, score, "score");
@@ -45,13 +47,14 @@ inline void check_sliced_terms(const char* op, const Tensor& score, const Tensor
   }
   check_key(op, key, score);
   check_distribution(op, distribution);
-  check_sample_offset(op, sample_offset, score);
+  check_numbers(op, sample_offset, samples, key, score);
 }
 
 inline void check_sliced_backward(const char* op, const Tensor& grad_vjv,
                                   const std::optional<Tensor>& grad_vs,
                                   const std::optional<Tensor>& grad_half_s2, const Tensor& score,
-                                  const Tensor& key, int64_t distribution, int64_t sample_offset) {
+                                  const Tensor& key, int64_t distribution, int64_t sample_offset,
+                                  const std::optional<Tensor>& samples) {
   check_data(op, "score", score);
   const int64_t batch = batch_size(score);
   const auto check_grad = [&](const char* arg, const Tensor& grad, bool fits) {
@@ -72,7 +75,7 @@ inline void check_sliced_backward(const char* op, const Tensor& grad_vjv,
   }
   check_key(op, key, score);
   check_distribution(op, distribution);
-  check_sample_offset(op, sample_offset, score);
+  check_numbers(op, sample_offset, samples, key, score);
 }
 
 // A new contiguous tensor of shape (projections, *score.shape).

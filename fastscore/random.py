@@ -3,7 +3,8 @@
 A number is a pure function of (seed, stream, draw, flat element index), by Philox4x32-10 (Salmon,
 Moraes, Dror and Shaw 2011). The seed and the draw travel together in a *key*, an int64 tensor
 [seed, draw] on the device of the data, so that a captured CUDA graph that advances ``key[1]`` draws
-fresh numbers at each replay.
+fresh numbers at each replay. A sample is known by its number in the whole batch (``sample_offset``,
+or ``samples`` for numbers in any order), or by a key of its own.
 
 >>> import fastscore
 >>> key = fastscore.random.key(seed=7)
@@ -25,12 +26,14 @@ from fastscore import ops
 from fastscore._support.checks import (
     check_device,
     check_int,
+    check_key,
     check_tensor,
     describe,
     fail,
     fail_type,
 )
 from fastscore._support.streams import Stream
+from fastscore.ops._library import mapped_like
 
 __all__ = ["Stream", "key", "normal", "rademacher", "uniform"]
 
@@ -38,31 +41,69 @@ _FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def key(
-    seed: int | None = None,
+    seed: int | Sequence[int] | Tensor | None = None,
     *,
     draw: int = 0,
     device: torch.device | str | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The key [seed, draw] that all noise comes from.
+    """The key [seed, draw] that all noise comes from, or one for each sample.
 
     Args:
         seed: any integer of 64 bits, signed or unsigned. None draws one from torch's default
-            generator (or ``generator``), so that ``torch.manual_seed`` governs.
+            generator (or ``generator``), so that ``torch.manual_seed`` governs. A sequence of
+            integers, or an int64 tensor of shape (batch,), gives each sample a seed of its own:
+            it then draws what it would alone in a batch of one.
         draw: the number of the step or repetition, 0 to 2^32 - 1.
-        device: where the data are; the generator's own device when one is given, else the CPU.
+        device: where the data are; the generator's own device when one is given, that of a tensor
+            of seeds, else the CPU.
         generator: source of the seed; not together with ``seed``.
 
     Returns:
-        int64 tensor of shape (2,).
+        int64 tensor of shape (2,); of shape (batch, 2) for a seed of each sample's own.
 
     Raises:
-        TypeError, ValueError: seed or draw not such an integer, or seed and generator together.
+        TypeError, ValueError: seed or draw not such an integer, a tensor of seeds not int64 of one
+            dimension, or seed and generator together.
 
     >>> key(3, draw=5)
     tensor([3, 5])
+    >>> key([3, 4], draw=5)
+    tensor([[3, 5],
+            [4, 5]])
     """
-    return make_key("key", seed, draw=draw, device=device, generator=generator)
+    if not isinstance(seed, (Tensor, Sequence)):
+        return make_key("key", seed, draw=draw, device=device, generator=generator)
+    _check_draw("key", draw)
+    if generator is not None:
+        fail("key", "generator", "None when a seed is given", "both")
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.dim() != 1:
+            fail("key", "seed", "an int64 tensor of shape (batch,)", describe(seed))
+        seeds = seed.detach().to(device)
+    else:
+        if isinstance(seed, (str, bytes)):
+            fail_type(
+                "key", "seed", "an integer, a sequence of them, an int64 tensor or None", seed
+            )
+        words = [_signed("key", each) for each in seed]
+        seeds = torch.tensor(words, dtype=torch.int64, device=device)
+    return torch.stack([seeds, torch.full_like(seeds, draw)], dim=1)
+
+
+def _check_draw(fn: str, draw: int) -> None:
+    check_int(fn, "draw", draw, minimum=0)
+    if draw >= 2**32:
+        fail(fn, "draw", "below 2^32", draw)
+
+
+def _signed(fn: str, seed: int) -> int:
+    """A seed of 64 bits as int64 holds it."""
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
+        fail_type(fn, "seed", "an integer or None", seed)
+    if not -(2**63) <= seed < 2**64:
+        fail(fn, "seed", "an integer of 64 bits", seed)
+    return int(seed) - 2**64 if seed >= 2**63 else int(seed)
 
 
 def make_key(
@@ -73,10 +114,8 @@ def make_key(
     device: torch.device | str | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """:func:`key` on behalf of the function ``fn``, which messages name."""
-    check_int(fn, "draw", draw, minimum=0)
-    if draw >= 2**32:
-        fail(fn, "draw", "below 2^32", draw)
+    """:func:`key` of one seed on behalf of the function ``fn``, which messages name."""
+    _check_draw(fn, draw)
     if generator is not None and not isinstance(generator, torch.Generator):
         fail_type(fn, "generator", "a torch.Generator or None", generator)
     if seed is None:
@@ -87,12 +126,7 @@ def make_key(
         return drawn if device is None or drawn.device == device else drawn.to(device)
     if generator is not None:
         fail(fn, "generator", "None when a seed is given", "both")
-    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
-        fail_type(fn, "seed", "an integer or None", seed)
-    if not -(2**63) <= seed < 2**64:
-        fail(fn, "seed", "an integer of 64 bits", seed)
-    signed = int(seed) - 2**64 if seed >= 2**63 else int(seed)
-    return torch.tensor([signed, draw], dtype=torch.int64, device=device)
+    return torch.tensor([_signed(fn, seed), draw], dtype=torch.int64, device=device)
 
 
 def noise_key(
@@ -102,12 +136,10 @@ def noise_key(
     seed: int | None,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """The given key, checked, or one of the seed."""
+    """The given key, checked, or one of the seed. A key may be (batch, 2): one for each sample."""
     if key is None:
         return make_key(fn, seed, device=x.device, generator=generator)
-    check_tensor(fn, "key", key)
-    if key.dtype != torch.int64 or key.shape != (2,):
-        fail(fn, "key", "an int64 tensor [seed, draw]", describe(key))
+    check_key(fn, key, x.shape[0] if x.dim() else 0)
     check_device(fn, "key", key, x.device, "where x is")
     for name, value in (("seed", seed), ("generator", generator)):
         if value is not None:
@@ -154,8 +186,11 @@ def _filled(
     dtype: torch.dtype,
     stream: int,
     sample_offset: int,
+    samples: Tensor | None,
 ) -> Tensor:
     check_tensor(fn, "key", key)
+    if samples is not None:
+        check_tensor(fn, "samples", samples)
     if not isinstance(dtype, torch.dtype):
         fail_type(fn, "dtype", "a torch.dtype", dtype)
     if dtype not in _FLOATING:
@@ -166,8 +201,8 @@ def _filled(
         fail(fn, "shape", "at least one dimension, the batch, and no negative size", tuple(shape))
     check_int(fn, "stream", stream, minimum=0)
     check_int(fn, "sample_offset", sample_offset, minimum=0)
-    out = key.new_empty(tuple(shape), dtype=dtype)  # the key's, so that vmap may map the key
-    return fill(out, key, stream=stream, sample_offset=sample_offset)
+    out = mapped_like(key, samples).new_empty(tuple(shape), dtype=dtype)
+    return fill(out, key, stream=stream, sample_offset=sample_offset, samples=samples)
 
 
 def normal(
@@ -177,6 +212,7 @@ def normal(
     dtype: torch.dtype = torch.float32,
     stream: int = Stream.USER,
     sample_offset: int = 0,
+    samples: Tensor | None = None,
 ) -> Tensor:
     """Standard normals of shape ``shape`` (batch first) on the key's device.
 
@@ -184,19 +220,27 @@ def normal(
     of Philox4x32-10.
 
     Args:
-        key: int64 tensor [seed, draw], see :func:`key`.
+        key: int64 tensor [seed, draw], see :func:`key`; or (batch, 2), a key of each sample's own.
         shape: of the result; the first dimension is the batch.
         dtype: float32, float64, bfloat16 or float16.
         stream: what the numbers are for; numbers of different streams are independent.
         sample_offset: number of the first sample: shards of a batch draw what the whole would.
+        samples: int64 (batch,) on the key's device, at least 0, in place of ``sample_offset``: the
+            number of each sample, in any order, repeated or not.
 
     Raises:
-        TypeError, ValueError: an argument does not fit.
+        TypeError, ValueError: an argument does not fit; ``samples``, keys (batch, 2) and a
+            ``sample_offset`` exclude one another.
 
     >>> normal(key(0), (2, 3)).shape
     torch.Size([2, 3])
+    >>> whole, some = normal(key(0), (5, 3)), torch.tensor([4, 0, 4])
+    >>> torch.equal(normal(key(0), (3, 3), samples=some), whole[some])
+    True
+    >>> torch.equal(normal(key([7, 8]), (2, 3))[1:], normal(key(8), (1, 3)))
+    True
     """
-    return _filled("normal", ops.normal_, key, shape, dtype, stream, sample_offset)
+    return _filled("normal", ops.normal_, key, shape, dtype, stream, sample_offset, samples)
 
 
 def uniform(
@@ -206,6 +250,7 @@ def uniform(
     dtype: torch.dtype = torch.float32,
     stream: int = Stream.USER,
     sample_offset: int = 0,
+    samples: Tensor | None = None,
 ) -> Tensor:
     """Uniform numbers in [0, 1), multiples of 2^-24; arguments as for :func:`normal`.
 
@@ -214,7 +259,7 @@ def uniform(
     >>> bool((uniform(key(0), (100,)) < 1).all())
     True
     """
-    return _filled("uniform", ops.uniform_, key, shape, dtype, stream, sample_offset)
+    return _filled("uniform", ops.uniform_, key, shape, dtype, stream, sample_offset, samples)
 
 
 def rademacher(
@@ -224,10 +269,11 @@ def rademacher(
     dtype: torch.dtype = torch.float32,
     stream: int = Stream.USER,
     sample_offset: int = 0,
+    samples: Tensor | None = None,
 ) -> Tensor:
     """-1 and +1 with equal odds, one bit each; arguments as for :func:`normal`.
 
     >>> rademacher(key(0), (100,)).abs().unique()
     tensor([1.])
     """
-    return _filled("rademacher", ops.rademacher_, key, shape, dtype, stream, sample_offset)
+    return _filled("rademacher", ops.rademacher_, key, shape, dtype, stream, sample_offset, samples)

@@ -24,12 +24,17 @@ struct PhiloxBlock {
   W w0, w1, w2, w3;
 };
 
+// One round, each lane by its own key.
 template <class W>
-FASTSCORE_FN PhiloxBlock<W> philox_round(const PhiloxBlock<W>& c, uint32_t k0, uint32_t k1) {
+FASTSCORE_FN PhiloxBlock<W> philox_round_by(const PhiloxBlock<W>& c, W k0, W k1) {
   const auto p0 = mul_wide(c.w0, broadcast<W>(kPhiloxM0));
   const auto p1 = mul_wide(c.w2, broadcast<W>(kPhiloxM1));
-  return {xor3(high_word(p1), c.w1, broadcast<W>(k0)), low_word(p1),
-          xor3(high_word(p0), c.w3, broadcast<W>(k1)), low_word(p0)};
+  return {xor3(high_word(p1), c.w1, k0), low_word(p1), xor3(high_word(p0), c.w3, k1), low_word(p0)};
+}
+
+template <class W>
+FASTSCORE_FN PhiloxBlock<W> philox_round(const PhiloxBlock<W>& c, uint32_t k0, uint32_t k1) {
+  return philox_round_by(c, broadcast<W>(k0), broadcast<W>(k1));
 }
 
 template <class W>

@@ -4,8 +4,7 @@
 
 #include "cpu/capability.h"
 #include "cpu/kernels.h"
-#include "cpu/noise_args.h"
-#include "cpu/parallel.h"
+#include "cpu/noise.h"
 #include "cpu/rows.h"
 #include "dsm_checks.h"
 
@@ -30,58 +29,62 @@ void check_label_values(const char* op, const Tensor& labels, int64_t levels) {
   }
 }
 
-Tensor draw_labels(const Tensor& x, const Tensor& key, int64_t levels, int64_t sample_offset) {
+Tensor draw_labels(const char* op, const Tensor& x, const Tensor& key, int64_t levels,
+                   int64_t sample_offset, const std::optional<Tensor>& samples) {
   Tensor labels = new_tensor({batch_size(x)}, ScalarType::Long, x);
   LabelArgs args;
-  args.noise = noise_args(key, Stream::kLabel, sample_offset);
   args.levels = levels;
   args.labels = labels.mutable_data_ptr<int64_t>();
-  args.numel = batch_size(x);
-  run_tiles(FASTSCORE_BEST(draw_labels), args);
+  const Noise noise(op, key, Stream::kLabel, sample_offset, samples, batch_size(x), 1);
+  noise.run(FASTSCORE_BEST(draw_labels), args);
   return labels;
 }
 
+Noise perturbation_noise(const char* op, const Tensor& x, const Tensor& key, int64_t sample_offset,
+                         const std::optional<Tensor>& samples) {
+  return Noise(op, key, Stream::kPerturb, sample_offset, samples, batch_size(x), sample_size(x));
+}
+
 std::tuple<Tensor, Tensor> perturb(const Tensor& x, const Tensor& table, const Tensor& key,
-                                   std::optional<Tensor> given, int64_t sample_offset) {
+                                   std::optional<Tensor> given, int64_t sample_offset,
+                                   std::optional<Tensor> samples) {
   const char* op = "perturb";
-  check_perturb(op, x, table, key, given, sample_offset);
+  check_perturb(op, x, table, key, given, sample_offset, samples);
   if (given) check_label_values(op, *given, table.size(0));
-  Tensor labels =
-      given ? torch::stable::clone(*given) : draw_labels(x, key, table.size(0), sample_offset);
+  Tensor labels = given ? torch::stable::clone(*given)
+                        : draw_labels(op, x, key, table.size(0), sample_offset, samples);
+  const Noise noise = perturbation_noise(op, x, key, sample_offset, samples);
   Tensor out = new_like(x);
   PerturbArgs args;
-  args.noise = noise_args(key, Stream::kPerturb, sample_offset * sample_size(x));
   args.out = make_view(op, "out", out);
   args.x = make_view(op, "x", x);
   args.table = table.const_data_ptr<double>();
   args.labels = labels.const_data_ptr<int64_t>();
-  args.numel = x.numel();
   args.sample_size = sample_size(x);
-  run_tiles(FASTSCORE_BEST(perturb), args);
+  noise.run(FASTSCORE_BEST(perturb), args);
   return {out, labels};
 }
 
 ResidualArgs residual_args(const char* op, const Tensor& output, const Tensor& table,
-                           const Tensor& labels, const Tensor& key, int64_t sample_offset) {
-  check_residual(op, output, table, labels, key, sample_offset);
+                           const Tensor& labels, const Tensor& key, int64_t sample_offset,
+                           const std::optional<Tensor>& samples) {
+  check_residual(op, output, table, labels, key, sample_offset, samples);
   check_label_values(op, labels, table.size(0));
   ResidualArgs args;
-  args.noise = noise_args(key, Stream::kPerturb, sample_offset * sample_size(output));
   args.output = make_view(op, "output", output);
   args.table = table.const_data_ptr<double>();
   args.labels = labels.const_data_ptr<int64_t>();
-  args.numel = output.numel();
   args.sample_size = sample_size(output);
   return args;
 }
 
 // Runs the forward kernel and adds up each sample's sum.
-Tensor residual_loss(ResidualArgs& args, const Tensor& output) {
-  RowSums sums(args.noise.origin, args.numel, batch_size(output), args.sample_size);
+Tensor residual_loss(ResidualArgs& args, const Noise& noise, const Tensor& output) {
+  RowSums sums(noise, batch_size(output), args.sample_size);
   args.loss = sums.done();
   args.head = sums.head();
   args.tail = sums.tail();
-  run_tiles(FASTSCORE_BEST(dsm_residual), args);
+  noise.run(FASTSCORE_BEST(dsm_residual), args);
   sums.finish();
   Tensor loss = new_tensor({batch_size(output)}, sum_dtype(output.scalar_type()), output);
   const double* table = args.table;
@@ -91,45 +94,50 @@ Tensor residual_loss(ResidualArgs& args, const Tensor& output) {
 }
 
 Tensor dsm_residual(const Tensor& output, const Tensor& table, const Tensor& labels,
-                    const Tensor& key, int64_t sample_offset) {
-  ResidualArgs args = residual_args("dsm_residual", output, table, labels, key, sample_offset);
-  return residual_loss(args, output);
+                    const Tensor& key, int64_t sample_offset, std::optional<Tensor> samples) {
+  const char* op = "dsm_residual";
+  ResidualArgs args = residual_args(op, output, table, labels, key, sample_offset, samples);
+  return residual_loss(args, perturbation_noise(op, output, key, sample_offset, samples), output);
 }
 
 std::tuple<Tensor, Tensor> dsm_residual_with_grad(const Tensor& output, const Tensor& table,
                                                   const Tensor& labels, const Tensor& key,
-                                                  int64_t sample_offset, double expected) {
+                                                  int64_t sample_offset, double expected,
+                                                  std::optional<Tensor> samples) {
   const char* op = "dsm_residual_with_grad";
-  ResidualArgs args = residual_args(op, output, table, labels, key, sample_offset);
+  ResidualArgs args = residual_args(op, output, table, labels, key, sample_offset, samples);
   Tensor grad_output = new_like(output);
   args.expected = expected;
   args.grad_output = make_view(op, "grad_output", grad_output);
-  Tensor loss = residual_loss(args, output);
+  const Noise noise = perturbation_noise(op, output, key, sample_offset, samples);
+  Tensor loss = residual_loss(args, noise, output);
   return {loss, grad_output};
 }
 
-void write_residual_grad(const char* op, ResidualArgs& args, const std::vector<double>& grad,
-                         Tensor& grad_output) {
+void write_residual_grad(const char* op, ResidualArgs& args, const Noise& noise,
+                         const std::vector<double>& grad, Tensor& grad_output) {
   args.grad = grad.data();
   args.grad_output = make_view(op, "grad_output", grad_output);
-  run_tiles(FASTSCORE_BEST(dsm_residual_backward), args);
+  noise.run(FASTSCORE_BEST(dsm_residual_backward), args);
 }
 
 Tensor dsm_residual_backward(const Tensor& grad, const Tensor& output, const Tensor& table,
-                             const Tensor& labels, const Tensor& key, int64_t sample_offset) {
+                             const Tensor& labels, const Tensor& key, int64_t sample_offset,
+                             std::optional<Tensor> samples) {
   const char* op = "dsm_residual_backward";
-  ResidualArgs args = residual_args(op, output, table, labels, key, sample_offset);
+  ResidualArgs args = residual_args(op, output, table, labels, key, sample_offset, samples);
   check_residual_grad(op, grad, output);
   Tensor grad_output = new_like(output);
-  write_residual_grad(op, args, read_doubles(op, "grad", grad), grad_output);
+  const Noise noise = perturbation_noise(op, output, key, sample_offset, samples);
+  write_residual_grad(op, args, noise, read_doubles(op, "grad", grad), grad_output);
   return grad_output;
 }
 
 void dsm_residual_regrad_(Tensor grad_output, const Tensor& grad, double expected,
                           const Tensor& output, const Tensor& table, const Tensor& labels,
-                          const Tensor& key, int64_t sample_offset) {
+                          const Tensor& key, int64_t sample_offset, std::optional<Tensor> samples) {
   const char* op = "dsm_residual_regrad_";
-  ResidualArgs args = residual_args(op, output, table, labels, key, sample_offset);
+  ResidualArgs args = residual_args(op, output, table, labels, key, sample_offset, samples);
   check_residual_grad(op, grad, output);
   check_residual_regrad(op, grad_output, output);
   const std::vector<double> upstream = read_doubles(op, "grad", grad);
@@ -137,7 +145,8 @@ void dsm_residual_regrad_(Tensor grad_output, const Tensor& grad, double expecte
   const double made_for = is_double ? expected : static_cast<float>(expected);
   const auto as_expected = [&](double g) { return g == made_for; };
   if (!std::all_of(upstream.begin(), upstream.end(), as_expected)) {
-    write_residual_grad(op, args, upstream, grad_output);
+    const Noise noise = perturbation_noise(op, output, key, sample_offset, samples);
+    write_residual_grad(op, args, noise, upstream, grad_output);
   }
 }
 

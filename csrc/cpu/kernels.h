@@ -18,10 +18,23 @@ struct TileRange {
   int64_t begin, end;
 };
 
+// Up to so many elements a sample is short: its kernels loop over tiles, never over samples.
+constexpr int64_t kLongestShort = 16;
+
+// Where the noise of elements [begin, end) comes from.
 struct NoiseArgs {
   int64_t seed, draw;
   Stream stream;
-  int64_t origin;  // flat index of the first element
+  int64_t origin;  // flat index of the tensor's first element, or what it would be by these
+  int64_t begin, end;
+  int64_t slot_zero;  // the tile that files its sums in slot 0, see isa/rows.h
+
+  // Short samples in any order, or with keys of their own: a tile is made of whole samples, each
+  // of which draws by its number or by its key (see isa/sample_noise.h).
+  bool each = false;
+  int64_t sample_size = 0;
+  const int64_t* numbers = nullptr;  // batch
+  const int64_t* keys = nullptr;     // batch x 2
 };
 
 enum class Distribution : int32_t { kNormal, kUniform, kRademacher };
@@ -30,14 +43,12 @@ struct RandomArgs {
   NoiseArgs noise;
   Distribution distribution;
   View out;
-  int64_t numel;
 };
 
 struct LabelArgs {
   NoiseArgs noise;
   int64_t levels;
   int64_t* labels;
-  int64_t numel;
 };
 
 struct LangevinArgs {
@@ -46,7 +57,8 @@ struct LangevinArgs {
   const uint8_t* mask;  // contiguous bool, as bytes: GCC makes no vectors of bool; null for none
   const double* rows;   // the current row of each sample: batch_rows x 4
   int64_t batch_rows;   // 1, or the batch size
-  int64_t numel, sample_size;
+  bool noisy;           // whether any row asks for noise
+  int64_t sample_size;
   bool clamp;
   double low, high;
 };
@@ -56,7 +68,7 @@ struct PerturbArgs {
   View out, x;
   const double* table;    // levels x 2
   const int64_t* labels;  // batch
-  int64_t numel, sample_size;
+  int64_t sample_size;
 };
 
 struct ResidualArgs {
@@ -64,7 +76,7 @@ struct ResidualArgs {
   View output;
   const double* table;    // levels x 3
   const int64_t* labels;  // batch
-  int64_t numel, sample_size;
+  int64_t sample_size;
   double* loss;                  // forward: batch
   double *head, *tail;           // forward: one slot a tile, see isa/rows.h
   const double* grad = nullptr;  // gradient: d loss, batch; null where all are `expected`

@@ -31,10 +31,4 @@ void run_range(void (*kernel)(const Args&, TileRange), const Args& args, TileRan
                               [&](int64_t begin, int64_t end) { kernel(args, {begin, end}); });
 }
 
-template <class Args>
-void run_tiles(void (*kernel)(const Args&, TileRange), const Args& args, int64_t passes = 1) {
-  if (args.numel == 0) return;
-  run_range(kernel, args, tiles_of(args.noise.origin, args.numel), passes);
-}
-
 }  // namespace fastscore

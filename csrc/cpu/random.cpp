@@ -2,37 +2,39 @@
 #include "checks.h"
 #include "cpu/capability.h"
 #include "cpu/kernels.h"
-#include "cpu/noise_args.h"
-#include "cpu/parallel.h"
+#include "cpu/noise.h"
 
 namespace fastscore {
 namespace {
 
 void fill(const char* op, Distribution distribution, Tensor& out, const Tensor& key, int64_t stream,
-          int64_t sample_offset) {
+          int64_t sample_offset, const std::optional<Tensor>& samples) {
   check_data(op, "out", out);
   check_key(op, key, out);
   check_stream(op, stream);
   check_writable(op, "out", out);
-  check_sample_offset(op, sample_offset, out);
+  check_numbers(op, sample_offset, samples, key, out);
+  const Noise noise(op, key, static_cast<Stream>(stream), sample_offset, samples, batch_size(out),
+                    sample_size(out));
   RandomArgs args;
-  args.noise = noise_args(key, static_cast<Stream>(stream), sample_offset * sample_size(out));
   args.distribution = distribution;
   args.out = make_view(op, "out", out);
-  args.numel = out.numel();
-  run_tiles(FASTSCORE_BEST(random_fill), args);
+  noise.run(FASTSCORE_BEST(random_fill), args);
 }
 
-void random_normal_(Tensor out, const Tensor& key, int64_t stream, int64_t sample_offset) {
-  fill("random_normal_", Distribution::kNormal, out, key, stream, sample_offset);
+void random_normal_(Tensor out, const Tensor& key, int64_t stream, int64_t sample_offset,
+                    std::optional<Tensor> samples) {
+  fill("random_normal_", Distribution::kNormal, out, key, stream, sample_offset, samples);
 }
 
-void random_uniform_(Tensor out, const Tensor& key, int64_t stream, int64_t sample_offset) {
-  fill("random_uniform_", Distribution::kUniform, out, key, stream, sample_offset);
+void random_uniform_(Tensor out, const Tensor& key, int64_t stream, int64_t sample_offset,
+                     std::optional<Tensor> samples) {
+  fill("random_uniform_", Distribution::kUniform, out, key, stream, sample_offset, samples);
 }
 
-void random_rademacher_(Tensor out, const Tensor& key, int64_t stream, int64_t sample_offset) {
-  fill("random_rademacher_", Distribution::kRademacher, out, key, stream, sample_offset);
+void random_rademacher_(Tensor out, const Tensor& key, int64_t stream, int64_t sample_offset,
+                        std::optional<Tensor> samples) {
+  fill("random_rademacher_", Distribution::kRademacher, out, key, stream, sample_offset, samples);
 }
 
 }  // namespace

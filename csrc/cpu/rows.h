@@ -5,52 +5,55 @@
 #include <vector>
 
 #include "checks.h"
-#include "cpu/parallel.h"
+#include "cpu/noise.h"
 
 namespace fastscore {
 
 class RowSums {
  public:
-  // `columns` sums over each of `rows` samples of `size` elements, the first element at flat index
-  // `origin`.
-  RowSums(int64_t origin, int64_t numel, int64_t rows, int64_t size, int64_t columns = 1)
-      : origin_(origin), size_(size), rows_(rows), columns_(columns), done_(rows * columns, 0.0) {
-    const TileRange tiles = tiles_of(origin, numel);
-    first_tile_ = tiles.begin;
-    tiles_ = tiles.end - tiles.begin;
-    head_.resize(tiles_ * columns);
-    tail_.resize(tiles_ * columns);
+  // `columns` sums over each of `rows` samples of `size` elements that have this noise.
+  RowSums(const Noise& noise, int64_t rows, int64_t size, int64_t columns = 1)
+      : noise_(noise), size_(size), rows_(rows), columns_(columns), done_(rows * columns, 0.0) {
+    head_.resize(noise.slots() * columns);
+    tail_.resize(noise.slots() * columns);
   }
 
   double* done() { return done_.data(); }
   double* head() { return head_.data(); }
   double* tail() { return tail_.data(); }
   std::vector<double> take() { return std::move(done_); }
-  SumSlots slots() { return {done(), head(), tail(), rows_, tiles_}; }
+  SumSlots slots() { return {done(), head(), tail(), rows_, noise_.slots()}; }
 
   // Adds up the samples that lie in more than one tile: those that a tile's end cuts.
   void finish() {
-    if (size_ == 0) return;
-    for (int64_t tile = 0; tile + 1 < tiles_;) {
-      const int64_t end = (first_tile_ + tile + 1) * kTileElements - origin_;
+    for (const Noise::Run& run : noise_.runs()) {
+      if (!run.args.each) finish(run);
+    }
+  }
+
+ private:
+  void finish(const Noise::Run& run) {
+    const int64_t origin = run.args.origin, slot_zero = run.args.slot_zero;
+    for (int64_t tile = run.tiles.begin; tile + 1 < run.tiles.end;) {
+      const int64_t end = (tile + 1) * kTileElements - origin;
       const int64_t row = end / size_;
       if (end % size_ == 0) {
         ++tile;
         continue;
       }
-      const int64_t last = (origin_ + (row + 1) * size_ - 1) / kTileElements - first_tile_;
+      const int64_t last = (origin + (row + 1) * size_ - 1) / kTileElements;
       for (int64_t column = 0; column < columns_; ++column) {
-        const double* head = head_.data() + column * tiles_;
-        double sum = tail_[column * tiles_ + tile];
-        for (int64_t later = tile + 1; later <= last; ++later) sum += head[later];
+        const int64_t first_slot = column * noise_.slots() - slot_zero;
+        double sum = tail_[first_slot + tile];
+        for (int64_t later = tile + 1; later <= last; ++later) sum += head_[first_slot + later];
         done_[column * rows_ + row] = sum;
       }
       tile = last;
     }
   }
 
- private:
-  int64_t origin_, size_, rows_, columns_, first_tile_, tiles_;
+  const Noise& noise_;
+  int64_t size_, rows_, columns_;
   std::vector<double> done_, head_, tail_;
 };
 

@@ -4,8 +4,7 @@
 #include "checks.h"
 #include "cpu/capability.h"
 #include "cpu/kernels.h"
-#include "cpu/noise_args.h"
-#include "cpu/parallel.h"
+#include "cpu/noise.h"
 #include "cpu/rows.h"
 #include "sliced_checks.h"
 
@@ -13,10 +12,9 @@ namespace fastscore {
 namespace {
 
 // Everything about v.
-SlicedArgs projection_args(const Tensor& key, int64_t distribution, int64_t projections,
-                           int64_t batch, int64_t sample_size, int64_t sample_offset) {
+SlicedArgs projection_args(int64_t distribution, int64_t projections, int64_t batch,
+                           int64_t sample_size) {
   SlicedArgs args;
-  args.noise = noise_args(key, Stream::kProjection, sample_offset * sample_size);
   args.distribution = static_cast<Projection>(distribution);
   args.projections = projections;
   args.numel = batch * sample_size;
@@ -26,42 +24,45 @@ SlicedArgs projection_args(const Tensor& key, int64_t distribution, int64_t proj
 }
 
 // |g|^2 of each projection and sample, which the sphere's v needs before its first element.
-std::vector<double> square_norms(SlicedArgs args) {
+std::vector<double> square_norms(SlicedArgs args, const Noise& noise) {
   if (args.distribution != Projection::kSphere) return {};
-  RowSums sums(args.noise.origin, args.numel, args.batch, args.sample_size, args.projections);
+  RowSums sums(noise, args.batch, args.sample_size, args.projections);
   args.sums = sums.slots();
-  run_tiles(FASTSCORE_BEST(sliced_norms), args, args.projections);
+  noise.run(FASTSCORE_BEST(sliced_norms), args, args.projections);
   sums.finish();
   return sums.take();
 }
 
-void project_(Tensor out, const Tensor& key, int64_t distribution, int64_t sample_offset) {
+void project_(Tensor out, const Tensor& key, int64_t distribution, int64_t sample_offset,
+              std::optional<Tensor> samples) {
   const char* op = "projections";  // the name its users know
-  check_projections(op, out, key, distribution, sample_offset);
-  const int64_t size = projection_sample_size(out);
-  SlicedArgs args =
-      projection_args(key, distribution, out.size(0), out.size(1), size, sample_offset);
-  const std::vector<double> norms = square_norms(args);
+  check_projections(op, out, key, distribution, sample_offset, samples);
+  const int64_t batch = out.size(1), size = projection_sample_size(out);
+  SlicedArgs args = projection_args(distribution, out.size(0), batch, size);
+  const Noise noise(op, key, Stream::kProjection, sample_offset, samples, batch, size);
+  const std::vector<double> norms = square_norms(args, noise);
   args.square_norm = norms.data();
   args.out = make_view(op, "out", out);
-  run_tiles(FASTSCORE_BEST(project), args, args.projections);
+  noise.run(FASTSCORE_BEST(project), args, args.projections);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> sliced_terms(const Tensor& score, const Tensor& jvp,
                                                         const Tensor& key, int64_t distribution,
-                                                        int64_t sample_offset) {
+                                                        int64_t sample_offset,
+                                                        std::optional<Tensor> samples) {
   const char* op = "sliced_terms";
-  check_sliced_terms(op, score, jvp, key, distribution, sample_offset);
+  check_sliced_terms(op, score, jvp, key, distribution, sample_offset, samples);
   const int64_t projections = jvp.size(0), batch = batch_size(score);
-  SlicedArgs args =
-      projection_args(key, distribution, projections, batch, sample_size(score), sample_offset);
-  const std::vector<double> norms = square_norms(args);
+  const int64_t size = sample_size(score);
+  SlicedArgs args = projection_args(distribution, projections, batch, size);
+  const Noise noise(op, key, Stream::kProjection, sample_offset, samples, batch, size);
+  const std::vector<double> norms = square_norms(args, noise);
   args.square_norm = norms.data();
   args.score = make_view(op, "score", score);
   args.jvp = make_view(op, "jvp", jvp);
-  RowSums sums(args.noise.origin, args.numel, batch, args.sample_size, 2 * projections + 1);
+  RowSums sums(noise, batch, size, 2 * projections + 1);
   args.sums = sums.slots();
-  run_tiles(FASTSCORE_BEST(sliced_terms), args, projections);
+  noise.run(FASTSCORE_BEST(sliced_terms), args, projections);
   sums.finish();
 
   const ScalarType dtype = sum_dtype(score.scalar_type());
@@ -83,14 +84,16 @@ std::tuple<Tensor, Tensor> sliced_terms_backward(const Tensor& grad_vjv,
                                                  std::optional<Tensor> grad_vs,
                                                  std::optional<Tensor> grad_half_s2,
                                                  const Tensor& score, const Tensor& key,
-                                                 int64_t distribution, int64_t sample_offset) {
+                                                 int64_t distribution, int64_t sample_offset,
+                                                 std::optional<Tensor> samples) {
   const char* op = "sliced_terms_backward";
   check_sliced_backward(op, grad_vjv, grad_vs, grad_half_s2, score, key, distribution,
-                        sample_offset);
+                        sample_offset, samples);
   const int64_t projections = grad_vjv.size(0), batch = batch_size(score);
-  SlicedArgs args =
-      projection_args(key, distribution, projections, batch, sample_size(score), sample_offset);
-  const std::vector<double> norms = square_norms(args);
+  const int64_t size = sample_size(score);
+  SlicedArgs args = projection_args(distribution, projections, batch, size);
+  const Noise noise(op, key, Stream::kProjection, sample_offset, samples, batch, size);
+  const std::vector<double> norms = square_norms(args, noise);
   const std::vector<double> vjv = read_doubles(op, "grad_vjv", grad_vjv);
   std::vector<double> vs, s2;
   if (grad_vs) vs = read_doubles(op, "grad_vs", *grad_vs);
@@ -104,7 +107,7 @@ std::tuple<Tensor, Tensor> sliced_terms_backward(const Tensor& grad_vjv,
   args.score = make_view(op, "score", score);
   args.grad_score = make_view(op, "grad_score", grad_score);
   args.grad_jvp = make_view(op, "grad_jvp", grad_jvp);
-  run_tiles(FASTSCORE_BEST(sliced_terms_backward), args, projections);
+  noise.run(FASTSCORE_BEST(sliced_terms_backward), args, projections);
   return {grad_score, grad_jvp};
 }
 

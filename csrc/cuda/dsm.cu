@@ -32,8 +32,9 @@ __global__ void __launch_bounds__(kThreads)
                 const int64_t batch) {
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= batch) return;
-  labels[i] = uniform_index(noise_key(source), static_cast<uint64_t>(source.origin + i),
-                            static_cast<uint32_t>(levels));
+  const OwnNoise own = source.of(i);
+  labels[i] =
+      uniform_index(own.key, static_cast<uint64_t>(own.origin + i), static_cast<uint32_t>(levels));
 }
 
 // ---- elementwise: out = rule(in, z) ----------------------------------------------------------
@@ -97,8 +98,8 @@ struct Extent {
   Divider sample_size;
 };
 
-template <class Access, class Rule>
-__device__ __forceinline__ void map_tile(const NoiseKey& key, int64_t origin,
+template <bool kEach, class Access, class Rule>
+__device__ __forceinline__ void map_tile(const NoiseKey& key, const NoiseSource& noise,
                                          const Tiles<Access>& tile, const Access& in,
                                          const Access& out, const Rule& rule,
                                          const Divider& sample_size) {
@@ -108,8 +109,8 @@ __device__ __forceinline__ void map_tile(const NoiseKey& key, int64_t origin,
   tile.split_rows(sample_size, row_of, [&](auto whole, const auto& rows) {
     typename Access::Raw raw[Access::kAtOnce];
     tile.load(in, whole, raw);
-    for_each_noisy_pack<kPacksTogether<Access>>(
-        key, origin, tile, whole, [&](int u, const Range& range, const float (&z)[V]) {
+    for_each_noisy_pack<kPacksTogether<Access>, kEach>(
+        key, noise, tile, whole, [&](int u, const Range& range, const float (&z)[V]) {
           T x[V];
           Access::unpack(raw[u], x);
           rows.template each<V>(range, [&](int j, const auto& row) {
@@ -120,25 +121,28 @@ __device__ __forceinline__ void map_tile(const NoiseKey& key, int64_t origin,
   });
 }
 
-template <class Access, class Rule>
+template <class Access, class Rule, bool kEach>
 __global__ void __launch_bounds__(kThreads, kResidentBlocks<Access>)
     map(const NoiseSource noise, const __grid_constant__ Access in,
         const __grid_constant__ Access out, const __grid_constant__ Rule rule,
         const __grid_constant__ Extent extent) {
   const NoiseKey key = noise_key(noise);
   for (Tiles<Access> tile(noise.origin, extent.numel); tile.inside(); tile.next()) {
-    map_tile(key, noise.origin, tile, in, out, rule, extent.sample_size);
+    map_tile<kEach>(key, noise, tile, in, out, rule, extent.sample_size);
   }
 }
 
 template <class S, template <class> class Rule>
-void map_as(const Launcher& launch, const NoiseSource& noise, const View& in, const View& out,
+void map_as(const Launcher& launch, const Noise& all, const View& in, const View& out,
             const Rule<Compute<S>>& rule, const Extent& extent) {
   constexpr int V = kPack<S>;
+  const NoiseSource& noise = all.source;
   const auto run = [&](const auto& from, const auto& to) {
     using Access = std::decay_t<decltype(from)>;
-    launch.tiles(tile_count<Access>(noise.origin, extent.numel), &map<Access, Rule<Compute<S>>>,
-                 noise, from, to, rule, extent);
+    all.split([&](auto each) {
+      launch.tiles(tile_count<Access>(noise.origin, extent.numel),
+                   &map<Access, Rule<Compute<S>>, each()>, noise, from, to, rule, extent);
+    });
   };
   if (noise.origin % V == 0 && packable(in, V) && packable(out, V)) {
     run(packed<S>(in), packed<S>(out));
@@ -150,7 +154,7 @@ void map_as(const Launcher& launch, const NoiseSource& noise, const View& in, co
 
 // make_rule(T()) is the rule for compute type T.
 template <template <class> class Rule, class MakeRule>
-void map_tensor(const Launcher& launch, const NoiseSource& noise, const View& in, const View& out,
+void map_tensor(const Launcher& launch, const Noise& noise, const View& in, const View& out,
                 const MakeRule& make_rule, const Extent& extent) {
   if (extent.numel == 0) return;
   with_storage(in.dtype, [&](auto stored) {
@@ -177,7 +181,7 @@ __device__ __forceinline__ bool as_expected(const ResidualGradient<T>& rule, T e
 }
 
 // A block has `share` tiles in a row: where all is as expected it learns so at once.
-template <class Access>
+template <class Access, bool kEach>
 __global__ void __launch_bounds__(kThreads)
     regrad(const NoiseSource noise, const __grid_constant__ Access output,
            const __grid_constant__ Access grad_output,
@@ -190,21 +194,24 @@ __global__ void __launch_bounds__(kThreads)
   const NoiseKey key = noise_key(noise);
   for (int64_t t = 0; t < share && tile.inside(); ++t, tile.advance(1)) {
     if (as_expected(rule, expected, size, tile.begin(), tile.end(1))) continue;
-    map_tile(key, noise.origin, tile, output, grad_output, rule, size);
+    map_tile<kEach>(key, noise, tile, output, grad_output, rule, size);
   }
 }
 
 template <class S>
-void regrad_as(const Launcher& launch, const NoiseSource& noise, const View& output,
+void regrad_as(const Launcher& launch, const Noise& all, const View& output,
                const View& grad_output, const ResidualGradient<Compute<S>>& rule,
                const Extent& extent, double expected) {
   constexpr int V = kPack<S>;
+  const NoiseSource& noise = all.source;
   const auto run = [&](const auto& from, const auto& to) {
     using Access = std::decay_t<decltype(from)>;
     const int64_t tiles = tile_count<Access>(noise.origin, extent.numel);
     const int64_t share = ceil_div(tiles, launch.tiles_at_once(tiles));
-    launch.blocks(ceil_div(tiles, share), &regrad<Access>, noise, from, to, rule, extent,
-                  static_cast<Compute<S>>(expected), share);
+    all.split([&](auto each) {
+      launch.blocks(ceil_div(tiles, share), &regrad<Access, each()>, noise, from, to, rule, extent,
+                    static_cast<Compute<S>>(expected), share);
+    });
   };
   if (noise.origin % V == 0 && packable(output, V) && packable(grad_output, V)) {
     run(packed<S>(output), packed<S>(grad_output));
@@ -223,7 +230,7 @@ struct ResidualSum {
   using Inputs = typename Access::Raw;
   struct Row {
     ResidualRow<Real> row;
-    NoiseKey key;
+    OwnNoise noise;
   };
 
   NoiseSource noise;
@@ -232,11 +239,14 @@ struct ResidualSum {
   Real* loss;
 
   __device__ __forceinline__ int64_t jobs() const { return 1; }
+  __device__ __forceinline__ int64_t origin(int64_t sample) const {
+    return noise.origin_of(sample);
+  }
 
   __device__ __forceinline__ Row row(int64_t sample, int64_t) const {
     return {
         {static_cast<Real>(table.at(sample, 0)), static_cast<Real>(table.at(sample, 1)), Real(0)},
-        noise_key(noise)};
+        noise.of(sample)};
   }
 
   __device__ __forceinline__ Inputs load(int64_t, const Range& range, bool whole) const {
@@ -247,7 +257,7 @@ struct ResidualSum {
                                             const Range& range, Real (&r)[V]) const {
     float z[V];
     Access::unpack(inputs, r);
-    normals(row.key, noise.origin + range.i, z);
+    normals(row.noise.key, row.noise.origin + range.i, z);
 #pragma unroll
     for (int j = 0; j < V; ++j) r[j] = residual(row.row, r[j], static_cast<Real>(z[j]));
   }
@@ -321,7 +331,8 @@ void residual_as(const Launcher& launch, const NoiseSource& noise, const View& o
       sum_rows(launch, sum, shape, loss);
     }
   };
-  if (noise.origin % V == 0 && packable(output, V) && (!grad_output || packable(*grad_output, V))) {
+  if (rows_packable(noise, V) && packable(output, V) &&
+      (!grad_output || packable(*grad_output, V))) {
     run([](const View& view) { return packed<S>(view); });
   } else {
     run([](const View& view) { return Spread<T, V>::of(view); });
@@ -330,32 +341,34 @@ void residual_as(const Launcher& launch, const NoiseSource& noise, const View& o
 
 // ---- ops -------------------------------------------------------------------------------------
 
-NoiseSource perturbation_noise(const Tensor& key, const Tensor& x, int64_t sample_offset) {
-  return {key.const_data_ptr<int64_t>(), Stream::kPerturb, sample_offset * sample_size(x)};
+Noise perturbation_noise(const Tensor& key, const Tensor& x, int64_t sample_offset,
+                         const std::optional<Tensor>& samples) {
+  return Noise(key, Stream::kPerturb, sample_offset, samples, sample_size(x));
 }
 
 Extent extent_of(const Tensor& x) { return {x.numel(), Divider::by(sample_size(x))}; }
 
 Tensor new_labels(const Launcher& launch, const Tensor& x, const Tensor& key, int64_t levels,
-                  int64_t sample_offset) {
+                  int64_t sample_offset, const std::optional<Tensor>& samples) {
   Tensor labels = new_tensor({batch_size(x)}, ScalarType::Long, x);
-  const NoiseSource source = {key.const_data_ptr<int64_t>(), Stream::kLabel, sample_offset};
-  launch.blocks(ceil_div(batch_size(x), kThreads), &draw_labels, source, levels,
+  const Noise noise(key, Stream::kLabel, sample_offset, samples, 1);
+  launch.blocks(ceil_div(batch_size(x), kThreads), &draw_labels, noise.source, levels,
                 labels.mutable_data_ptr<int64_t>(), batch_size(x));
   return labels;
 }
 
 std::tuple<Tensor, Tensor> perturb(const Tensor& x, const Tensor& table, const Tensor& key,
-                                   std::optional<Tensor> given, int64_t sample_offset) {
+                                   std::optional<Tensor> given, int64_t sample_offset,
+                                   std::optional<Tensor> samples) {
   const char* op = "perturb";
-  check_perturb(op, x, table, key, given, sample_offset);
+  check_perturb(op, x, table, key, given, sample_offset, samples);
   const Launcher launch(x);
   Tensor labels = given ? torch::stable::clone(*given)
-                        : new_labels(launch, x, key, table.size(0), sample_offset);
+                        : new_labels(launch, x, key, table.size(0), sample_offset, samples);
   Tensor out = new_like(x);
   const auto rows = LabelledTable<2>::of(table, labels);
   map_tensor<Perturbation>(
-      launch, perturbation_noise(key, x, sample_offset), make_view(op, "x", x),
+      launch, perturbation_noise(key, x, sample_offset, samples), make_view(op, "x", x),
       make_view(op, "out", out), [&](auto type) { return Perturbation<decltype(type)>{rows}; },
       extent_of(x));
   return {out, labels};
@@ -364,47 +377,50 @@ std::tuple<Tensor, Tensor> perturb(const Tensor& x, const Tensor& table, const T
 // The loss of each sample; grad_output as residual_as takes it.
 Tensor residual_loss(const char* op, const Tensor& output, const Tensor& table,
                      const Tensor& labels, const Tensor& key, int64_t sample_offset,
-                     const View* grad_output, double expected) {
+                     const std::optional<Tensor>& samples, const View* grad_output,
+                     double expected) {
   const Launcher launch(output);
   Tensor loss = new_tensor({batch_size(output)}, sum_dtype(output.scalar_type()), output);
-  const NoiseSource noise = perturbation_noise(key, output, sample_offset);
+  const Noise noise = perturbation_noise(key, output, sample_offset, samples);
   const View view = make_view(op, "output", output);
-  const RowShape shape = {batch_size(output), sample_size(output), noise.origin, 1};
+  const RowShape shape = {batch_size(output), sample_size(output), 1};
   with_storage(view.dtype, [&](auto stored) {
-    residual_as<decltype(stored)>(launch, noise, view, LabelledTable<3>::of(table, labels), shape,
-                                  loss, grad_output, expected);
+    residual_as<decltype(stored)>(launch, noise.source, view, LabelledTable<3>::of(table, labels),
+                                  shape, loss, grad_output, expected);
   });
   return loss;
 }
 
 Tensor dsm_residual(const Tensor& output, const Tensor& table, const Tensor& labels,
-                    const Tensor& key, int64_t sample_offset) {
+                    const Tensor& key, int64_t sample_offset, std::optional<Tensor> samples) {
   const char* op = "dsm_residual";
-  check_residual(op, output, table, labels, key, sample_offset);
-  return residual_loss(op, output, table, labels, key, sample_offset, nullptr, 0);
+  check_residual(op, output, table, labels, key, sample_offset, samples);
+  return residual_loss(op, output, table, labels, key, sample_offset, samples, nullptr, 0);
 }
 
 std::tuple<Tensor, Tensor> dsm_residual_with_grad(const Tensor& output, const Tensor& table,
                                                   const Tensor& labels, const Tensor& key,
-                                                  int64_t sample_offset, double expected) {
+                                                  int64_t sample_offset, double expected,
+                                                  std::optional<Tensor> samples) {
   const char* op = "dsm_residual_with_grad";
-  check_residual(op, output, table, labels, key, sample_offset);
+  check_residual(op, output, table, labels, key, sample_offset, samples);
   Tensor grad_output = new_like(output);
   const View view = make_view(op, "grad_output", grad_output);
-  return {residual_loss(op, output, table, labels, key, sample_offset, &view, expected),
+  return {residual_loss(op, output, table, labels, key, sample_offset, samples, &view, expected),
           grad_output};
 }
 
 Tensor dsm_residual_backward(const Tensor& grad, const Tensor& output, const Tensor& table,
-                             const Tensor& labels, const Tensor& key, int64_t sample_offset) {
+                             const Tensor& labels, const Tensor& key, int64_t sample_offset,
+                             std::optional<Tensor> samples) {
   const char* op = "dsm_residual_backward";
-  check_residual(op, output, table, labels, key, sample_offset);
+  check_residual(op, output, table, labels, key, sample_offset, samples);
   check_residual_grad(op, grad, output);
   const Launcher launch(output);
   Tensor grad_output = new_like(output);
   map_tensor<ResidualGradient>(
-      launch, perturbation_noise(key, output, sample_offset), make_view(op, "output", output),
-      make_view(op, "grad_output", grad_output),
+      launch, perturbation_noise(key, output, sample_offset, samples),
+      make_view(op, "output", output), make_view(op, "grad_output", grad_output),
       [&](auto type) {
         return ResidualGradient<decltype(type)>::of(LabelledTable<3>::of(table, labels), grad);
       },
@@ -414,9 +430,9 @@ Tensor dsm_residual_backward(const Tensor& grad, const Tensor& output, const Ten
 
 void dsm_residual_regrad_(Tensor grad_output, const Tensor& grad, double expected,
                           const Tensor& output, const Tensor& table, const Tensor& labels,
-                          const Tensor& key, int64_t sample_offset) {
+                          const Tensor& key, int64_t sample_offset, std::optional<Tensor> samples) {
   const char* op = "dsm_residual_regrad_";
-  check_residual(op, output, table, labels, key, sample_offset);
+  check_residual(op, output, table, labels, key, sample_offset, samples);
   check_residual_grad(op, grad, output);
   check_residual_regrad(op, grad_output, output);
   if (output.numel() == 0) return;
@@ -425,7 +441,7 @@ void dsm_residual_regrad_(Tensor grad_output, const Tensor& grad, double expecte
   with_storage(view.dtype, [&](auto stored) {
     using S = decltype(stored);
     const auto rule = ResidualGradient<Compute<S>>::of(LabelledTable<3>::of(table, labels), grad);
-    regrad_as<S>(launch, perturbation_noise(key, output, sample_offset), view,
+    regrad_as<S>(launch, perturbation_noise(key, output, sample_offset, samples), view,
                  make_view(op, "grad_output", grad_output), rule, extent_of(output), expected);
   });
 }

@@ -59,7 +59,7 @@ struct StepPack {
 };
 
 // One tile. kNoisy: noise is drawn.
-template <bool kMasked, bool kNoisy, class State, class Score, class Whole, class Rows>
+template <bool kMasked, bool kEach, bool kNoisy, class State, class Score, class Whole, class Rows>
 __device__ __forceinline__ void step_tile(const StepArgs<typename State::Real>& args,
                                           const StepTensors<State, Score>& t, const NoiseKey& key,
                                           const Tiles<State>& tile, Whole whole, const Rows& rows) {
@@ -88,7 +88,7 @@ __device__ __forceinline__ void step_tile(const StepArgs<typename State::Real>& 
   };
   if constexpr (kNoisy) {
     constexpr int kTogether = kMasked ? 1 : kPacksTogether<State>;
-    for_each_noisy_pack<kTogether>(key, args.noise.origin, tile, whole, update);
+    for_each_noisy_pack<kTogether, kEach>(key, args.noise, tile, whole, update);
   } else {
     const float silence[V] = {};
 #pragma unroll
@@ -103,7 +103,7 @@ __device__ __forceinline__ void step_tile(const StepArgs<typename State::Real>& 
 template <class State, bool kMasked>
 constexpr int kStepBlocks = kMasked && State::V == 8 ? 3 : kResidentBlocks<State>;
 
-template <class State, class Score, bool kMasked>
+template <class State, class Score, bool kMasked, bool kEach>
 __global__ void __launch_bounds__(kThreads, kStepBlocks<State, kMasked>)
     langevin(const __grid_constant__ StepArgs<typename State::Real> args,
              const __grid_constant__ StepTensors<State, Score> t) {
@@ -111,18 +111,29 @@ __global__ void __launch_bounds__(kThreads, kStepBlocks<State, kMasked>)
   const NoiseKey key = noise_key(args.noise);
   const double* table =
       args.table + langevin_row(args.noise.key[1], args.rows) * args.batch_rows * 4;
-  const bool per_sample = args.batch_rows != 1;
-  const auto row_of = [&](int64_t sample) { return coefficients<T>(table + 4 * sample, kMasked); };
+  const bool keyed = kEach && args.noise.keyed(), per_sample = args.batch_rows != 1 || keyed;
+  const auto row_of = [&](int64_t sample) {
+    const double* row = table + 4 * sample;
+    if constexpr (kEach) {
+      if (keyed) {
+        const int64_t step = langevin_row(args.noise.key[2 * sample + 1], args.rows);
+        row = args.table + 4 * (args.batch_rows != 1 ? step * args.batch_rows + sample : step);
+      }
+    }
+    return coefficients<T>(row, kMasked);
+  };
   const OneRow<Coefficients<T>> common = {row_of(0)};
   for (Tiles<State> tile(args.noise.origin, args.numel); tile.inside(); tile.next()) {
     if (per_sample) {
       tile.split_rows(args.sample_size, row_of, [&](auto whole, const auto& rows) {
-        step_tile<kMasked, true>(args, t, key, tile, whole, rows);
+        step_tile<kMasked, kEach, true>(args, t, key, tile, whole, rows);
       });
     } else if (common.row.noisy) {
-      tile.split([&](auto whole) { step_tile<kMasked, true>(args, t, key, tile, whole, common); });
+      tile.split(
+          [&](auto whole) { step_tile<kMasked, kEach, true>(args, t, key, tile, whole, common); });
     } else {
-      tile.split([&](auto whole) { step_tile<kMasked, false>(args, t, key, tile, whole, common); });
+      tile.split(
+          [&](auto whole) { step_tile<kMasked, kEach, false>(args, t, key, tile, whole, common); });
     }
   }
 }
@@ -137,8 +148,11 @@ struct StepViews {
 template <class State, class Score>
 void launch_step(const Launcher& launch, const StepArgs<typename State::Real>& args,
                  const StepTensors<State, Score>& tensors, bool masked) {
+  const auto kernel = [&](auto each) {
+    return masked ? &langevin<State, Score, true, each()> : &langevin<State, Score, false, each()>;
+  };
   launch.tiles(tile_count<State>(args.noise.origin, args.numel),
-               masked ? &langevin<State, Score, true> : &langevin<State, Score, false>, args,
+               args.noise.each ? kernel(std::true_type()) : kernel(std::false_type()), args,
                tensors);
 }
 
@@ -162,11 +176,10 @@ void run_as(const Launcher& launch, const StepArgs<Compute<S>>& args, const Step
 }
 
 template <class T>
-StepArgs<T> step_args(const Tensor& x, const Tensor& table, const Tensor& key,
-                      std::optional<double> low, std::optional<double> high,
-                      int64_t sample_offset) {
+StepArgs<T> step_args(const Tensor& x, const Tensor& table, const Noise& noise,
+                      std::optional<double> low, std::optional<double> high) {
   StepArgs<T> args = {};
-  args.noise = {key.const_data_ptr<int64_t>(), Stream::kLangevin, sample_offset * sample_size(x)};
+  args.noise = noise.source;
   args.table = table.const_data_ptr<double>();
   args.rows = table.size(0);
   args.batch_rows = table.dim() == 3 ? table.size(1) : 1;
@@ -181,10 +194,11 @@ StepArgs<T> step_args(const Tensor& x, const Tensor& table, const Tensor& key,
 void step(const char* op, const Tensor& x, const Tensor& score, const Tensor& table,
           const Tensor& key, const std::optional<Tensor>& known, const std::optional<Tensor>& mask,
           std::optional<double> low, std::optional<double> high, int64_t sample_offset,
-          const Tensor& out) {
-  check_langevin(op, x, score, table, key, known, mask, low, high, sample_offset);
+          const std::optional<Tensor>& samples, const Tensor& out) {
+  check_langevin(op, x, score, table, key, known, mask, low, high, sample_offset, samples);
   if (x.numel() == 0) return;
   const Launcher launch(x);
+  const Noise noise(key, Stream::kLangevin, sample_offset, samples, sample_size(x));
   StepViews v = {};
   v.out = make_view(op, "out", out);
   v.x = make_view(op, "x", x);
@@ -194,10 +208,10 @@ void step(const char* op, const Tensor& x, const Tensor& score, const Tensor& ta
   if (mask) dense_mask = torch::stable::contiguous(*mask);
   v.mask = dense_mask ? static_cast<bool*>(dense_mask->data_ptr()) : nullptr;
   if (v.x.dtype == DType::kFloat64) {
-    const auto args = step_args<double>(x, table, key, low, high, sample_offset);
+    const auto args = step_args<double>(x, table, noise, low, high);
     return run_as<double, double>(launch, args, v);
   }
-  const auto args = step_args<float>(x, table, key, low, high, sample_offset);
+  const auto args = step_args<float>(x, table, noise, low, high);
   if (v.x.dtype == DType::kBFloat16) return run_as<BFloat16, BFloat16>(launch, args, v);
   if (v.x.dtype == DType::kFloat16) return run_as<Float16, Float16>(launch, args, v);
   if (v.score.dtype == DType::kBFloat16) return run_as<float, BFloat16>(launch, args, v);
@@ -207,18 +221,20 @@ void step(const char* op, const Tensor& x, const Tensor& score, const Tensor& ta
 
 void langevin_step_(Tensor x, const Tensor& score, const Tensor& table, const Tensor& key,
                     std::optional<Tensor> known, std::optional<Tensor> mask,
-                    std::optional<double> low, std::optional<double> high, int64_t sample_offset) {
+                    std::optional<double> low, std::optional<double> high, int64_t sample_offset,
+                    std::optional<Tensor> samples) {
   check_writable("langevin_step_", "x", x);
   check_no_partial_overlap("langevin_step_", "score", score, x, "x");
   if (known) check_no_partial_overlap("langevin_step_", "known", *known, x, "x");
-  step("langevin_step_", x, score, table, key, known, mask, low, high, sample_offset, x);
+  step("langevin_step_", x, score, table, key, known, mask, low, high, sample_offset, samples, x);
 }
 
 Tensor langevin_step(const Tensor& x, const Tensor& score, const Tensor& table, const Tensor& key,
                      std::optional<Tensor> known, std::optional<Tensor> mask,
-                     std::optional<double> low, std::optional<double> high, int64_t sample_offset) {
+                     std::optional<double> low, std::optional<double> high, int64_t sample_offset,
+                     std::optional<Tensor> samples) {
   Tensor out = new_like(x);
-  step("langevin_step", x, score, table, key, known, mask, low, high, sample_offset, out);
+  step("langevin_step", x, score, table, key, known, mask, low, high, sample_offset, samples, out);
   return out;
 }
 

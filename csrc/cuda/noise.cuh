@@ -4,13 +4,14 @@
 
 #include "core/random.h"
 #include "core/streams.h"
+#include "cuda/divider.cuh"
 
 namespace fastscore::FASTSCORE_ISA {
 
-struct NoiseSource {
-  const int64_t* key;  // seed, draw
-  Stream stream;
-  int64_t origin;  // flat index of the tensor's first element
+// What one sample draws with: element i of the tensor has flat index origin + i.
+struct OwnNoise {
+  NoiseKey key;
+  int64_t origin;
 };
 
 __device__ __forceinline__ NoiseKey noise_key(const int64_t* key, Stream stream) {
@@ -18,6 +19,35 @@ __device__ __forceinline__ NoiseKey noise_key(const int64_t* key, Stream stream)
   return {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32),
           static_cast<uint32_t>(key[1]), static_cast<uint32_t>(stream)};
 }
+
+struct NoiseSource {
+  const int64_t* key;  // seed, draw; or those of each sample
+  Stream stream;
+  int64_t origin;  // flat index of the tensor's first element; 0 where each sample has its own
+  // Samples that draw on their own: by their numbers, or where these are null by their keys.
+  bool each;
+  const int64_t* numbers;
+  Divider sample_size;
+
+  __device__ __forceinline__ bool keyed() const { return each && !numbers; }
+
+  // Nobody has looked at the numbers: of a wrong one the index wraps.
+  __device__ __forceinline__ OwnNoise own(int64_t sample) const {
+    const uint64_t number = numbers ? static_cast<uint64_t>(numbers[sample]) : 0;
+    const uint64_t origin =
+        (number - static_cast<uint64_t>(sample)) * static_cast<uint64_t>(sample_size.divisor);
+    return {noise_key(numbers ? key : key + 2 * sample, stream), static_cast<int64_t>(origin)};
+  }
+
+  // The same where they may draw together.
+  __device__ __forceinline__ OwnNoise of(int64_t sample) const {
+    return each ? own(sample) : OwnNoise{noise_key(key, stream), origin};
+  }
+  __device__ __forceinline__ int64_t origin_of(int64_t sample) const {
+    return each ? own(sample).origin : origin;
+  }
+};
+
 __device__ __forceinline__ NoiseKey noise_key(const NoiseSource& source) {
   return noise_key(source.key, source.stream);
 }

@@ -8,6 +8,7 @@
 // The summand is an Op with
 // - Real, V, kAtOnce, kSums: compute type, elements of a pack, packs in flight, sums of a row;
 // - jobs(): how many sets of sums a row has (projections);
+// - origin(sample): the flat index of element i of the row, less i: where packs are cut;
 // - Row row(sample, job): what all elements of a row share;
 // - Inputs load(job, range, whole): the elements of a pack, as they lie in memory;
 // - add(row, job, inputs, range, whole, sums): adds a pack's terms;
@@ -24,7 +25,6 @@ namespace fastscore::FASTSCORE_ISA {
 
 struct RowShape {
   int64_t rows, size;
-  int64_t origin;     // flat index of the first element
   uint32_t segments;  // of a long row
 };
 
@@ -39,7 +39,7 @@ struct PackRun {
   int64_t begin, end, first;  // first: where the pack that holds `begin` starts
 
   __device__ __forceinline__ PackRun(int64_t begin, int64_t end, int64_t origin)
-      : begin(begin), end(end), first(begin - (origin + begin) % V) {}
+      : begin(begin), end(end), first(begin - ((origin + begin) & (V - 1))) {}
 
   __device__ __forceinline__ Range range(int64_t pack) const {
     const int64_t i = first + pack * V, left = end - i;
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks<Op>)
     Real sums[Op::kSums] = {};
     if (exists) {
       const auto shared = op.row(row, job);
-      const PackRun<V> run(row * shape.size, (row + 1) * shape.size, shape.origin);
+      const PackRun<V> run(row * shape.size, (row + 1) * shape.size, op.origin(row));
 #pragma unroll 1
       for (int64_t pack = lane; run.first + pack * V < run.end; pack += kLanes) {
         const Range range = run.range(pack);
@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks<Op>)
   const int64_t segment = blockIdx.x % shape.segments;
 
   // Segments are cut where packs are, counted from the row's first pack.
-  PackRun<V> run(row * shape.size, (row + 1) * shape.size, shape.origin);
+  PackRun<V> run(row * shape.size, (row + 1) * shape.size, op.origin(row));
   run.first += segment * kSegmentElements<V>;
   const int64_t limit = run.first + kSegmentElements<V>;
   if (limit < run.end) run.end = limit;

@@ -2,8 +2,8 @@
 #include "core/sliced.h"
 #include "cuda/access.cuh"
 #include "cuda/launch.h"
-#include "cuda/noise.cuh"
 #include "cuda/rows.cuh"
+#include "cuda/sample_noise.cuh"
 #include "cuda/tiles.cuh"
 #include "sliced_checks.h"
 
@@ -22,8 +22,10 @@ struct Projections {
   Divider sample_size;
   const float* radii;  // sphere: what g is multiplied by, count x batch
 
-  __device__ __forceinline__ NoiseKey key(int64_t m) const {
-    return projection_key(noise_key(noise), count, m);
+  // What a sample draws projection m with.
+  __device__ __forceinline__ OwnNoise own(int64_t sample, int64_t m) const {
+    const OwnNoise own = noise.of(sample);
+    return {projection_key(own.key, count, m), own.origin};
   }
 
   // The sphere's, for one sample.
@@ -31,10 +33,19 @@ struct Projections {
     return distribution == Projection::kSphere ? radii[m * batch + sample] : 1.0f;
   }
 
-  // v of the elements of a pack.
-  template <int V>
+  // v of the elements of a pack; kEach: samples draw on their own.
+  template <bool kEach, int V>
   __device__ __forceinline__ void draw(int64_t m, const Range& range, float (&v)[V]) const {
-    draw_unscaled(key(m), range.i, v);
+    if constexpr (kEach) {
+      const auto own_of = [&](int64_t sample) { return own(sample, m); };
+      if (distribution == Projection::kRademacher) {
+        draw_each<Rademacher>(sample_size, own_of, range, v);
+      } else {
+        draw_each<Normal>(sample_size, own_of, range, v);
+      }
+    } else {
+      draw_unscaled(projection_key(noise_key(noise), count, m), noise.origin + range.i, v);
+    }
     if (distribution == Projection::kSphere) {
       for_each_sample<V>(
           sample_size, range, [&](int64_t sample) { return radius(m, sample); },
@@ -45,9 +56,9 @@ struct Projections {
 
   // The same where all are of one sample, whose radius is known.
   template <int V>
-  __device__ __forceinline__ void draw(const NoiseKey& key, float radius, int64_t i,
+  __device__ __forceinline__ void draw(const OwnNoise& own, float radius, int64_t i,
                                        float (&v)[V]) const {
-    draw_unscaled(key, i, v);
+    draw_unscaled(own.key, own.origin + i, v);
     if (distribution == Projection::kSphere) {
 #pragma unroll
       for (int j = 0; j < V; ++j) v[j] *= radius;
@@ -62,12 +73,12 @@ struct Projections {
 
  private:
   template <int V>
-  __device__ __forceinline__ void draw_unscaled(const NoiseKey& key, int64_t i,
+  __device__ __forceinline__ void draw_unscaled(const NoiseKey& key, int64_t flat,
                                                 float (&v)[V]) const {
     if (distribution == Projection::kRademacher) {
-      signs(key, noise.origin + i, v);
+      signs(key, flat, v);
     } else {
-      normals(key, noise.origin + i, v);
+      normals(key, flat, v);
     }
   }
 
@@ -89,19 +100,24 @@ struct SphereRadius {
   using Real = double;
   static constexpr int V = kNormalsPerBlock, kAtOnce = 1, kSums = 1;
   struct Inputs {};
-  using Row = NoiseKey;
+  using Row = OwnNoise;
 
   Projections projections;
   float* radii;
 
   __device__ __forceinline__ int64_t jobs() const { return projections.count; }
-  __device__ __forceinline__ Row row(int64_t, int64_t m) const { return projections.key(m); }
+  __device__ __forceinline__ int64_t origin(int64_t sample) const {
+    return projections.noise.origin_of(sample);
+  }
+  __device__ __forceinline__ Row row(int64_t sample, int64_t m) const {
+    return projections.own(sample, m);
+  }
   __device__ __forceinline__ Inputs load(int64_t, const Range&, bool) const { return {}; }
 
-  __device__ __forceinline__ void add(const Row& key, int64_t, const Inputs&, const Range& range,
+  __device__ __forceinline__ void add(const Row& own, int64_t, const Inputs&, const Range& range,
                                       bool whole, double (&sums)[1]) const {
     float g[V];
-    normals(key, projections.noise.origin + range.i, g);
+    normals(own.key, own.origin + range.i, g);
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       const double value = g[j];
@@ -116,23 +132,23 @@ struct SphereRadius {
 
 // What a projection op has in hand: the vectors, and the memory of their radii.
 struct ProjectionSetup {
+  Noise noise;
   Projections projections;
   std::optional<Tensor> radii;
 };
 
 ProjectionSetup set_up(const Launcher& launch, const Tensor& key, int64_t distribution, DType dtype,
                        int64_t count, int64_t batch, int64_t sample_size, int64_t sample_offset,
-                       const Tensor& like) {
-  const NoiseSource noise = {key.const_data_ptr<int64_t>(), Stream::kProjection,
-                             sample_offset * sample_size};
-  ProjectionSetup setup = {{noise, static_cast<Projection>(distribution), dtype, count, batch,
-                            batch * sample_size, Divider::by(sample_size), nullptr},
+                       const std::optional<Tensor>& samples, const Tensor& like) {
+  const Noise noise(key, Stream::kProjection, sample_offset, samples, sample_size);
+  ProjectionSetup setup = {noise,
+                           {noise.source, static_cast<Projection>(distribution), dtype, count,
+                            batch, batch * sample_size, Divider::by(sample_size), nullptr},
                            std::nullopt};
   if (setup.projections.distribution == Projection::kSphere) {
     setup.radii = new_tensor({count, batch}, ScalarType::Float, like);
     float* radii = setup.radii->mutable_data_ptr<float>();
-    sum_rows(launch, SphereRadius{setup.projections, radii}, {batch, sample_size, noise.origin, 1},
-             like);
+    sum_rows(launch, SphereRadius{setup.projections, radii}, {batch, sample_size, 1}, like);
     setup.projections.radii = radii;
   }
   return setup;
@@ -145,7 +161,7 @@ bool stack_packable(const View& stack, int64_t count, int64_t numel, int v) {
 
 // ---- project_ --------------------------------------------------------------------------------
 
-template <class Access>
+template <class Access, bool kEach>
 __global__ void __launch_bounds__(kThreads, 2)
     project(const __grid_constant__ Projections p, const __grid_constant__ Access out) {
   constexpr int V = Access::V;
@@ -158,7 +174,7 @@ __global__ void __launch_bounds__(kThreads, 2)
           const Range range = tile.range(u, whole);
           if (range.empty()) continue;
           float v[V];
-          p.draw(m, range, v);
+          p.draw<kEach>(m, range, v);
           typename Access::Real values[V];
 #pragma unroll
           for (int j = 0; j < V; ++j) values[j] = v[j];
@@ -170,11 +186,15 @@ __global__ void __launch_bounds__(kThreads, 2)
 }
 
 template <class S>
-void project_as(const Launcher& launch, const Projections& p, const View& out) {
+void project_as(const Launcher& launch, const ProjectionSetup& setup, const View& out) {
   constexpr int V = kPack<S>;
+  const Projections& p = setup.projections;
   const auto run = [&](const auto& access) {
     using Access = std::decay_t<decltype(access)>;
-    launch.tiles(tile_count<Access>(p.noise.origin, p.numel), &project<Access>, p, access);
+    setup.noise.split([&](auto each) {
+      launch.tiles(tile_count<Access>(p.noise.origin, p.numel), &project<Access, each()>, p,
+                   access);
+    });
   };
   if (p.noise.origin % V == 0 && stack_packable(out, p.count, p.numel, V)) {
     run(packed<S>(out));
@@ -193,7 +213,7 @@ struct SlicedSums {
     typename Access::Raw score, jvp;
   };
   struct Row {
-    NoiseKey key;
+    OwnNoise noise;
     float radius;
   };
 
@@ -202,8 +222,11 @@ struct SlicedSums {
   Real *vjv, *vs, *half_vs2, *half_s2;
 
   __device__ __forceinline__ int64_t jobs() const { return projections.count; }
+  __device__ __forceinline__ int64_t origin(int64_t sample) const {
+    return projections.noise.origin_of(sample);
+  }
   __device__ __forceinline__ Row row(int64_t sample, int64_t m) const {
-    return {projections.key(m), projections.radius(m, sample)};
+    return {projections.own(sample, m), projections.radius(m, sample)};
   }
   // For all projections but the first, the score is still in a cache.
   __device__ __forceinline__ Inputs load(int64_t m, const Range& range, bool whole) const {
@@ -217,7 +240,7 @@ struct SlicedSums {
     float v[V];
     Access::unpack(inputs.score, s);
     Access::unpack(inputs.jvp, j);
-    projections.draw(row.key, row.radius, range.i, v);
+    projections.draw(row.noise, row.radius, range.i, v);
 #pragma unroll
     for (int k = 0; k < V; ++k) {
       sums[0] = fma(static_cast<Real>(v[k]), j[k], sums[0]);
@@ -256,9 +279,9 @@ void terms_as(const Launcher& launch, const Projections& p, const View& score, c
                                    out.half_vs2.mutable_data_ptr<T>(),
                                    out.half_s2.mutable_data_ptr<T>()};
     const int64_t size = p.batch > 0 ? p.numel / p.batch : 0;
-    sum_rows(launch, op, {p.batch, size, p.noise.origin, 1}, out.vjv);
+    sum_rows(launch, op, {p.batch, size, 1}, out.vjv);
   };
-  if (p.noise.origin % V == 0 && packable(score, V) && stack_packable(jvp, p.count, p.numel, V)) {
+  if (rows_packable(p.noise, V) && packable(score, V) && stack_packable(jvp, p.count, p.numel, V)) {
     run(packed<S>(score), packed<S>(jvp));
   } else {
     using Any = Spread<T, V>;
@@ -296,7 +319,7 @@ struct BackwardTensors {
 };
 
 // One pack; `sum` is g_3 s, and becomes the score's gradient.
-template <class Access, class T = typename Access::Real>
+template <bool kEach, class Access, class T = typename Access::Real>
 __device__ __forceinline__ void backward_pack(const Projections& p, const TermGrads<T>& grads,
                                               const BackwardTensors<Access>& t, const Range& range,
                                               bool whole, T (&sum)[Access::V]) {
@@ -309,7 +332,7 @@ __device__ __forceinline__ void backward_pack(const Projections& p, const TermGr
   for (int64_t m = 0; m < p.count; ++m) {
     float v[V];
     T jvp[V];
-    p.draw(m, range, v);
+    p.draw<kEach>(m, range, v);
     for_each_sample<V>(
         p.sample_size, range,
         [&](int64_t sample) { return Row{grads.vjv.at(m, sample), grads.vs.at(m, sample)}; },
@@ -323,7 +346,7 @@ __device__ __forceinline__ void backward_pack(const Projections& p, const TermGr
   t.grad_score.store(range, whole, sum);
 }
 
-template <class Access>
+template <class Access, bool kEach>
 __global__ void __launch_bounds__(kThreads, 2)
     terms_backward(const __grid_constant__ Projections p,
                    const __grid_constant__ TermGrads<typename Access::Real> grads,
@@ -346,25 +369,28 @@ __global__ void __launch_bounds__(kThreads, 2)
               p.sample_size, range, [&](int64_t sample) { return grads.half_s2.at(0, sample); },
               [&](int j, T g) { sum[j] = g * sum[j]; });
         }
-        backward_pack(p, grads, t, range, whole, sum);
+        backward_pack<kEach>(p, grads, t, range, whole, sum);
       }
     });
   }
 }
 
 template <class S>
-void backward_as(const Launcher& launch, const Projections& p, const View& score,
+void backward_as(const Launcher& launch, const ProjectionSetup& setup, const View& score,
                  const Tensor& grad_vjv, const std::optional<Tensor>& grad_vs,
                  const std::optional<Tensor>& grad_half_s2, const View& grad_score,
                  const View& grad_jvp) {
   using T = Compute<S>;
   constexpr int V = kPack<S>;
+  const Projections& p = setup.projections;
   const TermGrads<T> grads = {Upstream<T>::of(grad_vjv), Upstream<T>::of(grad_vs),
                               Upstream<T>::of(grad_half_s2)};
   const auto run = [&](const auto& s, const auto& gs, const auto& gj) {
     using Access = std::decay_t<decltype(s)>;
-    launch.tiles(tile_count<Access>(p.noise.origin, p.numel), &terms_backward<Access>, p, grads,
-                 BackwardTensors<Access>{s, gs, gj});
+    setup.noise.split([&](auto each) {
+      launch.tiles(tile_count<Access>(p.noise.origin, p.numel), &terms_backward<Access, each()>, p,
+                   grads, BackwardTensors<Access>{s, gs, gj});
+    });
   };
   if (p.noise.origin % V == 0 && packable(score, V) && packable(grad_score, V) &&
       stack_packable(grad_jvp, p.count, p.numel, V)) {
@@ -377,24 +403,25 @@ void backward_as(const Launcher& launch, const Projections& p, const View& score
 
 // ---- ops -------------------------------------------------------------------------------------
 
-void project_(Tensor out, const Tensor& key, int64_t distribution, int64_t sample_offset) {
+void project_(Tensor out, const Tensor& key, int64_t distribution, int64_t sample_offset,
+              std::optional<Tensor> samples) {
   const char* op = "projections";  // the name its users know
-  check_projections(op, out, key, distribution, sample_offset);
+  check_projections(op, out, key, distribution, sample_offset, samples);
   if (out.numel() == 0) return;
   const Launcher launch(out);
   const View view = make_view(op, "out", out);
   const ProjectionSetup setup =
       set_up(launch, key, distribution, view.dtype, out.size(0), out.size(1),
-             projection_sample_size(out), sample_offset, out);
-  with_storage(view.dtype,
-               [&](auto type) { project_as<decltype(type)>(launch, setup.projections, view); });
+             projection_sample_size(out), sample_offset, samples, out);
+  with_storage(view.dtype, [&](auto type) { project_as<decltype(type)>(launch, setup, view); });
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> sliced_terms(const Tensor& score, const Tensor& jvp,
                                                         const Tensor& key, int64_t distribution,
-                                                        int64_t sample_offset) {
+                                                        int64_t sample_offset,
+                                                        std::optional<Tensor> samples) {
   const char* op = "sliced_terms";
-  check_sliced_terms(op, score, jvp, key, distribution, sample_offset);
+  check_sliced_terms(op, score, jvp, key, distribution, sample_offset, samples);
   const Launcher launch(score);
   const View s = make_view(op, "score", score), j = make_view(op, "jvp", jvp);
   const int64_t count = jvp.size(0), batch = batch_size(score);
@@ -403,7 +430,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sliced_terms(const Tensor& score, con
                      new_tensor({count, batch}, dtype, score),
                      new_tensor({count, batch}, dtype, score), new_tensor({batch}, dtype, score)};
   const ProjectionSetup setup = set_up(launch, key, distribution, s.dtype, count, batch,
-                                       sample_size(score), sample_offset, score);
+                                       sample_size(score), sample_offset, samples, score);
   with_storage(s.dtype,
                [&](auto type) { terms_as<decltype(type)>(launch, setup.projections, s, j, out); });
   return {out.vjv, out.vs, out.half_vs2, out.half_s2};
@@ -413,10 +440,11 @@ std::tuple<Tensor, Tensor> sliced_terms_backward(const Tensor& grad_vjv,
                                                  std::optional<Tensor> grad_vs,
                                                  std::optional<Tensor> grad_half_s2,
                                                  const Tensor& score, const Tensor& key,
-                                                 int64_t distribution, int64_t sample_offset) {
+                                                 int64_t distribution, int64_t sample_offset,
+                                                 std::optional<Tensor> samples) {
   const char* op = "sliced_terms_backward";
   check_sliced_backward(op, grad_vjv, grad_vs, grad_half_s2, score, key, distribution,
-                        sample_offset);
+                        sample_offset, samples);
   const Launcher launch(score);
   const int64_t count = grad_vjv.size(0);
   Tensor grad_score = new_like(score);
@@ -424,9 +452,9 @@ std::tuple<Tensor, Tensor> sliced_terms_backward(const Tensor& grad_vjv,
   if (score.numel() == 0) return {grad_score, grad_jvp};
   const View s = make_view(op, "score", score);
   const ProjectionSetup setup = set_up(launch, key, distribution, s.dtype, count, batch_size(score),
-                                       sample_size(score), sample_offset, score);
+                                       sample_size(score), sample_offset, samples, score);
   with_storage(s.dtype, [&](auto type) {
-    backward_as<decltype(type)>(launch, setup.projections, s, grad_vjv, grad_vs, grad_half_s2,
+    backward_as<decltype(type)>(launch, setup, s, grad_vjv, grad_vs, grad_half_s2,
                                 make_view(op, "grad_score", grad_score),
                                 make_view(op, "grad_jvp", grad_jvp));
   });

@@ -59,6 +59,24 @@ def check_device(fn: str, arg: str, x: Tensor, device: torch.device, like: str) 
         fail(fn, arg, f"on {device} ({like})", f"a tensor on {x.device}")
 
 
+def check_key(fn: str, key: Any, batch: int) -> None:
+    """A key [seed, draw], or one for each sample: (batch, 2)."""
+    check_tensor(fn, "key", key)
+    if key.dtype != torch.int64 or (key.shape != (2,) and key.shape != (batch, 2)):
+        expected = f"an int64 tensor [seed, draw], or ({batch}, 2) for a key of each sample's own"
+        fail(fn, "key", expected, describe(key))
+
+
+def check_samples(fn: str, samples: Any, batch: int, device: torch.device) -> None:
+    """Sample numbers: int64 (batch,) where the data are; none negative, where looking is free."""
+    check_tensor(fn, "samples", samples)
+    if samples.dtype != torch.int64 or samples.shape != (batch,):
+        fail(fn, "samples", f"an int64 tensor of shape ({batch},)", describe(samples))
+    check_device(fn, "samples", samples, device, "where the data are")
+    if device.type == "cpu" and bool((samples < 0).any()):
+        fail(fn, "samples", "at least 0", int(samples.min()))
+
+
 def check_finite(fn: str, arg: str, x: Tensor) -> None:
     """No NaN and no infinity. Synchronises with the device: call it before a loop, never in one."""
     # The sum is finite unless an element is not, or it overflows: then every element is looked at.

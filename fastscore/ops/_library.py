@@ -37,6 +37,8 @@ __all__ = [
     "call",
     "call_",
     "check_same_device",
+    "kept",
+    "mapped_like",
     "ops",
     "traced",
 ]
@@ -119,6 +121,18 @@ def check_bounds(fn: str, clamp: Any) -> tuple[float | None, float | None]:
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of sums over a sample: float64 for float64, float32 for everything else."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def kept(samples: Tensor | None) -> Tensor | None:
+    """Sample numbers as they are now: the caller may change them before backward runs."""
+    return None if samples is None else samples.clone()
+
+
+def mapped_like(key: Tensor, samples: Tensor | None) -> Tensor:
+    """Which of the two a tensor of noise is made from, so that vmap may map either."""
+    if samples is None or torch.compiler.is_compiling():
+        return key
+    return samples if torch._C._functorch.is_batchedtensor(samples) else key
 
 
 def traced() -> bool:

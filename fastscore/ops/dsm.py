@@ -16,6 +16,7 @@ from fastscore.ops._library import (
     Differentiable,
     call,
     check_same_device,
+    kept,
     ops,
     sum_dtype,
     traced,
@@ -32,23 +33,31 @@ def perturb(
     *,
     labels: Tensor | None = None,
     sample_offset: int = 0,
+    samples: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Perturbed data ``a x + sigma z`` at each sample's noise level, and the levels' labels.
 
     Args:
         x: data (batch, ...), any strides; float32, float64, bfloat16 or float16.
         table: float64 (L, 2), columns a and sigma.
-        key: int64 [seed, draw] on x's device.
+        key: int64 [seed, draw] on x's device; or (batch, 2), a key of each sample's own, which is
+            then what it would be alone, its label too.
         labels: int64 (batch,) in [0, L), drawn uniformly (stream LABEL) when None. On CUDA a label
             out of range makes its sample NaN, for asking would wait for the device.
         sample_offset: number of the first sample.
+        samples: int64 (batch,) on x's device, at least 0, in place of ``sample_offset``: the
+            number of each sample, in any order, repeated or not. (On CUDA a negative number goes
+            unnoticed: it is noise of some other number.)
 
     Raises:
         ValueError: an argument does not fit.
 
     Differentiable in x.
     """
-    return _Perturb.run("perturb", x, table, key, labels, sample_offset)
+    out: tuple[Tensor, Tensor] = _Perturb.run(
+        "perturb", x, table, key, labels, sample_offset, samples
+    )
+    return out
 
 
 def dsm_residual(
@@ -59,6 +68,7 @@ def dsm_residual(
     *,
     reduction: str = "none",
     sample_offset: int = 0,
+    samples: Tensor | None = None,
 ) -> Tensor:
     """``w/2 |p out + q z|^2`` of each sample, z being what :func:`perturb` drew with this key.
 
@@ -67,11 +77,12 @@ def dsm_residual(
         table: float64 (L, 3), columns p, q and w. Scores: p = sigma, q = 1,
             w = lambda / sigma^2. Predicted noise: p = -1, q = 1, w = lambda / sigma^2.
         labels: int64 (batch,), as :func:`perturb` returned them.
-        key: the key that :func:`perturb` had.
+        key: the key, or keys, that :func:`perturb` had.
         reduction: "none", "mean" or "sum" over the batch. A reduced loss makes its gradient in the
             forward pass, from the same noise, for the upstream gradient 1 that ``loss.backward()``
             starts with; for another one, backward makes it again.
         sample_offset: number of the first sample.
+        samples: the number of each sample, as for :func:`perturb`.
 
     Returns:
         float32, or float64 for a float64 output: (batch,), or a scalar when reduced. Differentiable
@@ -83,12 +94,12 @@ def dsm_residual(
     """
     fn = "dsm_residual"
     check_choice(fn, "reduction", reduction, REDUCTIONS)
-    args = (output, table, labels, key, sample_offset)
-    if reduction == "none":
-        return _Residual.run(fn, *args)
-    if torch.is_grad_enabled() and output.requires_grad and not traced():
-        return call(fn, _ReducedResidual.apply, *args, reduction)
-    return reduced(_Residual.run(fn, *args), reduction)
+    args = (output, table, labels, key, sample_offset, samples)
+    if reduction != "none" and torch.is_grad_enabled() and output.requires_grad and not traced():
+        total: Tensor = call(fn, _ReducedResidual.apply, *args, reduction)
+        return total
+    losses: Tensor = _Residual.run(fn, *args)
+    return reduced(losses, reduction)
 
 
 def reduced(values: Tensor, reduction: str) -> Tensor:
@@ -108,94 +119,95 @@ map_slices("perturb", "dsm_residual", "dsm_residual_backward")
 
 
 @torch.library.register_fake("fastscore::perturb")
-def _(x, table, key, labels, sample_offset) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
-    check_same_device("perturb", x, table=table, key=key, labels=labels)
+def _(x, table, key, labels, sample_offset, samples=None) -> tuple[Tensor, Tensor]:
+    check_same_device("perturb", x, table=table, key=key, labels=labels, samples=samples)
     return torch.empty_like(x), x.new_empty(x.shape[0], dtype=torch.int64)
 
 
 @torch.library.register_fake("fastscore::dsm_residual")
-def _(output, table, labels, key, sample_offset) -> Tensor:  # type: ignore[no-untyped-def]
-    check_same_device("dsm_residual", output, table=table, labels=labels, key=key)
+def _(output, table, labels, key, sample_offset, samples=None) -> Tensor:
+    like = {"table": table, "labels": labels, "key": key, "samples": samples}
+    check_same_device("dsm_residual", output, **like)
     return output.new_empty(output.shape[0], dtype=sum_dtype(output.dtype))
 
 
 @torch.library.register_fake("fastscore::dsm_residual_backward")
-def _(grad, output, table, labels, key, sample_offset) -> Tensor:  # type: ignore[no-untyped-def]
-    check_same_device(
-        "dsm_residual_backward", output, grad=grad, table=table, labels=labels, key=key
-    )
+def _(grad, output, table, labels, key, sample_offset, samples=None) -> Tensor:
+    like = {"table": table, "labels": labels, "key": key, "samples": samples}
+    check_same_device("dsm_residual_backward", output, grad=grad, **like)
     return torch.empty_like(output)
 
 
 @torch.library.register_fake("fastscore::dsm_residual_with_grad")
-def _(output, table, labels, key, sample_offset, expected) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
-    check_same_device("dsm_residual_with_grad", output, table=table, labels=labels, key=key)
+def _(output, table, labels, key, sample_offset, expected, samples=None) -> tuple[Tensor, Tensor]:
+    like = {"table": table, "labels": labels, "key": key, "samples": samples}
+    check_same_device("dsm_residual_with_grad", output, **like)
     loss = output.new_empty(output.shape[0], dtype=sum_dtype(output.dtype))
     return loss, torch.empty_like(output)
 
 
 @torch.library.register_fake("fastscore::dsm_residual_regrad_")
-def _(grad_output, grad, expected, output, table, labels, key, sample_offset) -> None:  # type: ignore[no-untyped-def]
-    check_same_device(
-        "dsm_residual_regrad_", output, grad=grad, table=table, labels=labels, key=key
-    )
+def _(grad_output, grad, expected, output, table, labels, key, sample_offset, samples=None) -> None:
+    like = {"table": table, "labels": labels, "key": key, "samples": samples}
+    check_same_device("dsm_residual_regrad_", output, grad=grad, **like)
 
 
 class _Perturb(Differentiable):
     @staticmethod
-    def forward(x, table, key, labels, sample_offset):  # type: ignore[no-untyped-def, override]
-        return ops.perturb.default(x, table, key, labels, sample_offset)
+    def forward(x, table, key, labels, sample_offset, samples):
+        return ops.perturb.default(x, table, key, labels, sample_offset, samples)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def, override]
+    def setup_context(ctx, inputs, output) -> None:
         _, labels = output
         ctx.mark_non_differentiable(labels)
         ctx.save_for_backward(inputs[1], labels)
 
     @staticmethod
-    def backward(ctx, grad, _):  # type: ignore[no-untyped-def, override]
+    def backward(ctx, grad, _):
         table, labels = ctx.saved_tensors
         work = sum_dtype(grad.dtype)  # rounded once, at the end
         a = _rows_of(table, labels)[:, 0].to(work)
-        return (grad.to(work) * per_sample(a, grad)).to(grad.dtype), None, None, None, None
+        grad_x = (grad.to(work) * per_sample(a, grad)).to(grad.dtype)
+        return grad_x, None, None, None, None, None
 
 
 class _Residual(Differentiable):
     @staticmethod
-    def forward(output, table, labels, key, sample_offset):  # type: ignore[no-untyped-def, override]
-        return ops.dsm_residual.default(output, table, labels, key, sample_offset)
+    def forward(output, table, labels, key, sample_offset, samples):
+        return ops.dsm_residual.default(output, table, labels, key, sample_offset, samples)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def, override]
-        out, table, labels, key, ctx.sample_offset = inputs
+    def setup_context(ctx, inputs, output) -> None:
+        out, table, labels, key, ctx.sample_offset, samples = inputs
         # The caller may advance the key in place before backward runs: keep its value.
-        ctx.save_for_backward(out, table, labels, key.clone())
+        ctx.save_for_backward(out, table, labels, key.clone(), kept(samples))
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def, override]
-        out, table, labels, key = ctx.saved_tensors
+    def backward(ctx, grad):
+        out, table, labels, key, samples = ctx.saved_tensors
         grad_out = _ResidualBackward.run(
-            "dsm_residual_backward", grad, out, table, labels, key, ctx.sample_offset
+            "dsm_residual_backward", grad, out, table, labels, key, ctx.sample_offset, samples
         )
-        return grad_out, None, None, None, None
+        return grad_out, None, None, None, None, None
 
 
 class _ReducedResidual(torch.autograd.Function):
     """Mean or sum over the batch, with the gradient for the upstream 1 made in the same pass."""
 
     @staticmethod
-    def forward(ctx, output, table, labels, key, sample_offset, reduction):  # type: ignore[no-untyped-def, override]
+    def forward(ctx, output, table, labels, key, sample_offset, samples, reduction):
         ctx.count = max(output.shape[0], 1) if reduction == "mean" else 1
         loss, ctx.made = ops.dsm_residual_with_grad.default(
-            output, table, labels, key, sample_offset, 1 / ctx.count
+            output, table, labels, key, sample_offset, 1 / ctx.count, samples
         )
         # The caller may advance the key in place before backward runs: keep its value.
-        ctx.save_for_backward(output, table, labels, key.clone())
+        ctx.save_for_backward(output, table, labels, key.clone(), kept(samples))
         ctx.sample_offset = sample_offset
         return reduced(loss, reduction)
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def, override]
+    def backward(ctx, grad):
         # Else create_graph, where the gradient's own graph is wanted, or a batch of gradients.
         batched = torch._C._functorch.is_legacy_batchedtensor(grad)  # by is_grads_batched=True
         fresh = not torch.is_grad_enabled() and not batched
@@ -203,34 +215,38 @@ class _ReducedResidual(torch.autograd.Function):
         if made is not None:
             ctx.made = None  # autograd may change in place what it is given: for one backward only
             if grad.device.type == "cpu" and float(grad) == 1:
-                return made, None, None, None, None, None
-        output, table, labels, key = ctx.saved_tensors
-        inputs = (output, table, labels, key, ctx.sample_offset)
+                return made, None, None, None, None, None, None
+        output, table, labels, key, samples = ctx.saved_tensors
+        inputs = (output, table, labels, key, ctx.sample_offset, samples)
         upstream = (grad / ctx.count).expand(len(output))
         if made is None:
             made = _ResidualBackward.run("dsm_residual_backward", upstream, *inputs)
         else:
             ops.dsm_residual_regrad_.default(made, upstream, 1 / ctx.count, *inputs)
-        return made, None, None, None, None, None
+        return made, None, None, None, None, None, None
 
 
 class _ResidualBackward(Differentiable):
     """grad_b w p (p out + q z): linear in grad_b and in out."""
 
     @staticmethod
-    def forward(grad, out, table, labels, key, sample_offset):  # type: ignore[no-untyped-def, override]
-        return ops.dsm_residual_backward.default(grad, out, table, labels, key, sample_offset)
+    def forward(grad, out, table, labels, key, sample_offset, samples):
+        return ops.dsm_residual_backward.default(
+            grad, out, table, labels, key, sample_offset, samples
+        )
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def, override]
-        grad, out, table, labels, key, ctx.sample_offset = inputs
-        ctx.save_for_backward(grad, out, table, labels, key)
+    def setup_context(ctx, inputs, output) -> None:
+        grad, out, table, labels, key, ctx.sample_offset, samples = inputs
+        ctx.save_for_backward(grad, out, table, labels, key, samples)
 
     @staticmethod
-    def backward(ctx, cotangent):  # type: ignore[no-untyped-def, override]
-        grad, out, table, labels, key = ctx.saved_tensors
+    def backward(ctx, cotangent):
+        grad, out, table, labels, key, samples = ctx.saved_tensors
         ones = torch.ones_like(grad)
-        unit = ops.dsm_residual_backward.default(ones, out, table, labels, key, ctx.sample_offset)
+        unit = ops.dsm_residual_backward.default(
+            ones, out, table, labels, key, ctx.sample_offset, samples
+        )
         work = sum_dtype(out.dtype)
         products = cotangent.to(work) * unit.to(work)
         grad_grad = (
@@ -239,4 +255,4 @@ class _ResidualBackward(Differentiable):
         row = _rows_of(table, labels)
         scale = grad.to(work) * (row[:, 2] * row[:, 0].square()).to(work)
         grad_out = (cotangent * per_sample(scale, out)).to(out.dtype)
-        return grad_grad.to(grad.dtype), grad_out, None, None, None, None
+        return grad_grad.to(grad.dtype), grad_out, None, None, None, None, None

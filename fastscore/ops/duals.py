@@ -174,13 +174,13 @@ def dual_sigmoid(h: Tensor, hdot: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.register_fake("fastscore::dual")
-def _(h, hdot, activation, a, b):  # type: ignore[no-untyped-def]
+def _(h, hdot, activation, a, b):
     check_same_device("dual", h, hdot=hdot)
     return torch.empty_like(h), torch.empty_like(hdot)
 
 
 @torch.library.register_fake("fastscore::dual_backward")
-def _(grad_value, grad_tangents, h, hdot, activation, a, b):  # type: ignore[no-untyped-def]
+def _(grad_value, grad_tangents, h, hdot, activation, a, b):
     check_same_device(
         "dual_backward", h, grad_value=grad_value, grad_tangents=grad_tangents, hdot=hdot
     )
@@ -188,23 +188,23 @@ def _(grad_value, grad_tangents, h, hdot, activation, a, b):  # type: ignore[no-
 
 
 @torch.library.register_fake("fastscore::dual_slope")
-def _(h, activation, a, b):  # type: ignore[no-untyped-def]
+def _(h, activation, a, b):
     return torch.empty_like(h), torch.empty_like(h)
 
 
 @torch.library.register_fake("fastscore::dual_slope_backward")
-def _(grad_value, grad_slope, h, activation, a, b) -> Tensor:  # type: ignore[no-untyped-def]
+def _(grad_value, grad_slope, h, activation, a, b) -> Tensor:
     check_same_device("dual_slope_backward", h, grad_value=grad_value, grad_slope=grad_slope)
     return torch.empty_like(h)
 
 
 @torch.library.register_fake("fastscore::dual_stacked")
-def _(h, activation, a, b) -> Tensor:  # type: ignore[no-untyped-def]
+def _(h, activation, a, b) -> Tensor:
     return torch.empty_like(h)
 
 
 @torch.library.register_fake("fastscore::dual_stacked_backward")
-def _(grad, h, activation, a, b) -> Tensor:  # type: ignore[no-untyped-def]
+def _(grad, h, activation, a, b) -> Tensor:
     check_same_device("dual_stacked_backward", h, grad=grad)
     return torch.empty_like(h)
 
@@ -217,13 +217,13 @@ def _batched(info: Any, x: Tensor, dim: int | None, to: int) -> Tensor:
 
 
 @torch.library.register_vmap("fastscore::dual")
-def _(info, in_dims, h, hdot, activation, a, b):  # type: ignore[no-untyped-def]
+def _(info, in_dims, h, hdot, activation, a, b):
     h, hdot = _batched(info, h, in_dims[0], 0), _batched(info, hdot, in_dims[1], 1)
     return ops.dual.default(h, hdot, activation, a, b), (0, 1)
 
 
 @torch.library.register_vmap("fastscore::dual_backward")
-def _(info, in_dims, grad_value, grad_tangents, h, hdot, activation, a, b):  # type: ignore[no-untyped-def]
+def _(info, in_dims, grad_value, grad_tangents, h, hdot, activation, a, b):
     grad_value, h = (
         _batched(info, x, dim, 0) for x, dim in ((grad_value, in_dims[0]), (h, in_dims[2]))
     )
@@ -234,24 +234,24 @@ def _(info, in_dims, grad_value, grad_tangents, h, hdot, activation, a, b):  # t
 
 
 @torch.library.register_vmap("fastscore::dual_slope")
-def _(info, in_dims, h, activation, a, b):  # type: ignore[no-untyped-def]
+def _(info, in_dims, h, activation, a, b):
     return ops.dual_slope.default(_batched(info, h, in_dims[0], 0), activation, a, b), (0, 0)
 
 
 @torch.library.register_vmap("fastscore::dual_slope_backward")
-def _(info, in_dims, grad_value, grad_slope, h, activation, a, b):  # type: ignore[no-untyped-def]
+def _(info, in_dims, grad_value, grad_slope, h, activation, a, b):
     tensors = zip((grad_value, grad_slope, h), in_dims, strict=False)
     grad_value, grad_slope, h = (_batched(info, x, dim, 0) for x, dim in tensors)
     return ops.dual_slope_backward.default(grad_value, grad_slope, h, activation, a, b), 0
 
 
 @torch.library.register_vmap("fastscore::dual_stacked")
-def _(info, in_dims, h, activation, a, b):  # type: ignore[no-untyped-def]
+def _(info, in_dims, h, activation, a, b):
     return ops.dual_stacked.default(_batched(info, h, in_dims[0], 1), activation, a, b), 1
 
 
 @torch.library.register_vmap("fastscore::dual_stacked_backward")
-def _(info, in_dims, grad, h, activation, a, b):  # type: ignore[no-untyped-def]
+def _(info, in_dims, grad, h, activation, a, b):
     grad, h = (_batched(info, x, dim, 1) for x, dim in zip((grad, h), in_dims, strict=False))
     return ops.dual_stacked_backward.default(grad, h, activation, a, b), 1
 
@@ -265,16 +265,16 @@ def _refuse_second_derivative(fn: str) -> NoReturn:
 
 class _Dual(Differentiable):
     @staticmethod
-    def forward(h, hdot, activation, a, b):  # type: ignore[no-untyped-def, override]
+    def forward(h, hdot, activation, a, b):
         return ops.dual.default(h, hdot, activation, a, b)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def, override]
+    def setup_context(ctx, inputs, output) -> None:
         h, hdot, *ctx.numbers = inputs
         ctx.save_for_backward(h, hdot)
 
     @staticmethod
-    def backward(ctx, grad_value, grad_tangents):  # type: ignore[no-untyped-def, override]
+    def backward(ctx, grad_value, grad_tangents):
         h, hdot = ctx.saved_tensors
         grads = _DualBackward.run("dual_backward", grad_value, grad_tangents, h, hdot, *ctx.numbers)
         return *grads, None, None, None
@@ -282,30 +282,30 @@ class _Dual(Differentiable):
 
 class _DualBackward(Differentiable):
     @staticmethod
-    def forward(grad_value, grad_tangents, h, hdot, activation, a, b):  # type: ignore[no-untyped-def, override]
+    def forward(grad_value, grad_tangents, h, hdot, activation, a, b):
         return ops.dual_backward.default(grad_value, grad_tangents, h, hdot, activation, a, b)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def, override]
+    def setup_context(ctx, inputs, output) -> None:
         return None
 
     @staticmethod
-    def backward(ctx, *grads):  # type: ignore[no-untyped-def, override]
+    def backward(ctx, *grads):
         _refuse_second_derivative("dual")
 
 
 class _DualSlope(Differentiable):
     @staticmethod
-    def forward(h, activation, a, b):  # type: ignore[no-untyped-def, override]
+    def forward(h, activation, a, b):
         return ops.dual_slope.default(h, activation, a, b)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def, override]
+    def setup_context(ctx, inputs, output) -> None:
         h, *ctx.numbers = inputs
         ctx.save_for_backward(h)
 
     @staticmethod
-    def backward(ctx, grad_value, grad_slope):  # type: ignore[no-untyped-def, override]
+    def backward(ctx, grad_value, grad_slope):
         (h,) = ctx.saved_tensors
         grad_h = _DualSlopeBackward.run(
             "dual_slope_backward", grad_value, grad_slope, h, *ctx.numbers
@@ -315,30 +315,30 @@ class _DualSlope(Differentiable):
 
 class _DualSlopeBackward(Differentiable):
     @staticmethod
-    def forward(grad_value, grad_slope, h, activation, a, b):  # type: ignore[no-untyped-def, override]
+    def forward(grad_value, grad_slope, h, activation, a, b):
         return ops.dual_slope_backward.default(grad_value, grad_slope, h, activation, a, b)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def, override]
+    def setup_context(ctx, inputs, output) -> None:
         return None
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def, override]
+    def backward(ctx, grad):
         _refuse_second_derivative("dual_slope")
 
 
 class _DualStacked(Differentiable):
     @staticmethod
-    def forward(h, activation, a, b):  # type: ignore[no-untyped-def, override]
+    def forward(h, activation, a, b):
         return ops.dual_stacked.default(h, activation, a, b)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def, override]
+    def setup_context(ctx, inputs, output) -> None:
         h, *ctx.numbers = inputs
         ctx.save_for_backward(h)
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def, override]
+    def backward(ctx, grad):
         (h,) = ctx.saved_tensors
         grad_h = _DualStackedBackward.run("dual_stacked_backward", grad, h, *ctx.numbers)
         return grad_h, None, None, None
@@ -346,13 +346,13 @@ class _DualStacked(Differentiable):
 
 class _DualStackedBackward(Differentiable):
     @staticmethod
-    def forward(grad, h, activation, a, b):  # type: ignore[no-untyped-def, override]
+    def forward(grad, h, activation, a, b):
         return ops.dual_stacked_backward.default(grad, h, activation, a, b)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def, override]
+    def setup_context(ctx, inputs, output) -> None:
         return None
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def, override]
+    def backward(ctx, grad):
         _refuse_second_derivative("dual_stacked")

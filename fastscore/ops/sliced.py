@@ -16,7 +16,15 @@ import torch
 from torch import Tensor
 
 from fastscore._support.checks import check_choice, check_int, check_tensor, fail, fail_type
-from fastscore.ops._library import Differentiable, call, check_same_device, ops, sum_dtype
+from fastscore.ops._library import (
+    Differentiable,
+    call,
+    check_same_device,
+    kept,
+    mapped_like,
+    ops,
+    sum_dtype,
+)
 from fastscore.ops._vmap import map_slices
 
 # In the order of csrc/core/projections.h.
@@ -32,19 +40,24 @@ def projections(
     distribution: str = "rademacher",
     dtype: torch.dtype = torch.float32,
     sample_offset: int = 0,
+    samples: Tensor | None = None,
 ) -> Tensor:
     """``count`` projection vectors for each sample, of shape ``(count, *shape)``, on key's device.
 
-    Made in float32, then converted. Projection m has draw number ``key[1] * count + m``.
+    Made in float32, then converted. Projection m has draw number ``key[..., 1] * count + m``.
 
     Args:
-        key: int64 tensor [seed, draw], see :func:`fastscore.random.key`.
+        key: int64 tensor [seed, draw], see :func:`fastscore.random.key`; or (batch, 2), a key of
+            each sample's own, whose v is then what it would be alone.
         shape: of the data; the first dimension is the batch.
         count: the number M of projections of each sample, at least 1.
         distribution: ``"rademacher"`` (independent signs), ``"gaussian"`` (standard normals) or
             ``"sphere"`` (uniform on the sphere of radius sqrt(d)). All have E[v v'] = I.
         dtype: float32, float64, bfloat16 or float16.
         sample_offset: number of the first sample: shards of a batch draw what the whole would.
+        samples: int64 (batch,) on key's device, at least 0, in place of ``sample_offset``: the
+            number of each sample, in any order, repeated or not. (On CUDA a negative number goes
+            unnoticed: it is noise of some other number.)
 
     Raises:
         TypeError, ValueError: an argument does not fit.
@@ -56,6 +69,8 @@ def projections(
     """
     fn = "projections"
     check_tensor(fn, "key", key)
+    if samples is not None:
+        check_tensor(fn, "samples", samples)
     number = _number(fn, distribution)
     count = check_int(fn, "count", count, minimum=1)
     if dtype not in _FLOATING:
@@ -66,8 +81,8 @@ def projections(
         fail_type(fn, "shape", "a sequence of integers", shape)
     if len(shape) < 1 or any(check_int(fn, "shape", n, minimum=0) < 0 for n in shape):
         fail(fn, "shape", "at least one dimension, the batch", tuple(shape))
-    out = key.new_empty((count, *shape), dtype=dtype)  # the key's, so that vmap may map the key
-    call(fn, ops.project_.default, out, key, number, sample_offset)
+    out = mapped_like(key, samples).new_empty((count, *shape), dtype=dtype)
+    call(fn, ops.project_.default, out, key, number, sample_offset, samples)
     return out
 
 
@@ -78,6 +93,7 @@ def sliced_terms(
     *,
     distribution: str = "rademacher",
     sample_offset: int = 0,
+    samples: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """v'Jv and (v's)^2 / 2, both (M, batch), and |s|^2 / 2, (batch,), per sample and projection.
 
@@ -88,9 +104,10 @@ def sliced_terms(
     Args:
         score: s, (batch, ...), any strides; float32, float64, bfloat16 or float16.
         jvp: the products J v of each projection, (M, *score.shape), of the dtype of score.
-        key: int64 [seed, draw] on the data's device, the one that v was made with.
+        key: int64 [seed, draw] on the data's device, or (batch, 2), that v was made with.
         distribution: of v: ``"rademacher"``, ``"gaussian"`` or ``"sphere"``.
         sample_offset: number of the first sample.
+        samples: the number of each sample, as for :func:`projections`.
 
     Returns:
         float32 tensors; float64 for float64 data. Differentiable in score and jvp, any number of
@@ -108,7 +125,8 @@ def sliced_terms(
     ([[-3.0, -3.0]], [1.5, 1.5])
     """
     number = _number("sliced_terms", distribution)
-    vjv, _, half_vs2, half_s2 = _Terms.run("sliced_terms", score, jvp, key, number, sample_offset)
+    args = (score, jvp, key, number, sample_offset, samples)
+    vjv, _, half_vs2, half_s2 = _Terms.run("sliced_terms", *args)
     return vjv, half_vs2, half_s2
 
 
@@ -124,13 +142,13 @@ map_slices("project_", "sliced_terms", "sliced_terms_backward")
 
 
 @torch.library.register_fake("fastscore::project_")
-def _(out, key, distribution, sample_offset) -> None:  # type: ignore[no-untyped-def]
-    check_same_device("project_", out, key=key)
+def _(out, key, distribution, sample_offset, samples=None) -> None:
+    check_same_device("projections", out, key=key, samples=samples)
 
 
 @torch.library.register_fake("fastscore::sliced_terms")
-def _(score, jvp, key, distribution, sample_offset):  # type: ignore[no-untyped-def]
-    check_same_device("sliced_terms", score, jvp=jvp, key=key)
+def _(score, jvp, key, distribution, sample_offset, samples=None):
+    check_same_device("sliced_terms", score, jvp=jvp, key=key, samples=samples)
     dtype = sum_dtype(score.dtype)
     matrix = (jvp.shape[0], score.shape[0])
     vjv, vs, half_vs2 = (score.new_empty(matrix, dtype=dtype) for _ in range(3))
@@ -138,7 +156,7 @@ def _(score, jvp, key, distribution, sample_offset):  # type: ignore[no-untyped-
 
 
 @torch.library.register_fake("fastscore::sliced_terms_backward")
-def _(grad_vjv, grad_vs, grad_half_s2, score, key, distribution, sample_offset):  # type: ignore[no-untyped-def]
+def _(grad_vjv, grad_vs, grad_half_s2, score, key, distribution, sample_offset, samples=None):
     check_same_device(
         "sliced_terms_backward",
         score,
@@ -146,6 +164,7 @@ def _(grad_vjv, grad_vs, grad_half_s2, score, key, distribution, sample_offset):
         grad_vs=grad_vs,
         grad_half_s2=grad_half_s2,
         key=key,
+        samples=samples,
     )
     return torch.empty_like(score), score.new_empty((grad_vjv.shape[0], *score.shape))
 
@@ -154,19 +173,19 @@ class _Terms(Differentiable):
     """(v'Jv, v's, (v's)^2 / 2, |s|^2 / 2). The backward needs v's with its sign, and not Jv."""
 
     @staticmethod
-    def forward(score, jvp, key, distribution, sample_offset):  # type: ignore[no-untyped-def, override]
-        return ops.sliced_terms.default(score, jvp, key, distribution, sample_offset)
+    def forward(score, jvp, key, distribution, sample_offset, samples):
+        return ops.sliced_terms.default(score, jvp, key, distribution, sample_offset, samples)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def, override]
-        score, _, key, ctx.distribution, ctx.sample_offset = inputs
+    def setup_context(ctx, inputs, output) -> None:
+        score, _, key, ctx.distribution, ctx.sample_offset, samples = inputs
         # The caller may advance the key in place before backward runs: keep its value.
-        ctx.save_for_backward(score, output[1], key.clone())
+        ctx.save_for_backward(score, output[1], key.clone(), kept(samples))
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx, grad_vjv, grad_vs, grad_half_vs2, grad_half_s2):  # type: ignore[no-untyped-def, override]
-        score, vs, key = ctx.saved_tensors
+    def backward(ctx, grad_vjv, grad_vs, grad_half_vs2, grad_half_s2):
+        score, vs, key, samples = ctx.saved_tensors
         if grad_half_vs2 is not None:
             through_square = grad_half_vs2 * vs
             grad_vs = through_square if grad_vs is None else grad_vs + through_square
@@ -181,31 +200,32 @@ class _Terms(Differentiable):
             key,
             ctx.distribution,
             ctx.sample_offset,
+            samples,
         )
-        return grad_score, grad_jvp, None, None, None
+        return grad_score, grad_jvp, None, None, None, None
 
 
 class _TermsBackward(Differentiable):
     """(sum_m c_m v_m + g s, g_m v_m): linear in the gradients c, g and g_m, and in s."""
 
     @staticmethod
-    def forward(grad_vjv, grad_vs, grad_half_s2, score, key, distribution, sample_offset):  # type: ignore[no-untyped-def, override]
+    def forward(grad_vjv, grad_vs, grad_half_s2, score, key, distribution, sample_offset, samples):
         return ops.sliced_terms_backward.default(
-            grad_vjv, grad_vs, grad_half_s2, score, key, distribution, sample_offset
+            grad_vjv, grad_vs, grad_half_s2, score, key, distribution, sample_offset, samples
         )
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def, override]
-        _, grad_vs, grad_half_s2, score, key, ctx.distribution, ctx.sample_offset = inputs
+    def setup_context(ctx, inputs, output) -> None:
+        _, grad_vs, grad_half_s2, score, key, ctx.distribution, ctx.sample_offset, samples = inputs
         ctx.has_vs = grad_vs is not None
-        ctx.save_for_backward(grad_half_s2, score, key)
+        ctx.save_for_backward(grad_half_s2, score, key, samples)
 
     @staticmethod
-    def backward(ctx, dscore, djvp):  # type: ignore[no-untyped-def, override]
-        grad_half_s2, score, key = ctx.saved_tensors
+    def backward(ctx, dscore, djvp):
+        grad_half_s2, score, key, samples = ctx.saved_tensors
         # The products of the cotangents with v are what the op itself computes.
         dvjv, dvs, _, _ = _Terms.run(
-            "sliced_terms", dscore, djvp, key, ctx.distribution, ctx.sample_offset
+            "sliced_terms", dscore, djvp, key, ctx.distribution, ctx.sample_offset, samples
         )
         dhalf_s2 = out = None
         if grad_half_s2 is not None:
@@ -214,4 +234,4 @@ class _TermsBackward(Differentiable):
             dhalf_s2 = score * dscore if products is None else products.sum(1)
             scale = grad_half_s2.reshape(-1, *[1] * (score.dim() - 1))
             out = (scale * dscore.to(work)).to(score.dtype)
-        return dvjv, dvs if ctx.has_vs else None, dhalf_s2, out, None, None, None
+        return dvjv, dvs if ctx.has_vs else None, dhalf_s2, out, None, None, None, None

@@ -11,6 +11,7 @@ With out the score, p = sigma, q = 1 and w = lambda(sigma) / sigma^2 this is
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,10 +23,14 @@ from fastscore.reference.random import labels as draw_labels
 from fastscore.reference.random import normal
 
 
-def perturbation_noise(key: Tensor, x: Tensor, sample_offset: int = 0) -> Tensor:
+def perturbation_noise(
+    key: Tensor, x: Tensor, sample_offset: int = 0, samples: Tensor | None = None
+) -> Tensor:
     """The normals that :func:`perturb` adds and :func:`dsm_residual` meets again."""
-    dtype = compute_dtype(x.dtype)
-    return normal(key, x.shape, dtype=dtype, stream=Stream.PERTURB, sample_offset=sample_offset)
+    dtype, stream = compute_dtype(x.dtype), Stream.PERTURB
+    return normal(
+        key, x.shape, dtype=dtype, stream=stream, sample_offset=sample_offset, samples=samples
+    )
 
 
 def rows_of(function: str, table: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
@@ -63,6 +68,7 @@ def perturb(
     *,
     labels: Tensor | None = None,
     sample_offset: int = 0,
+    samples: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """a x + sigma z of each sample's noise level, and the labels of these levels.
 
@@ -70,9 +76,10 @@ def perturb(
     (batch,), drawn uniformly from [0, L) when none are given. Differentiable in x.
     """
     if labels is None:
-        labels = draw_labels(key, x.shape[0], table.shape[0], sample_offset=sample_offset)
+        numbers: Any = {"sample_offset": sample_offset, "samples": samples}
+        labels = draw_labels(key, x.shape[0], table.shape[0], **numbers)
     a, sigma = rows_of("perturb", table, labels)
-    return perturbed(x, perturbation_noise(key, x, sample_offset), a, sigma), labels
+    return perturbed(x, perturbation_noise(key, x, sample_offset, samples), a, sigma), labels
 
 
 def dsm_residual(
@@ -83,6 +90,7 @@ def dsm_residual(
     *,
     reduction: str = "none",
     sample_offset: int = 0,
+    samples: Tensor | None = None,
 ) -> Tensor:
     """w/2 |p out + q z|^2 of each sample, z being what :func:`perturb` drew with the same key.
 
@@ -93,5 +101,7 @@ def dsm_residual(
     fn = "dsm_residual"
     check_choice(fn, "reduction", reduction, ("mean", "sum", "none"))
     p, q, w = rows_of(fn, table, labels)
-    loss = residual(output, perturbation_noise(key, output, sample_offset), p, q, w)
-    return loss if reduction == "none" else getattr(loss, reduction)()
+    loss = residual(output, perturbation_noise(key, output, sample_offset, samples), p, q, w)
+    if reduction == "mean":
+        return loss.mean()
+    return loss.sum() if reduction == "sum" else loss

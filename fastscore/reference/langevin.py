@@ -54,16 +54,22 @@ def update(
     new = new + per_sample(b, x) * score.to(work)
     new = new + per_sample(c, x) * z
     if mask is not None:
+        if known is None or k is None:
+            fail("update", "known and k", "given together with mask", None)
         new = torch.where(mask, known.to(work) + per_sample(k, x) * z, new)
     if clamp is not None:
         new = torch.clamp(new, *clamp)
     return new.to(x.dtype)
 
 
-def coefficients(table: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """a, b, c, k of the step number key[1]; the last row serves every step after it."""
-    row = key[1:].clamp(0, table.shape[0] - 1)
-    return table.index_select(0, row)[0].unbind(-1)
+def coefficients(table: Tensor, key: Tensor) -> tuple[Tensor, ...]:
+    """a, b, c, k of the step number key[..., 1]; the last row serves every step after it."""
+    row = key[..., 1].clamp(0, table.shape[0] - 1)
+    if key.dim() == 1:
+        return table.index_select(0, row.reshape(1))[0].unbind(-1)
+    if table.dim() == 2:
+        return table[row].unbind(-1)
+    return table[row, torch.arange(len(row), device=row.device)].unbind(-1)
 
 
 def langevin_step(
@@ -76,13 +82,16 @@ def langevin_step(
     mask: Tensor | None = None,
     clamp: tuple[float, float] | None = None,
     sample_offset: int = 0,
+    samples: Tensor | None = None,
 ) -> Tensor:
     """One step, noise drawn from ``key = [seed, step number]`` in stream LANGEVIN.
 
     ``table`` is float64 of shape (rows, 4), or (rows, batch, 4) for coefficients of each sample's
-    own; its columns are a, b, c and k. Differentiable in x, score and known.
+    own; its columns are a, b, c and k. With keys (batch, 2) each sample has its own step number.
+    Differentiable in x, score and known.
     """
-    z = normal(key, x.shape, stream=Stream.LANGEVIN, sample_offset=sample_offset)
+    stream = Stream.LANGEVIN
+    z = normal(key, x.shape, stream=stream, sample_offset=sample_offset, samples=samples)
     a, b, c, k = coefficients(table, key)
     return update(x, score, z, a, b, c, k, known, mask, clamp)
 
@@ -97,6 +106,7 @@ def langevin_step_(
     mask: Tensor | None = None,
     clamp: tuple[float, float] | None = None,
     sample_offset: int = 0,
+    samples: Tensor | None = None,
 ) -> Tensor:
     """:func:`langevin_step` in place; returns ``x``. No derivative: refuses what requires grad."""
     inputs = (x, score) if known is None else (x, score, known)
@@ -104,6 +114,14 @@ def langevin_step_(
         fail("langevin_step_", "its tensors", "without requires_grad", "one that requires grad")
     with torch.no_grad():
         new = langevin_step(
-            x, score, table, key, known=known, mask=mask, clamp=clamp, sample_offset=sample_offset
+            x,
+            score,
+            table,
+            key,
+            known=known,
+            mask=mask,
+            clamp=clamp,
+            sample_offset=sample_offset,
+            samples=samples,
         )
     return x.copy_(new)

@@ -7,16 +7,22 @@ the two halves of the seed, so that every random number is a pure function of
 
 PyTorch has no full set of operations on unsigned 32-bit words, so a word is an int64 between 0 and
 2^32 - 1 here.
+
+The flat index of element j of a sample is j + (its number) * (elements of a sample), numbers
+counting from ``sample_offset`` or being ``samples``: int64 (batch,), in any order, repeated or not.
+With a key for each sample, (batch, 2), it is j: the sample is what it would be alone.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastscore._support.checks import check_key, check_samples, describe, fail
 from fastscore._support.streams import Stream
 
 MASK32 = 0xFFFFFFFF
@@ -55,17 +61,16 @@ def philox4x32(counter: Counter, key: tuple[Tensor, Tensor]) -> Counter:
     return c0, c1, c2, c3
 
 
-def random_words(key: Tensor, stream: int, first_block: int, blocks: int) -> Tensor:
-    """The words of ``blocks`` blocks from ``first_block`` on: int64 of shape (blocks, 4).
+def random_words(key: Tensor, stream: int, block: Tensor) -> Tensor:
+    """The four words of each block: int64 of shape (*block.shape, 4).
 
-    ``key`` is the int64 tensor [seed, draw].
+    ``key`` is the int64 tensor [seed, draw], or (batch, 2) for as many rows of block numbers.
     """
-    seed, draw = key.unbind()
-    block = first_block + torch.arange(blocks, dtype=torch.int64, device=key.device)
+    seed, draw = (word.reshape(-1, *[1] * (block.dim() - 1)) for word in key.unbind(-1))
     counter = (
         block & MASK32,
         (block >> 32) & MASK32,
-        (draw & MASK32).expand(blocks),
+        (draw & MASK32).expand_as(block),
         torch.full_like(block, stream),
     )
     words = philox4x32(counter, (seed & MASK32, (seed >> 32) & MASK32))
@@ -107,33 +112,60 @@ def normal_from_words(even: Tensor, odd: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _normal_block(words: Tensor) -> Tensor:
-    z0, z1 = normal_from_words(words[:, 0], words[:, 1])
-    z2, z3 = normal_from_words(words[:, 2], words[:, 3])
+    z0, z1 = normal_from_words(words[..., 0], words[..., 1])
+    z2, z3 = normal_from_words(words[..., 2], words[..., 3])
     return torch.stack([z0, z1, z2, z3], dim=-1).to(torch.float32)
 
 
 def _rademacher_block(words: Tensor) -> Tensor:
     shifts = torch.arange(32, device=words.device)
     bits = (words.unsqueeze(-1) >> shifts) & 1  # least significant bit first
-    return (2 * bits - 1).flatten(1).to(torch.float32)
+    return (2 * bits - 1).flatten(-2).to(torch.float32)
+
+
+def sample_starts(
+    fn: str, key: Tensor, batch: int, size: int, sample_offset: int, samples: Tensor | None
+) -> Tensor:
+    """The flat index of each sample's first element, (batch,), its arguments checked.
+
+    A sample counts from its number in the whole batch, times its size; with keys of each sample's
+    own from 0, as if it were alone.
+    """
+    check_key(fn, key, batch)
+    if sample_offset and (samples is not None or key.dim() == 2):
+        given = "samples are" if samples is not None else "keys (batch, 2) are"
+        fail(fn, "sample_offset", f"0 when {given} given", sample_offset)
+    if samples is None:
+        numbers = sample_offset + torch.arange(batch, device=key.device)
+        return numbers * (0 if key.dim() == 2 else size)
+    check_samples(fn, samples, batch, key.device)
+    if key.dim() == 2:
+        fail(fn, "samples", "None when keys (batch, 2) are given", describe(samples))
+    return samples * size
 
 
 def _flat(
+    fn: str,
     block: Callable[[Tensor], Tensor],
     per_block: int,
     key: Tensor,
     shape: Sequence[int],
     stream: int,
     sample_offset: int,
+    samples: Tensor | None,
 ) -> Tensor:
     """The numbers of the flat indices that ``shape`` covers, in float32."""
-    count = math.prod(shape)
-    start = sample_offset * math.prod(shape[1:])
+    batch, size = shape[0], math.prod(shape[1:])
+    start = sample_starts(fn, key, batch, size, sample_offset, samples)
+    if batch * size == 0:
+        return torch.zeros(tuple(shape), dtype=torch.float32, device=key.device)
+    if samples is None and key.dim() == 1:  # one sample as long as all: blocks are shared
+        start, batch, size = start[:1], 1, batch * size
     first = start // per_block
-    blocks = -(-(start + count) // per_block) - first
-    skip = start - first * per_block
-    numbers = block(random_words(key, stream, first, blocks)).flatten()
-    return numbers[skip : skip + count].reshape(tuple(shape))
+    blocks = first.unsqueeze(1) + torch.arange((size - 1) // per_block + 2, device=key.device)
+    numbers = block(random_words(key, stream, blocks)).flatten(1)
+    place = (start - first * per_block).unsqueeze(1) + torch.arange(size, device=key.device)
+    return numbers.gather(1, place).reshape(tuple(shape))
 
 
 def normal(
@@ -143,9 +175,11 @@ def normal(
     dtype: torch.dtype = torch.float32,
     stream: int = Stream.USER,
     sample_offset: int = 0,
+    samples: Tensor | None = None,
 ) -> Tensor:
     """Standard normals, made in float32 and then converted to ``dtype``."""
-    return _flat(_normal_block, WORDS_PER_BLOCK, key, shape, stream, sample_offset).to(dtype)
+    args = (key, shape, stream, sample_offset, samples)
+    return _flat("normal", _normal_block, WORDS_PER_BLOCK, *args).to(dtype)
 
 
 def uniform(
@@ -155,9 +189,11 @@ def uniform(
     dtype: torch.dtype = torch.float32,
     stream: int = Stream.USER,
     sample_offset: int = 0,
+    samples: Tensor | None = None,
 ) -> Tensor:
     """Uniform numbers in [0, 1), made in float32 and then converted to ``dtype``."""
-    return _flat(uniform_from_word, WORDS_PER_BLOCK, key, shape, stream, sample_offset).to(dtype)
+    args = (key, shape, stream, sample_offset, samples)
+    return _flat("uniform", uniform_from_word, WORDS_PER_BLOCK, *args).to(dtype)
 
 
 def rademacher(
@@ -167,39 +203,67 @@ def rademacher(
     dtype: torch.dtype = torch.float32,
     stream: int = Stream.USER,
     sample_offset: int = 0,
+    samples: Tensor | None = None,
 ) -> Tensor:
     """-1 or +1 with equal probability: one bit each, +1 where the bit is set."""
-    return _flat(_rademacher_block, BITS_PER_BLOCK, key, shape, stream, sample_offset).to(dtype)
+    args = (key, shape, stream, sample_offset, samples)
+    return _flat("rademacher", _rademacher_block, BITS_PER_BLOCK, *args).to(dtype)
 
 
-def labels(key: Tensor, count: int, levels: int, *, sample_offset: int = 0) -> Tensor:
+def labels(
+    key: Tensor,
+    count: int,
+    levels: int,
+    *,
+    sample_offset: int = 0,
+    samples: Tensor | None = None,
+) -> Tensor:
     """Uniform integers in [0, levels): the high word of word * levels, stream LABEL."""
 
     def block(words: Tensor) -> Tensor:
         return (words * levels) >> 32
 
-    return _flat(block, WORDS_PER_BLOCK, key, (count,), Stream.LABEL, sample_offset)
+    args = (key, (count,), Stream.LABEL, sample_offset, samples)
+    return _flat("labels", block, WORDS_PER_BLOCK, *args).long()
 
 
 # ---- the ops ---------------------------------------------------------------------------------
 
 
 def normal_(
-    out: Tensor, key: Tensor, *, stream: int = Stream.USER, sample_offset: int = 0
+    out: Tensor,
+    key: Tensor,
+    *,
+    stream: int = Stream.USER,
+    sample_offset: int = 0,
+    samples: Tensor | None = None,
 ) -> Tensor:
     """Fill ``out`` (batch first) with standard normals; returns ``out``."""
-    return out.copy_(normal(key, out.shape, stream=stream, sample_offset=sample_offset))
+    how: Any = {"stream": stream, "sample_offset": sample_offset, "samples": samples}
+    return out.copy_(normal(key, out.shape, **how))
 
 
 def uniform_(
-    out: Tensor, key: Tensor, *, stream: int = Stream.USER, sample_offset: int = 0
+    out: Tensor,
+    key: Tensor,
+    *,
+    stream: int = Stream.USER,
+    sample_offset: int = 0,
+    samples: Tensor | None = None,
 ) -> Tensor:
     """Fill ``out`` (batch first) with uniform numbers in [0, 1); returns ``out``."""
-    return out.copy_(uniform(key, out.shape, stream=stream, sample_offset=sample_offset))
+    how: Any = {"stream": stream, "sample_offset": sample_offset, "samples": samples}
+    return out.copy_(uniform(key, out.shape, **how))
 
 
 def rademacher_(
-    out: Tensor, key: Tensor, *, stream: int = Stream.USER, sample_offset: int = 0
+    out: Tensor,
+    key: Tensor,
+    *,
+    stream: int = Stream.USER,
+    sample_offset: int = 0,
+    samples: Tensor | None = None,
 ) -> Tensor:
     """Fill ``out`` (batch first) with -1 and +1 at equal odds; returns ``out``."""
-    return out.copy_(rademacher(key, out.shape, stream=stream, sample_offset=sample_offset))
+    how: Any = {"stream": stream, "sample_offset": sample_offset, "samples": samples}
+    return out.copy_(rademacher(key, out.shape, **how))

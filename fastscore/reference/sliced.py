@@ -25,12 +25,18 @@ from fastscore.reference.random import normal, rademacher
 DISTRIBUTIONS = ("rademacher", "gaussian", "sphere")
 
 
-def one_projection(key: Tensor, shape: Sequence[int], distribution: str, offset: int) -> Tensor:
+def one_projection(
+    key: Tensor,
+    shape: Sequence[int],
+    distribution: str,
+    sample_offset: int = 0,
+    samples: Tensor | None = None,
+) -> Tensor:
     """One vector v for each sample, in float32; ``key`` has the projection's own draw number."""
-    if distribution == "rademacher":
-        return rademacher(key, shape, stream=Stream.PROJECTION, sample_offset=offset)
-    g = normal(key, shape, stream=Stream.PROJECTION, sample_offset=offset)
-    if distribution == "gaussian":
+    stream = Stream.PROJECTION
+    draw = rademacher if distribution == "rademacher" else normal
+    g = draw(key, shape, stream=stream, sample_offset=sample_offset, samples=samples)
+    if distribution != "sphere":
         return g
     size = math.prod(shape[1:])
     square_norm = g.double().reshape(shape[0], size).square().sum(dim=1)
@@ -47,17 +53,18 @@ def projections(
     distribution: str = "rademacher",
     dtype: torch.dtype = torch.float32,
     sample_offset: int = 0,
+    samples: Tensor | None = None,
 ) -> Tensor:
     """``count`` projection vectors for each sample, of shape ``(count, *shape)``.
 
-    Projection m has draw number ``key[1] * count + m`` and stream PROJECTION. Made in float32 and
-    then converted to ``dtype``.
+    Projection m has draw number ``key[..., 1] * count + m`` and stream PROJECTION. Made in float32
+    and then converted to ``dtype``.
     """
     check_choice("projections", "distribution", distribution, DISTRIBUTIONS)
     check_int("projections", "count", count, minimum=1)
-    seed, draw = key.unbind()
-    draws = [torch.stack([seed, draw * count + m]) for m in range(count)]
-    vectors = [one_projection(k, shape, distribution, sample_offset) for k in draws]
+    seed, draw = key.unbind(-1)
+    keys = [torch.stack([seed, draw * count + m], dim=-1) for m in range(count)]
+    vectors = [one_projection(k, shape, distribution, sample_offset, samples) for k in keys]
     return torch.stack(vectors).to(dtype)
 
 
@@ -78,15 +85,17 @@ def sliced_terms(
     *,
     distribution: str = "rademacher",
     sample_offset: int = 0,
+    samples: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """v'Jv and (v's)^2 / 2, both (M, batch), and |s|^2 / 2, (batch,), per sample and projection.
 
     Args:
         score: s, (batch, ...).
         jvp: the products J v of each projection, (M, *score.shape), of the dtype of score.
-        key: the key [seed, draw] that :func:`projections` had when v was made.
+        key: the key [seed, draw], or (batch, 2), that :func:`projections` had when v was made.
         distribution: of v: ``"rademacher"``, ``"gaussian"`` or ``"sphere"``.
         sample_offset: number of the first sample.
+        samples: int64 (batch,), the number of each sample, in place of ``sample_offset``.
 
     Returns:
         Sums in float32, in float64 for float64 data. v is what :func:`projections` gives in the
@@ -119,5 +128,6 @@ def sliced_terms(
         distribution=distribution,
         dtype=score.dtype,
         sample_offset=sample_offset,
+        samples=samples,
     )
     return terms(score, jvp, v)

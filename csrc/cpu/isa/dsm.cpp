@@ -60,30 +60,30 @@ void perturb_tiles(const PerturbArgs& args, TileRange tiles) {
   NoiseTile tile;
   Spread<T, 2> spread;
   T x_buffer[kTile], out_buffer[kTile];
-  for_each_tile(
-      args.noise.origin, args.numel, tiles, [&](int64_t flat, int64_t begin, int64_t count) {
-        const float* noise = tile.normals(key, flat, flat + count, PrefetchTiles<T>(begin, args.x));
-        const T* in = load_tile(args.x, begin, count, x_buffer);
-        T* written = output_tile(args.out, begin, out_buffer);
-        if (short_samples) {
-          spread.fill(args.sample_size, begin, count, [&](int64_t sample, T(&numbers)[2]) {
-            const PerturbRow<T> row = row_of<T>(args, sample);
-            numbers[0] = row.a;
-            numbers[1] = row.sigma;
-          });
-          const T *a = spread.column(0), *sigma = spread.column(1);
-          perturb_run([=](int64_t i) { return PerturbRow<T>{a[i], sigma[i]}; }, count, in, noise,
-                      written);
-        } else {
-          for_each_sample(
-              args.sample_size, begin, count, [&](int64_t sample, int64_t first, int64_t n) {
-                const int64_t at = first - begin;
-                const PerturbRow<T> row = row_of<T>(args, sample);
-                perturb_run([=](int64_t) { return row; }, n, in + at, noise + at, written + at);
-              });
-        }
-        store_tile(args.out, begin, count, written);
+  for_each_tile(args.noise, tiles, [&](int64_t flat, int64_t begin, int64_t count) {
+    const float* noise =
+        normals_of(tile, args.noise, key, flat, begin, count, PrefetchTiles<T>(begin, args.x));
+    const T* in = load_tile(args.x, begin, count, x_buffer);
+    T* written = output_tile(args.out, begin, out_buffer);
+    if (short_samples) {
+      spread.fill(args.sample_size, begin, count, [&](int64_t sample, T(&numbers)[2]) {
+        const PerturbRow<T> row = row_of<T>(args, sample);
+        numbers[0] = row.a;
+        numbers[1] = row.sigma;
       });
+      const T *a = spread.column(0), *sigma = spread.column(1);
+      perturb_run([=](int64_t i) { return PerturbRow<T>{a[i], sigma[i]}; }, count, in, noise,
+                  written);
+    } else {
+      for_each_sample(
+          args.sample_size, begin, count, [&](int64_t sample, int64_t first, int64_t n) {
+            const int64_t at = first - begin;
+            const PerturbRow<T> row = row_of<T>(args, sample);
+            perturb_run([=](int64_t) { return row; }, n, in + at, noise + at, written + at);
+          });
+    }
+    store_tile(args.out, begin, count, written);
+  });
 }
 
 // ---- residual ----------------------------------------------------------------------------------
@@ -148,36 +148,35 @@ void residual_tiles(const ResidualArgs& args, TileRange tiles) {
   NoiseTile tile;
   ShortResidual<T> many;
   T buffer[kTile], grad_buffer[kTile];
-  for_each_tile(
-      args.noise.origin, args.numel, tiles, [&](int64_t flat, int64_t begin, int64_t count) {
-        const float* noise =
-            tile.normals(key, flat, flat + count, PrefetchTiles<T>(begin, args.output));
-        const T* output = load_tile(args.output, begin, count, buffer);
-        T* written = gradient ? output_tile(args.grad_output, begin, grad_buffer) : nullptr;
-        const int64_t slot = flat / kTile - args.noise.origin / kTile;
-        if (short_samples) {
-          many.fill(args, begin, count);
-          if (gradient) {
-            gradient_run(many.row(), many.scale(), count, output, noise, written);
-          }
-          square_run(many.row(), count, output, noise, many.squares.values);
-          file_short_sums(many.squares, args.sample_size, begin, count, slot, args.loss, args.head,
-                          args.tail);
-        } else {
-          for_each_sample(
-              args.sample_size, begin, count, [&](int64_t sample, int64_t first, int64_t n) {
-                const int64_t at = first - begin;
-                const ResidualRow<T> row = row_of<T>(args, sample);
-                // Before the sum, which gives the stores time to drain.
-                if (gradient) {
-                  sample_gradient(args, row, sample, n, output + at, noise + at, written + at);
-                }
-                file_share(squares_sum(row, n, output + at, noise + at), sample, first, n,
-                           args.sample_size, slot, args.loss, args.head, args.tail);
-              });
-        }
-        if (gradient) store_tile(args.grad_output, begin, count, written);
-      });
+  for_each_tile(args.noise, tiles, [&](int64_t flat, int64_t begin, int64_t count) {
+    const float* noise =
+        normals_of(tile, args.noise, key, flat, begin, count, PrefetchTiles<T>(begin, args.output));
+    const T* output = load_tile(args.output, begin, count, buffer);
+    T* written = gradient ? output_tile(args.grad_output, begin, grad_buffer) : nullptr;
+    const int64_t slot = flat / kTile - args.noise.slot_zero;
+    if (short_samples) {
+      many.fill(args, begin, count);
+      if (gradient) {
+        gradient_run(many.row(), many.scale(), count, output, noise, written);
+      }
+      square_run(many.row(), count, output, noise, many.squares.values);
+      file_short_sums(many.squares, args.noise, args.sample_size, begin, count, slot, args.loss,
+                      args.head, args.tail);
+    } else {
+      for_each_sample(
+          args.sample_size, begin, count, [&](int64_t sample, int64_t first, int64_t n) {
+            const int64_t at = first - begin;
+            const ResidualRow<T> row = row_of<T>(args, sample);
+            // Before the sum, which gives the stores time to drain.
+            if (gradient) {
+              sample_gradient(args, row, sample, n, output + at, noise + at, written + at);
+            }
+            file_share(squares_sum(row, n, output + at, noise + at), sample, first, n,
+                       args.sample_size, slot, args.loss, args.head, args.tail);
+          });
+    }
+    if (gradient) store_tile(args.grad_output, begin, count, written);
+  });
 }
 
 template <class T>
@@ -187,25 +186,24 @@ void backward_tiles(const ResidualArgs& args, TileRange tiles) {
   NoiseTile tile;
   ShortResidual<T> many;
   T buffer[kTile], grad_buffer[kTile];
-  for_each_tile(args.noise.origin, args.numel, tiles,
-                [&](int64_t flat, int64_t begin, int64_t count) {
-                  const float* noise =
-                      tile.normals(key, flat, flat + count, PrefetchTiles<T>(begin, args.output));
-                  const T* output = load_tile(args.output, begin, count, buffer);
-                  T* written = output_tile(args.grad_output, begin, grad_buffer);
-                  if (short_samples) {
-                    many.fill(args, begin, count);
-                    gradient_run(many.row(), many.scale(), count, output, noise, written);
-                  } else {
-                    for_each_sample(args.sample_size, begin, count,
-                                    [&](int64_t sample, int64_t first, int64_t n) {
-                                      const int64_t at = first - begin;
-                                      sample_gradient(args, row_of<T>(args, sample), sample, n,
-                                                      output + at, noise + at, written + at);
-                                    });
-                  }
-                  store_tile(args.grad_output, begin, count, written);
-                });
+  for_each_tile(args.noise, tiles, [&](int64_t flat, int64_t begin, int64_t count) {
+    const float* noise =
+        normals_of(tile, args.noise, key, flat, begin, count, PrefetchTiles<T>(begin, args.output));
+    const T* output = load_tile(args.output, begin, count, buffer);
+    T* written = output_tile(args.grad_output, begin, grad_buffer);
+    if (short_samples) {
+      many.fill(args, begin, count);
+      gradient_run(many.row(), many.scale(), count, output, noise, written);
+    } else {
+      for_each_sample(args.sample_size, begin, count,
+                      [&](int64_t sample, int64_t first, int64_t n) {
+                        const int64_t at = first - begin;
+                        sample_gradient(args, row_of<T>(args, sample), sample, n, output + at,
+                                        noise + at, written + at);
+                      });
+    }
+    store_tile(args.grad_output, begin, count, written);
+  });
 }
 
 }  // namespace

@@ -50,7 +50,7 @@ void jets(const Act& activation, const T* h, int64_t n, T* first, T* second) {
 template <class T>
 void forward(const DualArgs& args, TileRange tiles) {
   T h_buffer[kTile], value_buffer[kTile], slope[kTile], in_buffer[kTile], out_buffer[kTile];
-  for_each_tile(0, args.numel, tiles, [&](int64_t, int64_t begin, int64_t count) {
+  for_each_tile(args.numel, tiles, [&](int64_t, int64_t begin, int64_t count) {
     const T* h = load_tile(args.h, begin, count, h_buffer);
     T* value = output_tile(args.value, begin, value_buffer);
     with_activation(args.activation, args.a, args.b,
@@ -70,7 +70,7 @@ template <class T>
 void backward(const DualArgs& args, TileRange tiles) {
   T h_buffer[kTile], grad_buffer[kTile], in_buffer[kTile], out_buffer[kTile];
   T slope[kTile], curvature[kTile], sum[kTile];
-  for_each_tile(0, args.numel, tiles, [&](int64_t, int64_t begin, int64_t count) {
+  for_each_tile(args.numel, tiles, [&](int64_t, int64_t begin, int64_t count) {
     bool curved = false;
     const T* h = load_tile(args.h, begin, count, h_buffer);
     with_activation(args.activation, args.a, args.b, [&](auto act) {
@@ -103,7 +103,7 @@ void backward(const DualArgs& args, TileRange tiles) {
 template <class T>
 void value_and_slope(const DualArgs& args, TileRange tiles) {
   T h_buffer[kTile], value_buffer[kTile], slope_buffer[kTile];
-  for_each_tile(0, args.numel, tiles, [&](int64_t, int64_t begin, int64_t count) {
+  for_each_tile(args.numel, tiles, [&](int64_t, int64_t begin, int64_t count) {
     const T* h = load_tile(args.h, begin, count, h_buffer);
     T* value = output_tile(args.value, begin, value_buffer);
     T* slope = output_tile(args.out, begin, slope_buffer);
@@ -118,7 +118,7 @@ template <class T>
 void value_and_slope_backward(const DualArgs& args, TileRange tiles) {
   T h_buffer[kTile], value_buffer[kTile], slope_buffer[kTile], out_buffer[kTile];
   T slope[kTile], curvature[kTile];
-  for_each_tile(0, args.numel, tiles, [&](int64_t, int64_t begin, int64_t count) {
+  for_each_tile(args.numel, tiles, [&](int64_t, int64_t begin, int64_t count) {
     bool curved = false;
     const T* h = load_tile(args.h, begin, count, h_buffer);
     with_activation(args.activation, args.a, args.b, [&](auto act) {

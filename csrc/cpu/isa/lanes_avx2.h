@@ -68,6 +68,10 @@ FASTSCORE_FN LaneF select_less_equal(LaneF x, LaneF y, LaneF if_so, LaneF if_not
 FASTSCORE_FN LaneP mul_wide(LaneW a, LaneW b) { return {_mm256_mul_epu32(a.v, b.v)}; }
 FASTSCORE_FN LaneW high_word(LaneP p) { return {_mm256_srli_epi64(p.v, 32)}; }
 FASTSCORE_FN LaneW low_word(LaneP p) { return {p.v}; }
+FASTSCORE_FN LaneW operator+(LaneW a, LaneW b) { return {_mm256_add_epi32(a.v, b.v)}; }
+FASTSCORE_FN LaneP load_wide(const uint64_t* in) {
+  return {_mm256_load_si256(reinterpret_cast<const __m256i*>(in))};
+}
 FASTSCORE_FN LaneW xor3(LaneW a, LaneW b, LaneW c) {
   return {_mm256_xor_si256(_mm256_xor_si256(a.v, c.v), b.v)};
 }

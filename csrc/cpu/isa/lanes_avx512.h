@@ -68,6 +68,8 @@ FASTSCORE_FN LaneF select_less_equal(LaneF x, LaneF y, LaneF if_so, LaneF if_not
 FASTSCORE_FN LaneP mul_wide(LaneW a, LaneW b) { return {_mm512_mul_epu32(a.v, b.v)}; }
 FASTSCORE_FN LaneW high_word(LaneP p) { return {_mm512_srli_epi64(p.v, 32)}; }
 FASTSCORE_FN LaneW low_word(LaneP p) { return {p.v}; }
+FASTSCORE_FN LaneW operator+(LaneW a, LaneW b) { return {_mm512_add_epi32(a.v, b.v)}; }
+FASTSCORE_FN LaneP load_wide(const uint64_t* in) { return {_mm512_load_si512(in)}; }
 FASTSCORE_FN LaneW xor3(LaneW a, LaneW b, LaneW c) {
   return {_mm512_ternarylogic_epi64(a.v, b.v, c.v, 0x96)};
 }

@@ -8,6 +8,7 @@ namespace fastscore::FASTSCORE_ISA {
 using LaneU = uint32_t;
 using LaneF = float;
 using LaneW = uint32_t;
+using LaneP = uint64_t;
 
 constexpr int kChains = 1;
 constexpr int kBlocksPerGroup = 1;
@@ -24,6 +25,7 @@ FASTSCORE_FN LaneU load_words(const void* in) {
   return u;
 }
 FASTSCORE_FN void store_words(void* out, LaneU u) { memcpy(out, &u, sizeof u); }
+FASTSCORE_FN LaneP load_wide(const uint64_t* in) { return *in; }
 FASTSCORE_FN LaneW first_counter(uint32_t block, int) { return block; }
 FASTSCORE_FN LaneU merge(LaneW only, LaneW) { return only; }
 

@@ -1,7 +1,7 @@
 // Kernel of the family `langevin`.
 #include "core/langevin.h"
 
-#include "tile.h"
+#include "sample_noise.h"
 
 namespace fastscore::FASTSCORE_ISA {
 namespace {
@@ -44,47 +44,39 @@ LangevinRow<T> row_of(const LangevinArgs& args, int64_t sample) {
           static_cast<T>(row[3])};
 }
 
-bool draws_noise(const LangevinArgs& args) {
-  for (int64_t i = 0; i < args.batch_rows; ++i) {
-    if (args.rows[4 * i + 2] != 0 || (args.mask && args.rows[4 * i + 3] != 0)) return true;
-  }
-  return false;
-}
-
 template <class T>
 void step(const LangevinArgs& args, TileRange tiles) {
   const NoiseKey key = noise_key(args.noise);
-  const bool noisy = draws_noise(args);
   NoiseTile tile;
-  for (int64_t i = 0; !noisy && i < kTile; ++i) tile.values[i] = 0;
+  for (int64_t i = 0; !args.noisy && i < kTile; ++i) tile.values[i] = 0;
   T x_buffer[kTile], s_buffer[kTile], known_buffer[kTile], out_buffer[kTile];
-  for_each_tile(
-      args.noise.origin, args.numel, tiles, [&](int64_t flat, int64_t begin, int64_t count) {
-        const PrefetchTiles<T> ahead(begin, args.x, args.score);
-        const float* z = noisy ? tile.normals(key, flat, flat + count, ahead) : tile.values;
-        const T* x = load_tile(args.x, begin, count, x_buffer);
-        const T* s = load_tile(args.score, begin, count, s_buffer);
-        const T* known = args.mask ? load_tile(args.known, begin, count, known_buffer) : nullptr;
-        T* out = output_tile(args.out, begin, out_buffer);
-        const auto run = [&](int64_t sample, int64_t first, int64_t n) {
-          const LangevinRow<T> row = row_of<T>(args, sample);
-          const int64_t at = first - begin;
-          if (known) {
-            masked_run(row, x + at, s + at, z + at, known + at, args.mask + first, n, out + at);
-          } else if (row.c != 0) {
-            update_run(row, x + at, s + at, z + at, n, out + at);
-          } else {
-            drift_run(row, x + at, s + at, n, out + at);
-          }
-        };
-        if (args.batch_rows == 1) {
-          run(0, begin, count);
-        } else {
-          for_each_sample(args.sample_size, begin, count, run);
-        }
-        if (args.clamp) clamp_run(static_cast<T>(args.low), static_cast<T>(args.high), count, out);
-        store_tile(args.out, begin, count, out);
-      });
+  for_each_tile(args.noise, tiles, [&](int64_t flat, int64_t begin, int64_t count) {
+    const PrefetchTiles<T> ahead(begin, args.x, args.score);
+    const float* z =
+        args.noisy ? normals_of(tile, args.noise, key, flat, begin, count, ahead) : tile.values;
+    const T* x = load_tile(args.x, begin, count, x_buffer);
+    const T* s = load_tile(args.score, begin, count, s_buffer);
+    const T* known = args.mask ? load_tile(args.known, begin, count, known_buffer) : nullptr;
+    T* out = output_tile(args.out, begin, out_buffer);
+    const auto run = [&](int64_t sample, int64_t first, int64_t n) {
+      const LangevinRow<T> row = row_of<T>(args, sample);
+      const int64_t at = first - begin;
+      if (known) {
+        masked_run(row, x + at, s + at, z + at, known + at, args.mask + first, n, out + at);
+      } else if (row.c != 0) {
+        update_run(row, x + at, s + at, z + at, n, out + at);
+      } else {
+        drift_run(row, x + at, s + at, n, out + at);
+      }
+    };
+    if (args.batch_rows == 1) {
+      run(0, begin, count);
+    } else {
+      for_each_sample(args.sample_size, begin, count, run);
+    }
+    if (args.clamp) clamp_run(static_cast<T>(args.low), static_cast<T>(args.high), count, out);
+    store_tile(args.out, begin, count, out);
+  });
 }
 
 }  // namespace

@@ -10,6 +10,8 @@ namespace fastscore::FASTSCORE_ISA {
 // Tiles start at multiples of kTile of the flat index, which no block counter's low word can
 // cross 2^32 within.
 constexpr int64_t kTile = 1024;
+// Room beside a tile for the widest store of a short sample's numbers, or load of its terms.
+constexpr int kMargin = 16;
 constexpr int kGroup = kBlocksPerGroup * kNormalsPerBlock;
 
 struct MakeNormals {
@@ -82,7 +84,7 @@ struct NothingAhead {
 
 // Holds the noise of flat indices [begin, end) of one tile.
 struct NoiseTile {
-  alignas(64) float values[kTile];
+  alignas(64) float values[kTile + kMargin];
 
   // Fills the tile and returns where element `begin` lies. begin and end lie in one tile. ahead(i)
   // is called as group i of the tile is made: the time to ask memory for what will meet the noise.

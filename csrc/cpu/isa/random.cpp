@@ -1,23 +1,42 @@
 // Kernels of the family `random`: fill a tensor with noise, draw labels, and the test hook that
 // turns given words into normals.
+#include "sample_noise.h"
 #include "signs.h"
-#include "tile.h"
 
 namespace fastscore::FASTSCORE_ISA {
 namespace {
+
+FASTSCORE_FN const float* uniforms_of(NoiseTile& tile, const NoiseArgs& noise, const NoiseKey& key,
+                                      int64_t flat, int64_t begin, int64_t count) {
+  if (!noise.each) return tile.uniforms(key, flat, flat + count);
+  sample_numbers(noise, key, DrawRule(), MakeUniforms(), begin, count, tile);
+  return tile.values;
+}
+
+FASTSCORE_FN const float* words_of(NoiseTile& tile, const NoiseArgs& noise, const NoiseKey& key,
+                                   int64_t flat, int64_t begin, int64_t count) {
+  if (!noise.each) return tile.words(key, flat, flat + count);
+  sample_numbers(noise, key, DrawRule(), KeepWords(), begin, count, tile);
+  return tile.values;
+}
 
 template <class T>
 void fill_signs(const RandomArgs& args, TileRange tiles) {
   const NoiseKey key = noise_key(args.noise);
   SignRun signs;
   T buffer[kSignRun];
-  for_each_tile<kSignRun>(args.noise.origin, args.numel, tiles,
-                          [&](int64_t flat, int64_t begin, int64_t count) {
-                            T* out = output_tile(args.out, begin, buffer);
-                            signs.fill(key, flat, flat + count);
-                            signs.write(count, out);
-                            store_tile(args.out, begin, count, out);
-                          });
+  NoiseTile tile;
+  for_each_tile<kSignRun>(args.noise, tiles, [&](int64_t flat, int64_t begin, int64_t count) {
+    T* out = output_tile(args.out, begin, buffer);
+    if (args.noise.each) {
+      sample_signs(args.noise, key, DrawRule(), begin, count, tile);
+      for (int64_t i = 0; i < count; ++i) out[i] = tile.values[i];
+    } else {
+      signs.fill(key, flat, flat + count);
+      signs.write(count, out);
+    }
+    store_tile(args.out, begin, count, out);
+  });
 }
 
 template <class T>
@@ -25,15 +44,14 @@ void fill_numbers(const RandomArgs& args, TileRange tiles) {
   const NoiseKey key = noise_key(args.noise);
   NoiseTile tile;
   T buffer[kTile];
-  for_each_tile(args.noise.origin, args.numel, tiles,
-                [&](int64_t flat, int64_t begin, int64_t count) {
-                  T* out = output_tile(args.out, begin, buffer);
-                  const float* z = args.distribution == Distribution::kNormal
-                                       ? tile.normals(key, flat, flat + count)
-                                       : tile.uniforms(key, flat, flat + count);
-                  for (int64_t i = 0; i < count; ++i) out[i] = z[i];
-                  store_tile(args.out, begin, count, out);
-                });
+  for_each_tile(args.noise, tiles, [&](int64_t flat, int64_t begin, int64_t count) {
+    T* out = output_tile(args.out, begin, buffer);
+    const float* z = args.distribution == Distribution::kNormal
+                         ? normals_of(tile, args.noise, key, flat, begin, count)
+                         : uniforms_of(tile, args.noise, key, flat, begin, count);
+    for (int64_t i = 0; i < count; ++i) out[i] = z[i];
+    store_tile(args.out, begin, count, out);
+  });
 }
 
 template <class T>
@@ -59,14 +77,13 @@ void draw_labels(const LabelArgs& args, TileRange tiles) {
   const NoiseKey key = noise_key(args.noise);
   const uint32_t levels = static_cast<uint32_t>(args.levels);
   NoiseTile tile;
-  for_each_tile(args.noise.origin, args.numel, tiles,
-                [&](int64_t flat, int64_t begin, int64_t count) {
-                  const float* words = tile.words(key, flat, flat + count);
-                  int64_t* labels = args.labels + begin;
-                  for (int64_t i = 0; i < count; ++i) {
-                    labels[i] = index_below(levels, bits_of(words[i]));
-                  }
-                });
+  for_each_tile(args.noise, tiles, [&](int64_t flat, int64_t begin, int64_t count) {
+    const float* words = words_of(tile, args.noise, key, flat, begin, count);
+    int64_t* labels = args.labels + begin;
+    for (int64_t i = 0; i < count; ++i) {
+      labels[i] = index_below(levels, bits_of(words[i]));
+    }
+  });
 }
 
 void philox_words(const uint32_t* counter, const uint32_t* key, uint32_t* out) {

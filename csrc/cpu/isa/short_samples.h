@@ -4,13 +4,10 @@
 #pragma once
 
 #include "rows.h"
+#include "sample_noise.h"
 
 namespace fastscore::FASTSCORE_ISA {
 
-// Above, samples are long enough for loops of their own.
-constexpr int kLongestShort = 16;
-// Room beside a tile for the widest store of a sample's number, or load of its terms.
-constexpr int kMargin = 16;
 static_assert(kMargin >= kLongestShort && kLongestShort <= 16);  // 16: see short_sums
 
 FASTSCORE_FN bool is_short(int64_t sample_size) { return sample_size <= kLongestShort; }
@@ -115,12 +112,28 @@ struct Terms {
   T values[kTile + kMargin];
 };
 
+// Of samples that each have their number: those that lie across the end of a tile of the flat index
+// are summed in two shares, as they are in the whole batch.
+template <class T>
+FASTSCORE_FN void sum_cut_samples(const NoiseArgs& noise, const T* terms, int64_t sample,
+                                  int64_t samples, double* done) {
+  const int64_t size = noise.sample_size;
+  for (int64_t i = 0; i < samples; ++i) {
+    const int64_t share = kTile - noise.numbers[sample + i] * size % kTile;
+    if (share >= size) continue;
+    double first, second;
+    short_sums(terms + i * size, 1, share, &first);
+    short_sums(terms + i * size + share, 1, size - share, &second);
+    done[sample + i] = first + second;
+  }
+}
+
 // Sums the terms of elements [begin, begin + count) of one tile over each short sample and files
 // the sums.
 template <class T>
-FASTSCORE_FN void file_short_sums(const Terms<T>& all, int64_t sample_size, int64_t begin,
-                                  int64_t count, int64_t tile, double* done, double* head,
-                                  double* tail) {
+FASTSCORE_FN void file_short_sums(const Terms<T>& all, const NoiseArgs& noise, int64_t sample_size,
+                                  int64_t begin, int64_t count, int64_t tile, double* done,
+                                  double* head, double* tail) {
   const T* terms = all.values;
   int64_t sample = begin / sample_size, at = 0;
   const auto file_part = [&](int64_t n) {
@@ -134,6 +147,7 @@ FASTSCORE_FN void file_short_sums(const Terms<T>& all, int64_t sample_size, int6
   if (begun > 0) file_part(sample_size - begun < count ? sample_size - begun : count);
   const int64_t whole = (count - at) / sample_size;
   short_sums(terms + at, whole, sample_size, done + sample);
+  if (noise.numbers) sum_cut_samples(noise, terms, sample, whole, done);
   at += whole * sample_size;
   sample += whole;
   if (at < count) file_part(count - at);

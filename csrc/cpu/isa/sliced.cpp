@@ -50,7 +50,7 @@ struct ProjectionTile {
   const float* v;  // null: only the signs are there
 
   void start(const SlicedArgs& args, int64_t m, int64_t flat, int64_t count) {
-    if (args.distribution != Projection::kRademacher) return;
+    if (args.distribution != Projection::kRademacher || args.noise.each) return;
     signs.fill(projection_key(noise_key(args.noise), args.projections, m), flat, flat + count);
   }
 
@@ -60,7 +60,13 @@ struct ProjectionTile {
             int64_t count) {
     float* values = noise.values + flat % kTile;
     v = values;
+    const NoiseKey key = projection_key(noise_key(args.noise), args.projections, m);
+    const DrawRule rule = {static_cast<uint32_t>(args.projections), static_cast<uint32_t>(m)};
     if (args.distribution == Projection::kRademacher) {
+      if (args.noise.each) {
+        sample_signs(args.noise, key, rule, begin, count, noise);
+        return;
+      }
       signs.seek(flat);
       if (sizeof(T) == sizeof(float) && !is_short(args.sample_size)) {
         v = nullptr;
@@ -69,8 +75,7 @@ struct ProjectionTile {
       }
       return;
     }
-    const NoiseKey key = projection_key(noise_key(args.noise), args.projections, m);
-    noise.normals(key, flat, flat + count);
+    normals_of(noise, args.noise, key, flat, begin, count, NothingAhead(), rule);
     if (args.distribution == Projection::kSphere) scale_to_sphere(args, m, begin, count, values);
     round_to(dtype, values, count);
   }
@@ -137,8 +142,9 @@ void file_short_column(const SlicedArgs& args, int64_t column, int64_t begin, in
     terms.values[i] = static_cast<T>(a[i]) * static_cast<T>(b[i]);
   }
   const SumSlots& slots = args.sums;
-  file_short_sums(terms, args.sample_size, begin, count, slot, slots.done + column * slots.rows,
-                  slots.head + column * slots.tiles, slots.tail + column * slots.tiles);
+  file_short_sums(terms, args.noise, args.sample_size, begin, count, slot,
+                  slots.done + column * slots.rows, slots.head + column * slots.tiles,
+                  slots.tail + column * slots.tiles);
 }
 
 // The sums of projection m over a tile, each sample's filed; with the first projection |s|^2 too.
@@ -172,25 +178,23 @@ template <class T>
 void terms(const SlicedArgs& args, TileRange tiles) {
   ProjectionTile tile;
   T s_buffer[kSignRun], j_buffer[kTile];
-  for_each_tile<kSignRun>(
-      args.noise.origin, args.numel, tiles, [&](int64_t run_flat, int64_t run, int64_t length) {
-        const T* scores = load_tile(args.score, run, length, s_buffer);
-        for (int64_t m = 0; m < args.projections; ++m) {
-          tile.start(args, m, run_flat, length);
-          for_each_piece<kTile>(
-              run_flat, run, length, [&](int64_t flat, int64_t begin, int64_t count) {
-                const int64_t slot = flat / kTile - args.noise.origin / kTile;
-                const T* s = scores + (begin - run);
-                const T* j = load_tile(args.jvp, m * args.numel + begin, count, j_buffer);
-                tile.fill<T>(args, args.score.dtype, m, flat, begin, count);
-                if (m == 0) {
-                  file_sums<3>(args, tile, m, begin, count, slot, j, s);
-                } else {
-                  file_sums<2>(args, tile, m, begin, count, slot, j, s);
-                }
-              });
+  for_each_tile<kSignRun>(args.noise, tiles, [&](int64_t run_flat, int64_t run, int64_t length) {
+    const T* scores = load_tile(args.score, run, length, s_buffer);
+    for (int64_t m = 0; m < args.projections; ++m) {
+      tile.start(args, m, run_flat, length);
+      for_each_piece<kTile>(run_flat, run, length, [&](int64_t flat, int64_t begin, int64_t count) {
+        const int64_t slot = flat / kTile - args.noise.slot_zero;
+        const T* s = scores + (begin - run);
+        const T* j = load_tile(args.jvp, m * args.numel + begin, count, j_buffer);
+        tile.fill<T>(args, args.score.dtype, m, flat, begin, count);
+        if (m == 0) {
+          file_sums<3>(args, tile, m, begin, count, slot, j, s);
+        } else {
+          file_sums<2>(args, tile, m, begin, count, slot, j, s);
         }
       });
+    }
+  });
 }
 
 // grad_jvp = g v and, where grad_score is not null, grad_score += c v.
@@ -285,25 +289,23 @@ template <class T>
 void terms_backward(const SlicedArgs& args, TileRange tiles) {
   ProjectionTile tile;
   T s_buffer[kSignRun], score_buffer[kSignRun], jvp_buffer[kTile];
-  for_each_tile<kSignRun>(
-      args.noise.origin, args.numel, tiles, [&](int64_t run_flat, int64_t run, int64_t length) {
-        T* scores = output_tile(args.grad_score, run, score_buffer);
-        const T* s = load_tile(args.score, run, length, s_buffer);
-        for_each_piece<kTile>(run_flat, run, length, [&](int64_t, int64_t begin, int64_t count) {
-          start_score(args, begin, count, s + (begin - run), scores + (begin - run));
-        });
-        for (int64_t m = 0; m < args.projections; ++m) {
-          tile.start(args, m, run_flat, length);
-          for_each_piece<kTile>(
-              run_flat, run, length, [&](int64_t flat, int64_t begin, int64_t count) {
-                T* jvp = output_tile(args.grad_jvp, m * args.numel + begin, jvp_buffer);
-                tile.fill<T>(args, args.score.dtype, m, flat, begin, count);
-                add_projection(args, tile, m, begin, count, jvp, scores + (begin - run));
-                store_tile(args.grad_jvp, m * args.numel + begin, count, jvp);
-              });
-        }
-        store_tile(args.grad_score, run, length, scores);
+  for_each_tile<kSignRun>(args.noise, tiles, [&](int64_t run_flat, int64_t run, int64_t length) {
+    T* scores = output_tile(args.grad_score, run, score_buffer);
+    const T* s = load_tile(args.score, run, length, s_buffer);
+    for_each_piece<kTile>(run_flat, run, length, [&](int64_t, int64_t begin, int64_t count) {
+      start_score(args, begin, count, s + (begin - run), scores + (begin - run));
+    });
+    for (int64_t m = 0; m < args.projections; ++m) {
+      tile.start(args, m, run_flat, length);
+      for_each_piece<kTile>(run_flat, run, length, [&](int64_t flat, int64_t begin, int64_t count) {
+        T* jvp = output_tile(args.grad_jvp, m * args.numel + begin, jvp_buffer);
+        tile.fill<T>(args, args.score.dtype, m, flat, begin, count);
+        add_projection(args, tile, m, begin, count, jvp, scores + (begin - run));
+        store_tile(args.grad_jvp, m * args.numel + begin, count, jvp);
       });
+    }
+    store_tile(args.grad_score, run, length, scores);
+  });
 }
 
 // One projection after the other: memory is written in one stream.
@@ -312,22 +314,20 @@ void project_tiles(const SlicedArgs& args, TileRange tiles) {
   ProjectionTile tile;
   T buffer[kTile];
   for (int64_t m = 0; m < args.projections; ++m) {
-    for_each_tile<kSignRun>(
-        args.noise.origin, args.numel, tiles, [&](int64_t run_flat, int64_t run, int64_t length) {
-          tile.start(args, m, run_flat, length);
-          for_each_piece<kTile>(run_flat, run, length,
-                                [&](int64_t flat, int64_t begin, int64_t count) {
-                                  T* out = output_tile(args.out, m * args.numel + begin, buffer);
-                                  // Rounded when it is stored.
-                                  tile.fill<float>(args, DType::kFloat32, m, flat, begin, count);
-                                  if (tile.v) {
-                                    for (int64_t i = 0; i < count; ++i) out[i] = tile.v[i];
-                                  } else {
-                                    tile.signs.write(count, out);
-                                  }
-                                  store_tile(args.out, m * args.numel + begin, count, out);
-                                });
-        });
+    for_each_tile<kSignRun>(args.noise, tiles, [&](int64_t run_flat, int64_t run, int64_t length) {
+      tile.start(args, m, run_flat, length);
+      for_each_piece<kTile>(run_flat, run, length, [&](int64_t flat, int64_t begin, int64_t count) {
+        T* out = output_tile(args.out, m * args.numel + begin, buffer);
+        // Rounded when it is stored.
+        tile.fill<float>(args, DType::kFloat32, m, flat, begin, count);
+        if (tile.v) {
+          for (int64_t i = 0; i < count; ++i) out[i] = tile.v[i];
+        } else {
+          tile.signs.write(count, out);
+        }
+        store_tile(args.out, m * args.numel + begin, count, out);
+      });
+    });
   }
 }
 
@@ -343,35 +343,36 @@ void project(const SlicedArgs& args, TileRange tiles) {
 
 void sliced_norms(const SlicedArgs& args, TileRange tiles) {
   NoiseTile tile;
-  for_each_tile(
-      args.noise.origin, args.numel, tiles, [&](int64_t flat, int64_t begin, int64_t count) {
-        const int64_t slot = flat / kTile - args.noise.origin / kTile;
-        for (int64_t m = 0; m < args.projections; ++m) {
-          const NoiseKey key = projection_key(noise_key(args.noise), args.projections, m);
-          const float* noise = tile.normals(key, flat, flat + count);
-          if (is_short(args.sample_size)) {
-            file_short_column<double>(args, m, begin, count, slot, noise, noise);
-            continue;
-          }
-          for_each_sample(
-              args.sample_size, begin, count, [&](int64_t sample, int64_t first, int64_t n) {
-                // In double, so that another order, as on a GPU, gives the same float32 radius
-                // but for a very rare row.
-                const float* g = noise + (first - begin);
-                double sum[1];
-                ordered_sums<double>(
-                    n,
-                    [&](int64_t i, auto& at) {
-                      const float* part = at(g + i);
-                      return [=](int, int k) {
-                        return static_cast<double>(part[k]) * static_cast<double>(part[k]);
-                      };
-                    },
-                    sum);
-                file_column(args.sums, m, sum[0], sample, first, n, args.sample_size, slot);
-              });
-        }
-      });
+  for_each_tile(args.noise, tiles, [&](int64_t flat, int64_t begin, int64_t count) {
+    const int64_t slot = flat / kTile - args.noise.slot_zero;
+    for (int64_t m = 0; m < args.projections; ++m) {
+      const NoiseKey key = projection_key(noise_key(args.noise), args.projections, m);
+      const DrawRule rule = {static_cast<uint32_t>(args.projections), static_cast<uint32_t>(m)};
+      const float* noise =
+          normals_of(tile, args.noise, key, flat, begin, count, NothingAhead(), rule);
+      if (is_short(args.sample_size)) {
+        file_short_column<double>(args, m, begin, count, slot, noise, noise);
+        continue;
+      }
+      for_each_sample(args.sample_size, begin, count,
+                      [&](int64_t sample, int64_t first, int64_t n) {
+                        // In double, so that another order, as on a GPU, gives the same float32
+                        // radius but for a very rare row.
+                        const float* g = noise + (first - begin);
+                        double sum[1];
+                        ordered_sums<double>(
+                            n,
+                            [&](int64_t i, auto& at) {
+                              const float* part = at(g + i);
+                              return [=](int, int k) {
+                                return static_cast<double>(part[k]) * static_cast<double>(part[k]);
+                              };
+                            },
+                            sum);
+                        file_column(args.sums, m, sum[0], sample, first, n, args.sample_size, slot);
+                      });
+    }
+  });
 }
 
 void sliced_terms(const SlicedArgs& args, TileRange tiles) {

@@ -239,13 +239,29 @@ FASTSCORE_FN void for_each_piece(int64_t flat, int64_t begin, int64_t count, con
   }
 }
 
-// The same for the elements that lie in a range of tiles.
+// The same for the elements that lie in a range of tiles. Where each sample draws on its own, tiles
+// are made of whole samples, and `flat` is 0.
 template <int64_t kSize = kTile, class Body>
-FASTSCORE_FN void for_each_tile(int64_t origin, int64_t numel, TileRange tiles, const Body& body) {
-  int64_t begin = tiles.begin * kTile - origin, end = tiles.end * kTile - origin;
-  if (begin < 0) begin = 0;
-  if (end > numel) end = numel;
-  for_each_piece<kSize>(origin + begin, begin, end - begin, body);
+FASTSCORE_FN void for_each_tile(const NoiseArgs& noise, TileRange tiles, const Body& body) {
+  const int64_t tile = noise.each ? kTile - kTile % noise.sample_size : kTile;
+  int64_t begin = tiles.begin * tile - noise.origin, end = tiles.end * tile - noise.origin;
+  if (begin < noise.begin) begin = noise.begin;
+  if (end > noise.end) end = noise.end;
+  int64_t flat = noise.each ? 0 : noise.origin + begin;
+  while (begin < end) {
+    int64_t n = noise.each ? tile : kSize - flat % kSize;
+    if (n > end - begin) n = end - begin;
+    body(flat, begin, n);
+    if (!noise.each) flat += n;
+    begin += n;
+  }
+}
+
+// The same where there is no noise.
+template <class Body>
+FASTSCORE_FN void for_each_tile(int64_t numel, TileRange tiles, const Body& body) {
+  const int64_t begin = tiles.begin * kTile, end = tiles.end * kTile;
+  for_each_piece<kTile>(begin, begin, (end < numel ? end : numel) - begin, body);
 }
 
 // Calls body(sample, begin, count) for each sample's share of elements [begin, begin + count).
