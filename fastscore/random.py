@@ -33,15 +33,17 @@ from fastscore._support.checks import (
     fail_type,
 )
 from fastscore._support.streams import Stream
-from fastscore.ops._library import mapped_like
+from fastscore.ops._library import mapped_like, traced
 
 __all__ = ["Stream", "key", "normal", "rademacher", "uniform"]
+
+Seed = int | Sequence[int] | Tensor | None
 
 _FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def key(
-    seed: int | Sequence[int] | Tensor | None = None,
+    seed: Seed = None,
     *,
     draw: int = 0,
     device: torch.device | str | None = None,
@@ -72,23 +74,7 @@ def key(
     tensor([[3, 5],
             [4, 5]])
     """
-    if not isinstance(seed, (Tensor, Sequence)):
-        return make_key("key", seed, draw=draw, device=device, generator=generator)
-    _check_draw("key", draw)
-    if generator is not None:
-        fail("key", "generator", "None when a seed is given", "both")
-    if isinstance(seed, Tensor):
-        if seed.dtype != torch.int64 or seed.dim() != 1:
-            fail("key", "seed", "an int64 tensor of shape (batch,)", describe(seed))
-        seeds = seed.detach().to(device)
-    else:
-        if isinstance(seed, (str, bytes)):
-            fail_type(
-                "key", "seed", "an integer, a sequence of them, an int64 tensor or None", seed
-            )
-        words = [_signed("key", each) for each in seed]
-        seeds = torch.tensor(words, dtype=torch.int64, device=device)
-    return torch.stack([seeds, torch.full_like(seeds, draw)], dim=1)
+    return make_key("key", seed, draw=draw, device=device, generator=generator)
 
 
 def _check_draw(fn: str, draw: int) -> None:
@@ -108,13 +94,13 @@ def _signed(fn: str, seed: int) -> int:
 
 def make_key(
     fn: str,
-    seed: int | None,
+    seed: Seed,
     *,
     draw: int = 0,
     device: torch.device | str | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """:func:`key` of one seed on behalf of the function ``fn``, which messages name."""
+    """:func:`key` on behalf of the function ``fn``, which messages name."""
     _check_draw(fn, draw)
     if generator is not None and not isinstance(generator, torch.Generator):
         fail_type(fn, "generator", "a torch.Generator or None", generator)
@@ -126,14 +112,28 @@ def make_key(
         return drawn if device is None or drawn.device == device else drawn.to(device)
     if generator is not None:
         fail(fn, "generator", "None when a seed is given", "both")
+    if isinstance(seed, (Tensor, Sequence)):
+        seeds = _seeds(fn, seed, device)
+        return torch.stack([seeds, torch.full_like(seeds, draw)], dim=1)
     return torch.tensor([_signed(fn, seed), draw], dtype=torch.int64, device=device)
+
+
+def _seeds(fn: str, seed: Tensor | Sequence[int], device: torch.device | str | None) -> Tensor:
+    """A seed for each sample, (batch,), int64."""
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.dim() != 1:
+            fail(fn, "seed", "an int64 tensor of shape (batch,)", describe(seed))
+        return seed.detach().to(device)
+    if isinstance(seed, (str, bytes)):
+        fail_type(fn, "seed", "an integer, a sequence of them, an int64 tensor or None", seed)
+    return torch.tensor([_signed(fn, each) for each in seed], dtype=torch.int64, device=device)
 
 
 def noise_key(
     fn: str,
     x: Tensor,
     key: Tensor | None,
-    seed: int | None,
+    seed: Seed,
     generator: torch.Generator | None,
 ) -> Tensor:
     """The given key, checked, or one of the seed. A key may be (batch, 2): one for each sample."""
@@ -172,6 +172,8 @@ def check_numbering(
     if samples.shape != (batch,):
         fail(fn, "samples", f"of shape {(batch,)}", f"shape {tuple(samples.shape)}")
     check_device(fn, "samples", samples, device, "where the samples are")
+    if device.type == "cpu" and not traced() and samples.numel() and int(samples.min()) < 0:
+        fail(fn, "samples", "numbers of at least 0", int(samples.min()))
     if each:
         fail(fn, "samples", "None where each sample has a seed", describe(samples))
     if sample_offset:

@@ -166,6 +166,7 @@ def _draw(batch: Batch, slicing: Slicing) -> Tensor:
         distribution=slicing.distribution,
         dtype=batch.x.dtype,
         sample_offset=batch.sample_offset,
+        samples=batch.samples,
     )
 
 
@@ -177,6 +178,7 @@ def _from_products(score: Tensor, jv: Tensor, batch: Batch, slicing: Slicing) ->
         batch.key,
         distribution=slicing.distribution,
         sample_offset=batch.sample_offset,
+        samples=batch.samples,
     )
     return Terms(vjv, half_s2 if slicing.variance_reduced else half_vs2, score)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from fastscore import random
 from fastscore._support.checks import (
@@ -25,8 +26,10 @@ from fastscore._support.checks import (
     check_shape,
     fail_type,
 )
+from fastscore._support.common_options import SeedOptions
 from fastscore._support.lending import lend, lent
 from fastscore._support.model_kwargs import check_model_kwargs
+from fastscore._support.options import takes_options
 from fastscore.conditioning import as_sigma, explained
 from fastscore.derivatives.projections import DISTRIBUTIONS, half_square
 from fastscore.derivatives.traces import sum_over_sample
@@ -78,6 +81,7 @@ def fisher_divergence(
     return _reduce(fn, half_square(difference), reduction)
 
 
+@takes_options(SeedOptions)
 @torch.no_grad()
 def sliced_fisher_divergence(
     model: Score,
@@ -88,10 +92,8 @@ def sliced_fisher_divergence(
     projections: int = 1,
     distribution: str = "rademacher",
     reduction: str = "mean",
-    seed: int | None = None,
-    generator: torch.Generator | None = None,
-    sample_offset: int = 0,
     model_kwargs: Mapping[str, Any] | None = None,
+    **draws: Unpack[SeedOptions],
 ) -> Tensor:
     r"""1/2 E(v'(s(x) - s_true(x)))^2 over points x and projections v with E[v v'] = I.
 
@@ -102,9 +104,6 @@ def sliced_fisher_divergence(
         model, true_score, x, sigma, reduction, model_kwargs: see :func:`fisher_divergence`.
         projections: for each point, at least 1.
         distribution: of v: "rademacher" (default), "gaussian" or "sphere" (of radius sqrt(d)).
-        seed: governs the projections; None draws one from PyTorch's default generator.
-        generator: where to draw the seed from instead.
-        sample_offset: number of the first point in a larger batch.
 
     Returns, Raises: as :func:`fisher_divergence`.
 
@@ -119,15 +118,18 @@ def sliced_fisher_divergence(
     fn = "sliced_fisher_divergence"
     check_int(fn, "projections", projections, minimum=1)
     check_choice(fn, "distribution", distribution, DISTRIBUTIONS)
-    check_int(fn, "sample_offset", sample_offset, minimum=0)
     difference = _difference(fn, model, true_score, x, sigma, model_kwargs)
+    offset, samples = draws["sample_offset"], draws["samples"]
+    key = random.make_key(fn, draws["seed"], device=x.device, generator=draws["generator"])
+    random.check_numbering(fn, key, samples, offset, len(x), x.device)
     v = draw_projections(
-        random.make_key(fn, seed, device=x.device, generator=generator),
+        key,
         x.shape,
         projections,
         distribution=distribution,
         dtype=difference.dtype,
-        sample_offset=sample_offset,
+        sample_offset=offset,
+        samples=samples,
     )
     values = sum_over_sample(v * difference, 2).square().mean(dim=0) / 2
     return _reduce(fn, values, reduction)

@@ -48,8 +48,7 @@ def perturbed(
 
 def numbering(draws: DrawOptions) -> dict[str, Any]:
     """How an op is told which samples these are."""
-    samples = {} if draws["samples"] is None else {"samples": draws["samples"]}
-    return {"sample_offset": draws["sample_offset"], **samples}
+    return {"sample_offset": draws["sample_offset"], "samples": draws["samples"]}
 
 
 def noise_key(fn: str, x: Tensor, draws: DrawOptions) -> Tensor:

@@ -165,8 +165,11 @@ class Noise(NamedTuple):
         return random.uniform(self.initial(), shape, dtype=dtype, **self._numbering())
 
     def _numbering(self) -> dict[str, Any]:
-        samples = {} if self.samples is None else {"samples": self.samples}
-        return {"stream": Stream.INIT, "sample_offset": self.sample_offset, **samples}
+        return {
+            "stream": Stream.INIT,
+            "sample_offset": self.sample_offset,
+            "samples": self.samples,
+        }
 
 
 def draw_state(

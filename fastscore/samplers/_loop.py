@@ -132,7 +132,7 @@ class Chain:
             self.mask,
             *self.clamp,
             self.sample_offset,
-            *(() if self.samples is None else (self.samples,)),
+            self.samples,
         )
         torch._C._increment_version((self.x,))
         if self.host_key is None:
