@@ -56,7 +56,7 @@ class Chain:
     sigma: Tensor = field(init=False)  # (B,): the level of the current step
     labels: Tensor = field(init=False)  # (B,) int64: its index
     arguments: tuple[Tensor, ...] = field(init=False)  # what the model is called with, besides x
-    handed: tuple[Tensor, ...] = field(init=False)  # the same, lent to it
+    handed: tuple[Tensor, ...] = field(init=False)  # the same, as it gets them
     extra: Loan = field(init=False)  # and by name
     model_dtype: torch.dtype | None = field(init=False)  # what the state is cast to for the model
     checked: bool = field(init=False, default=False)  # whether the model's output has been
@@ -75,12 +75,14 @@ class Chain:
 
     def set_level(self, level: int) -> None:
         """Fill ``sigma`` and ``labels`` with the level that the host knows."""
+        self.handed = ()
         self.labels.fill_(level)
         self.sigma.fill_(self.levels[level])
         self.lend_level()
 
     def set_level_of_draw(self) -> None:
         """Fill them for the current step, whose number stays on the device."""
+        self.handed = ()
         step = self.draw.flatten()[:1]
         level = (step // self.steps_per_level).clamp_(max=self.sigmas.shape[0] - 1)
         self.labels.copy_(level)
@@ -88,9 +90,13 @@ class Chain:
         self.lend_level()
 
     def lend_level(self) -> None:
-        """What the model is told of its level, until it writes to that."""
+        """What the model is told of its level, until it writes to that.
+
+        Memory that is lent moves when it is written to, where a graph would not find it.
+        """
         self.arguments = condition(self.conditioning, self.sigma, self.labels)
-        self.handed = tuple(map(lend_own, self.arguments))
+        hand = torch.clone if self.static else lend_own
+        self.handed = tuple(map(hand, self.arguments))
 
     def score(self) -> Tensor:
         """The score at the state. A half-precision score is left to the kernel to convert."""
@@ -105,15 +111,15 @@ class Chain:
     def call_model(self) -> Tensor:
         """The model's output, looked at closely the first time; later the kernel's checks do."""
         x = self.x if self.model_dtype is None else self.x.to(self.model_dtype)
-        if not all(map(is_untouched, self.handed)):
+        if not self.static and not all(map(is_untouched, self.handed)):
             self.handed = tuple(map(lend_own, self.arguments))
         model_kwargs = self.extra.again() if self.model_kwargs else {}
-        if self.checked and not self.static:
-            return self.model(lend_own(x), *self.handed, **model_kwargs)
         if self.checked:
-            # Memory that is lent moves when it is written to, where a graph would not find it.
-            x = x.clone() if self.writes else x
-            return self.model(x, *map(torch.clone, self.arguments), **model_kwargs)
+            if not self.static:
+                x = lend_own(x)
+            elif self.writes:
+                x = x.clone()
+            return self.model(x, *self.handed, **model_kwargs)
         self.checked = True
         handed = lend_own(x)
         with explained(self.fn, self.model, x, self.conditioning):
