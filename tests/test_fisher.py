@@ -12,7 +12,7 @@ from exact import F64, energy_of, mlp
 from helpers import assert_same_bytes, make_key, randn
 from torch import Tensor
 
-from fastscore.evaluation import fisher as metrics
+from fastscore.evaluation import fisher
 from fastscore.evaluation.fisher import fisher_divergence, sliced_fisher_divergence
 from fastscore.ops import projections
 from fastscore.scores import GaussianMixture
@@ -127,4 +127,4 @@ def negative(x: Tensor, *_: Tensor) -> Tensor:
 
 
 def test_docstrings() -> None:
-    assert doctest.testmod(metrics).failed == 0
+    assert doctest.testmod(fisher).failed == 0
