@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastscore._support.checks import check_floating, describe, fail, fail_type
+from fastscore._support.eager import compiled_parts_run_eagerly
 from fastscore._support.inference import recordable, recording
+from fastscore._support.once import marked_once, only_once
 from fastscore.conditioning import as_sigma
 
 
@@ -78,7 +82,9 @@ class EnergyScore(nn.Module):
 
     def _gradient(self, x: Tensor, level: tuple[Tensor, ...]) -> Tensor:
         record = torch.is_grad_enabled()
-        with recording():
+        # Compiled code has no second derivatives.
+        eagerly = compiled_parts_run_eagerly() if record else contextlib.nullcontext()
+        with recording(), eagerly:
             x, level = recordable(x), tuple(map(recordable, level))
             # The caller's own tensor only where its graph has to go on through it.
             leaf = x if record and x.requires_grad else x.detach().requires_grad_()
@@ -86,10 +92,13 @@ class EnergyScore(nn.Module):
             if not values.requires_grad:
                 fail("EnergyScore", "energy", "differentiable in x", "a value with no graph")
             (gradient,) = torch.autograd.grad(values.sum(), leaf, create_graph=record)
+            if record and marked_once(values).functions:
+                gradient = only_once(gradient, values)
         return gradient
 
     def _functional_gradient(self, x: Tensor, level: tuple[Tensor, ...]) -> Tensor:
-        values, pullback = torch.func.vjp(lambda point: self._values(point, level), x)
+        result: Any = torch.func.vjp(lambda point: self._values(point, level), x)
+        values, pullback = result
         return pullback(torch.ones_like(values))[0]
 
 
