@@ -93,7 +93,7 @@ class Statistics:
 
     def __init__(self, model: Callable[..., Any]) -> None:
         self.kept = [
-            (buffer, _version(buffer), buffer.clone())
+            (buffer, buffer.clone())
             for module in modules_of(model)
             if module._buffers and module.training
             for buffer in module._buffers.values()
@@ -101,15 +101,9 @@ class Statistics:
         ]
 
     def restore(self) -> None:
-        for buffer, version, value in self.kept:
-            if version is None or _version(buffer) != version:
-                with torch.no_grad():
-                    _overwrite(buffer, value)
-
-
-def _version(x: Tensor) -> int | None:
-    """How often x was written to; tensors of inference mode don't count."""
-    return None if x.is_inference() else x._version
+        with torch.no_grad():
+            for buffer, value in self.kept:
+                _overwrite(buffer, value)
 
 
 def _overwrite(buffer: Tensor, value: Tensor) -> None:

@@ -48,7 +48,8 @@ def _watch(change: int) -> None:
         was, _watching = _watching, _watching + change
         if not was or not _watching:
             for kind in _KINDS:
-                kind.__call__ = _watched(kind) if _watching else _ORIGINAL[kind]
+                call = _watched(kind) if _watching else _ORIGINAL[kind]
+                kind.__call__ = call  # type: ignore[method-assign]
 
 
 def _watched(kind: Any) -> Callable[..., Any]:

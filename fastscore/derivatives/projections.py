@@ -175,6 +175,7 @@ def half_square(score: Tensor, batch_dims: int = 1) -> Tensor:
 
 def _draw(batch: Batch, slicing: Slicing) -> Tensor:
     """The projections v, (M, *x.shape)."""
+    assert batch.key is not None
     return projections(
         batch.key,
         batch.x.shape,
@@ -187,6 +188,7 @@ def _draw(batch: Batch, slicing: Slicing) -> Tensor:
 
 def _from_products(score: Tensor, jv: Tensor, batch: Batch, slicing: Slicing) -> Terms:
     """The terms from s and J v (or J'v); the kernel draws v again."""
+    assert batch.key is not None
     vjv, half_vs2, half_s2 = sliced_terms(
         score,
         jv.to(score.dtype),

@@ -16,6 +16,7 @@ from fastscore._support.inference import recordable, recording
 from fastscore._support.once import marked_once, only_once, refuse
 from fastscore._support.reach import Statistics, modules_of, same_statistics
 from fastscore._support.rewind import Rewind
+from fastscore._support.tangents import refuse_tangents
 from fastscore.derivatives.closed_form import NoClosedForm, jacobian
 from fastscore.derivatives.forward.api import _dual_output
 from fastscore.derivatives.forward.tensor import DualTensor
@@ -45,6 +46,7 @@ def output_and_pullback(
     """``model(x, *args)``, and the function that takes v to J'v by reverse-mode differentiation."""
     if torch._C._are_functorch_transforms_active():
         return _output_and_functional_pullback(fn, model, x, args)
+    refuse_tangents(fn, (x,))
     record = torch.is_grad_enabled()
     # Compiled code has no second derivatives.
     with recording(), differentiable_to_third_order(), compiled_parts_run_eagerly():

@@ -13,6 +13,7 @@ from fastscore._support.checks import check_floating, describe, fail, fail_type
 from fastscore._support.eager import compiled_parts_run_eagerly
 from fastscore._support.inference import recordable, recording
 from fastscore._support.once import marked_once, only_once
+from fastscore._support.tangents import refuse_tangents
 from fastscore.conditioning import as_sigma
 
 
@@ -81,6 +82,7 @@ class EnergyScore(nn.Module):
         return values
 
     def _gradient(self, x: Tensor, level: tuple[Tensor, ...]) -> Tensor:
+        refuse_tangents("EnergyScore", (x,))
         record = torch.is_grad_enabled()
         # Compiled code has no second derivatives.
         eagerly = compiled_parts_run_eagerly() if record else contextlib.nullcontext()

@@ -18,11 +18,11 @@ from fastscore._support.checks import fail_type
 from fastscore._support.inference import recordable, recording
 from fastscore._support.once import marked_once, only_once, refuse
 from fastscore._support.reach import Statistics
+from fastscore._support.tangents import refuse_tangents
 from fastscore.derivatives.forward.state import (
     Unsupported,
     custom_function,
     evaluate,
-    in_callers_mode,
     model_is_without_gradients,
 )
 from fastscore.derivatives.forward.tensor import warn_once
@@ -50,6 +50,8 @@ def whole_model(
             fail_type(fn, "model", "a function that returns a tensor", output)
         return output
 
+    if not torch._C._are_functorch_transforms_active():
+        refuse_tangents(fn, (x, vs))
     statistics = Statistics(model)
     try:
         return _forward(call, x, vs, args, kwargs)
@@ -71,7 +73,9 @@ def _forward(
 
     outputs: Any = (None, 0)
     output, tangents = torch.func.vmap(along, out_dims=outputs, randomness="same")(vs)
-    return output, tangents
+    if torch.is_grad_enabled():
+        return output, tangents
+    return output.detach(), tangents.detach()  # the model itself has run with gradients on
 
 
 class _WithoutConstants(TorchFunctionMode):
@@ -88,9 +92,11 @@ class _WithoutConstants(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if not model_is_without_gradients():
-            return in_callers_mode(func, *args, **kwargs)
-        if any(map(_has_tangent, tree_leaves((args, kwargs)))) and custom_function() is None:
+        if (
+            model_is_without_gradients()
+            and any(map(_has_tangent, tree_leaves((args, kwargs))))
+            and custom_function() is None
+        ):
             raise Unsupported(str(func), "gradients are off")
         return func(*args, **kwargs)
 
