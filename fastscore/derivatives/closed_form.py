@@ -26,13 +26,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastscore.derivatives.forward.tensor import (
-    DualTensor,
-    Run,
+from fastscore.derivatives.forward.state import (
     Unsupported,
-    _refuse_custom_function,
     evaluate,
+    in_callers_mode,
+    model_is_without_gradients,
 )
+from fastscore.derivatives.forward.tensor import DualTensor, Run, find
 from fastscore.ops import dual_slope
 
 MAX_DIAGONALS = 2  # in a product whose trace has a closed form
@@ -289,19 +289,17 @@ class JacobianTensor(torch.Tensor):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        name = getattr(func, "__name__", str(func))
-        if name == "__get__":
-            name = "." + getattr(func, "__self__").__name__  # noqa: B009
+        name, _ = find(func)
         if name in _METADATA:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
-        if not torch.is_grad_enabled():
-            _refuse_custom_function()
+        if model_is_without_gradients():  # a custom function, or a constant
+            raise NoClosedForm(f"{name} with gradients off")
         rule = _RULES.get(name)
         if rule is None:
             raise NoClosedForm(name)
         try:
-            return rule(func, *args, **(kwargs or {}))
+            return in_callers_mode(rule, func, *args, **(kwargs or {}))
         except TypeError as error:
             try:
                 inspect.signature(rule).bind(func, *args, **(kwargs or {}))
@@ -310,7 +308,7 @@ class JacobianTensor(torch.Tensor):
             raise
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls,
         func: Callable[..., Any],
         types: Iterable[type],

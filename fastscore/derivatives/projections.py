@@ -19,11 +19,12 @@ from torch import Tensor
 
 from fastscore._support.checks import check_output, describe, fail, per_sample
 from fastscore._support.known import known_of
+from fastscore._support.rewind import Rewind
 from fastscore.derivatives.forward.api import _dual_output
 from fastscore.derivatives.forward.forms import forms_of_layer
 from fastscore.derivatives.forward.tensor import DualTensor
+from fastscore.derivatives.mixing import values_depend_on_one_another
 from fastscore.derivatives.traces import (
-    Rewind,
     has_energy,
     output_and_pullback,
     sum_over_sample,
@@ -51,7 +52,7 @@ class Batch(NamedTuple):
 class Slicing(NamedTuple):
     """How projections are drawn and used."""
 
-    count: int
+    count: int  # type: ignore[assignment]  # over the method of tuples
     distribution: str
     variance_reduced: bool = True
     epsilon: float | None = None
@@ -78,7 +79,7 @@ def forward(fn: str, model: Model, batch: Batch, slicing: Slicing) -> Terms:
         return reverse(fn, model, batch, slicing)
     vs = _draw(batch, slicing)
     lazy = torch.finfo(batch.x.dtype).bits >= 32  # sums of half precision belong in float32, below
-    result = _dual_output(fn, model, batch.x, vs, batch.args, {}, lazy=lazy)
+    result = _dual_output(fn, model, batch.x, vs, batch.args, {}, lazy=lazy, transposed=True)
     if isinstance(result, DualTensor):
         check_output(fn, result, batch.x)
         if result.deferred is not None:  # a linear layer W comes last: v'W a = (W'v)'a
@@ -112,8 +113,11 @@ def finite_difference(fn: str, model: Model, batch: Batch, slicing: Slicing) -> 
     v = _draw(batch, slicing)
     h = _step(x, slicing.epsilon) * (1.0 if batch.sigma is None else per_sample(batch.sigma, x))
     u = h * v
-    args = tuple(arg.repeat(slicing.count, *[1] * (arg.dim() - 1)) for arg in batch.args)
-    plus, minus = _two_scores(fn, model, (x + u).flatten(0, 1), (x - u).flatten(0, 1), args)
+    if not torch.compiler.is_compiling() and values_depend_on_one_another(model, x, batch.args):
+        plus, minus = _one_by_one(fn, model, x + u, x - u, batch.args)
+    else:
+        args = tuple(arg.repeat(slicing.count, *[1] * (arg.dim() - 1)) for arg in batch.args)
+        plus, minus = _two_scores(fn, model, (x + u).flatten(0, 1), (x - u).flatten(0, 1), args)
     _refuse_half_precision(fn, "model", plus)
     plus, minus = plus.reshape(v.shape), minus.reshape(v.shape)
     score, jv = (plus + minus) / 2, (plus - minus) / (2 * h)
@@ -142,6 +146,20 @@ def _two_scores(
     return first, check_output(fn, model(behind, *args), behind)
 
 
+def _one_by_one(
+    fn: str, model: Model, ahead: Tensor, behind: Tensor, args: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
+    """The scores of a model whose samples depend on one another: each batch is one of its own."""
+    before = Rewind(model, ahead)
+
+    def score(points: Tensor) -> Tensor:
+        before()
+        return check_output(fn, model(points, *args), points)
+
+    plus, minus = ([score(points) for points in side] for side in (ahead, behind))
+    return torch.cat(plus), torch.cat(minus)
+
+
 def _in_one_call(
     fn: str, model: Model, ahead: Tensor, behind: Tensor, args: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor]:
@@ -159,6 +177,7 @@ def half_square(score: Tensor, batch_dims: int = 1) -> Tensor:
 
 def _draw(batch: Batch, slicing: Slicing) -> Tensor:
     """The projections v, (M, *x.shape)."""
+    assert batch.key is not None
     return projections(
         batch.key,
         batch.x.shape,
@@ -172,6 +191,7 @@ def _draw(batch: Batch, slicing: Slicing) -> Tensor:
 
 def _from_products(score: Tensor, jv: Tensor, batch: Batch, slicing: Slicing) -> Terms:
     """The terms from s and J v (or J'v); the kernel draws v again."""
+    assert batch.key is not None
     vjv, half_vs2, half_s2 = sliced_terms(
         score,
         jv.to(score.dtype),

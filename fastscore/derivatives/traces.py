@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from fastscore._support.checks import check_int, check_output, fail
+from fastscore._support.checks import check_int, check_output
 from fastscore._support.eager import compiled_parts_run_eagerly
 from fastscore._support.inference import recordable, recording
+from fastscore._support.once import marked_once, only_once, refuse
+from fastscore._support.reach import Statistics, modules_of, same_statistics
+from fastscore._support.rewind import Rewind
+from fastscore._support.tangents import refuse_tangents
 from fastscore.derivatives.closed_form import NoClosedForm, jacobian
 from fastscore.derivatives.forward.api import _dual_output
 from fastscore.derivatives.forward.tensor import DualTensor
 from fastscore.derivatives.forward.whole import differentiable_to_third_order, warn_of_no_graph
+from fastscore.derivatives.mixing import SampleSigns, refuse_mixed_samples
 from fastscore.ops._library import sum_dtype
 
 Model = Callable[..., Tensor]
@@ -33,50 +37,7 @@ def sum_over_sample(x: Tensor, batch_dims: int = 1) -> Tensor:
 
 def has_energy(model: Model) -> bool:
     """Whether the model differentiates an energy: tangents of that need another way."""
-    return isinstance(model, nn.Module) and any(
-        getattr(m, "differentiates_energy", False) for m in model.modules()
-    )
-
-
-def mixes_samples(model: Model) -> bool:
-    """Whether the model normalises by the statistics of its batch, as far as its modules tell."""
-    return isinstance(model, nn.Module) and any(
-        isinstance(m, nn.modules.batchnorm._BatchNorm) and (m.training or m.running_mean is None)
-        for m in model.modules()
-    )
-
-
-def _refuse_mixed_samples(fn: str, model: Model) -> None:
-    """A unit vector is one for the whole batch: it would meet other samples' derivatives too."""
-    if mixes_samples(model):
-        expected = "one whose samples do not depend on one another, for an exact trace"
-        got = "one with a BatchNorm layer that takes the statistics of its batch"
-        fail(fn, "model", expected, got)
-
-
-class Rewind:
-    """The random number generators and a model's running statistics, as they were."""
-
-    def __init__(self, model: Model, x: Tensor) -> None:
-        self.device = x.device if x.device.type == "cuda" else None
-        self.states = self._states()
-        self.statistics = _running_statistics(model)
-
-    def _states(self) -> list[Tensor]:
-        states = [torch.get_rng_state()]
-        if self.device is not None:
-            states.append(torch.cuda.get_rng_state(self.device))
-        return states
-
-    def has_drawn(self) -> bool:
-        """Whether anything was drawn from PyTorch's generators since."""
-        return not all(map(torch.equal, self.states, self._states()))
-
-    def __call__(self) -> None:
-        torch.set_rng_state(self.states[0])
-        if self.device is not None:
-            torch.cuda.set_rng_state(self.states[1], self.device)
-        _restore(self.statistics)
+    return any(getattr(m, "differentiates_energy", False) for m in modules_of(model))
 
 
 def output_and_pullback(
@@ -85,6 +46,7 @@ def output_and_pullback(
     """``model(x, *args)``, and the function that takes v to J'v by reverse-mode differentiation."""
     if torch._C._are_functorch_transforms_active():
         return _output_and_functional_pullback(fn, model, x, args)
+    refuse_tangents(fn, (x,))
     record = torch.is_grad_enabled()
     # Compiled code has no second derivatives.
     with recording(), differentiable_to_third_order(), compiled_parts_run_eagerly():
@@ -92,6 +54,9 @@ def output_and_pullback(
         # The caller's own tensor only where its graph has to go on through it.
         point = x if record and x.requires_grad else x.detach().requires_grad_()
         output = check_output(fn, model(point, *args), x)
+    once = marked_once(output)
+    if once.derivatives:
+        refuse(fn)
 
     def pullback(v: Tensor) -> Tensor:
         if not output.requires_grad:
@@ -109,7 +74,7 @@ def output_and_pullback(
         if product is None:
             warn_of_no_graph()
             return torch.zeros_like(point)
-        return product
+        return only_once(product, output) if record and once.functions else product
 
     return (output if record else output.detach()), pullback
 
@@ -123,21 +88,22 @@ def _output_and_functional_pullback(
         with differentiable_to_third_order():
             return check_output(fn, model(point, *args), x)
 
-    output, pullback = torch.func.vjp(call, x)
+    result: Any = torch.func.vjp(call, x)
+    output, pullback = result
     return output, lambda v: pullback(v.to(output.dtype))[0]
 
 
 def output_and_products(
     fn: str, model: Model, x: Tensor, vs: Tensor, args: tuple[Any, ...]
 ) -> tuple[Tensor, Tensor]:
-    """``model(x, *args)`` and ``J v`` of each v, (M, *x.shape); ``J'v`` where an energy is inside.
+    """``model(x, *args)`` and ``J v`` of each v, (M, *x.shape), or ``J'v``.
 
-    Their inner products with v are the same.
+    Their inner products with v are the same. J'v is cheaper of an energy, and the last way out.
     """
     if has_energy(model):
         output, pullback = output_and_pullback(fn, model, x, args)
         return output, torch.stack([pullback(v) for v in vs])
-    result = _dual_output(fn, model, x, vs, args, {}, lazy=False)
+    result = _dual_output(fn, model, x, vs, args, {}, lazy=False, transposed=True)
     output, products = result.parts() if isinstance(result, DualTensor) else result
     return check_output(fn, output, x), products
 
@@ -168,16 +134,17 @@ def output_and_trace(
         The output, and the trace (batch,) in float32, float64 for a float64 output.
 
     Raises:
-        ValueError, TypeError: an output that is not of x's shape; batch normalisation in training.
+        ValueError, TypeError: an output that is not of x's shape; samples that depend on one
+            another (:class:`fastscore.derivatives.mixing.MixedSamples`).
         NoClosedForm: with ``closed``, where there is none.
     """
-    _refuse_mixed_samples(fn, model)
-    kept = _running_statistics(model)
+    refuse_mixed_samples(fn, model)
+    kept = Statistics(model)
     try:
         with compiled_parts_run_eagerly():
             form = jacobian(model, x, *args)
     except NoClosedForm:
-        _restore(kept)
+        kept.restore()
         if closed:
             raise
         return trace_by_unit_vectors(fn, model, x, args, chunk_size=chunk_size)
@@ -197,21 +164,30 @@ def trace_by_unit_vectors(
     The time grows with the number of dimensions d; the memory with ``chunk_size``, also while
     gradients are recorded, for the backward pass computes each chunk again.
     """
-    _refuse_mixed_samples(fn, model)
+    refuse_mixed_samples(fn, model)
     dimensions = math.prod(x.shape[1:])
     chunk = _chunk_size(fn, chunk_size, x, dimensions)
-
-    def of_chunk(start: int) -> tuple[Tensor, Tensor]:
-        indices = torch.arange(start, min(start + chunk, dimensions), device=x.device)
-        vs = unit_vectors(x, indices)
-        output, products = output_and_products(fn, model, x, vs, args)
-        along = torch.arange(len(indices), device=x.device)
-        diagonal = products.reshape(len(vs), len(x), dimensions)[along, :, indices]
-        return output, diagonal.sum(0, dtype=sum_dtype(output.dtype))
-
     if dimensions == 0:
         output = check_output(fn, model(x, *args), x)
         return output, output.new_zeros(len(x), dtype=sum_dtype(output.dtype))
+    signs = SampleSigns(x)
+    rewind = Rewind(model, x) if signs.checked else None
+
+    def of_chunk(start: int) -> tuple[Tensor, Tensor]:
+        indices = torch.arange(start, min(start + chunk, dimensions), device=x.device)
+        vs = signs.applied_to(unit_vectors(x, indices))
+        if start == 0:
+            vs = signs.with_probes(vs, dimensions)
+        output, products = output_and_products(fn, model, x, vs, args)
+        if start == 0 and signs.depend_on_one_another(products, len(indices)):
+            if rewind is not None:
+                rewind()
+            refuse_mixed_samples(fn, model, found=True)
+        along = torch.arange(len(indices), device=x.device)
+        diagonal = products[: len(indices)].reshape(len(indices), len(x), dimensions)
+        diagonal = signs.applied_to(diagonal[along, :, indices])
+        return output, diagonal.sum(0, dtype=sum_dtype(output.dtype))
+
     output, trace = of_chunk(0)
 
     def of_another(start: int) -> Tensor:
@@ -225,38 +201,6 @@ def trace_by_unit_vectors(
             part = of_another(start)
         trace = trace + part
     return output, trace
-
-
-@contextmanager
-def untouched(model: Model, x: Tensor) -> Iterator[None]:
-    """Leave the model's running statistics and the random number generators alone."""
-    rewind = Rewind(model, x)
-    try:
-        yield
-    finally:
-        rewind()
-
-
-@contextmanager
-def same_statistics(model: Model) -> Iterator[None]:
-    """Leave the running statistics of a model in training alone."""
-    kept = _running_statistics(model)
-    try:
-        yield
-    finally:  # a checkpoint's second run ends by an exception
-        _restore(kept)
-
-
-def _running_statistics(model: Model) -> list[tuple[Tensor, Tensor]]:
-    """The buffers of a model in training, and their values."""
-    if not isinstance(model, nn.Module) or not model.training:
-        return []
-    return [(buffer, buffer.clone()) for buffer in model.buffers()]
-
-
-def _restore(kept: list[tuple[Tensor, Tensor]]) -> None:
-    for buffer, value in kept:
-        buffer.data.copy_(value)  # unseen by autograd, as a layer's own update of it is
 
 
 def unit_vectors(x: Tensor, indices: Tensor) -> Tensor:

@@ -8,16 +8,25 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastscore._support.eager import compiled_parts_run_eagerly
 from fastscore._support.known import known_of
+from fastscore._support.reach import modules_of
+from fastscore._support.rewind import untouched
 from fastscore.derivatives.closed_form import NoClosedForm, jacobian
 from fastscore.derivatives.forward.api import _on_dual_tensors
-from fastscore.derivatives.forward.tensor import Unsupported
+from fastscore.derivatives.forward.state import Unsupported
+from fastscore.derivatives.forward.tensor import DualTensor
+from fastscore.derivatives.mixing import (
+    mixes_samples,
+    samples_depend_on_one_another,
+    two_probes,
+)
 from fastscore.derivatives.projections import Slicing
-from fastscore.derivatives.traces import has_energy, mixes_samples, untouched
+from fastscore.derivatives.traces import has_energy
 
+MOST_SITUATIONS = 1000  # of a function written in place, around one network after the other
 _LOGGER = logging.getLogger("fastscore")
 
 
@@ -29,6 +38,7 @@ def choose_method(
     slicing: Slicing,
     *,
     again: bool = False,
+    mixed: bool = False,
 ) -> str:
     """The method that ``"auto"`` stands for, remembered for the model and the shape of a sample.
 
@@ -45,15 +55,18 @@ def choose_method(
     * ``"forward"`` for everything else: it shares the score over all projections.
 
     The first call for a model runs it once or twice on ``x`` without recording gradients; so does a
-    call with ``again``, for a model that has changed.
+    call with ``again``, for a model that has changed; ``mixed`` says that its samples were found to
+    depend on one another.
     """
     remembered = known_of(model)
-    training = isinstance(model, nn.Module) and model.training
-    mixed = mixes_samples(model)
-    situation = (x.shape[1:], x.dtype, x.device.type, slicing, training, mixed)
+    normalised = mixes_samples(model)
+    modules = tuple((id(m), m.training) for m in modules_of(model))
+    situation = (x.shape[1:], x.dtype, x.device.type, slicing, normalised, modules)
     if again or situation not in remembered:
+        if len(remembered) > MOST_SITUATIONS:
+            remembered.clear()
         with torch.no_grad(), untouched(model, x), compiled_parts_run_eagerly():
-            method, reason = _choose(fn, model, x, args, slicing, mixed)
+            method, reason = _choose(fn, model, x, args, slicing, mixed or normalised)
         _LOGGER.debug('%s: method "auto" is "%s" here: %s', fn, method, reason)
         remembered[situation] = method
     return remembered[situation]
@@ -82,12 +95,19 @@ def _choose(
                 return "exact", reason
         except NoClosedForm as error:
             reason = f"no closed-form trace ({error})"
-        if few_dimensions(x, slicing):
-            return "exact", f"{reason}; no more dimensions than projections"
+    exact = not mixed and slicing.variance_reduced and few_dimensions(x, slicing)
+    probes = two_probes(x) if exact else torch.zeros_like(x).unsqueeze(0)
     try:
-        _on_dual_tensors(fn, model, x, torch.zeros_like(x).unsqueeze(0), args, {}, False)
+        result = _on_dual_tensors(fn, model, x, probes, args, {}, False)
     except Unsupported as error:
+        if exact:  # by tangents or by reverse mode, which finds mixed samples as well
+            return "exact", f"{reason}; no more dimensions than projections"
         return "reverse", f"{reason}; no tangents through {error}"
+    if exact:
+        products = result.parts()[1] if isinstance(result, DualTensor) else result[1]
+        if not samples_depend_on_one_another(products, x):
+            return "exact", f"{reason}; no more dimensions than projections"
+        reason = "samples depend on one another"
     return "forward", reason
 
 

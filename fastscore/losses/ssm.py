@@ -28,6 +28,7 @@ from fastscore._support.checks import (
 )
 from fastscore._support.options import Option, documents, takes_options
 from fastscore.derivatives.closed_form import NoClosedForm
+from fastscore.derivatives.mixing import MixedSamples
 from fastscore.derivatives.projections import DISTRIBUTIONS, METHODS, Batch, Slicing
 from fastscore.losses._choice import choose_method, few_dimensions
 from fastscore.losses._levels import (
@@ -60,13 +61,28 @@ class Estimation(NamedTuple):
         if method == "auto":
             situation = (fn, model, batch.x, batch.args, self.slicing)
             method = choose_method(*situation)
-            if method == "exact" and not few_dimensions(batch.x, self.slicing):
-                try:
-                    return score_matching_term(fn, model, batch, None, closed=True), method
-                except NoClosedForm:  # the model is not what it was when this was chosen
-                    method = choose_method(*situation, again=True)
+            try:
+                return self._by(method, fn, model, batch, auto=True)
+            except NoClosedForm:  # the model is not what it was when this was chosen
+                method = choose_method(*situation, again=True)
+            except MixedSamples:
+                method = choose_method(*situation, again=True, mixed=True)
+        return self._by(method, fn, model, batch)
+
+    def _by(
+        self,
+        method: str,
+        fn: str,
+        model: Callable[..., Tensor],
+        batch: Batch,
+        *,
+        auto: bool = False,
+    ) -> tuple[Tensor, str]:
+        """``auto`` does not go to unit vectors where dimensions are many."""
         if method == "exact":
-            return score_matching_term(fn, model, batch, self.chunk_size), method
+            closed = auto and not few_dimensions(batch.x, self.slicing)
+            chunk_size = None if closed else self.chunk_size
+            return score_matching_term(fn, model, batch, chunk_size, closed=closed), method
         return METHODS[method](fn, model, batch, self.slicing).mean(), method
 
 

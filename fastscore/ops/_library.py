@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastscore._support.checks import fail, fail_type
+from fastscore._support.tangents import refuse_tangents
 
 try:
     from fastscore import _C
@@ -63,6 +64,7 @@ def _raise_type_error(fn: str, error: RuntimeError) -> NoReturn:
 
 def call(fn: str, op: Callable[..., Any], *args: Any) -> Any:
     """``op(*args)``; a wrong type is a TypeError, as everywhere else."""
+    refuse_tangents(fn, args)
     try:
         return op(*args)
     except RuntimeError as error:
@@ -89,6 +91,7 @@ def call_(
         op(out, *args)
         return out
     refuse_gradients(fn, names, (out, *args))
+    refuse_tangents(fn, (out, *args))
     try:
         op(out, *args)
     except RuntimeError as error:
@@ -167,6 +170,7 @@ class Differentiable(torch.autograd.Function):
     @classmethod
     def run(cls, fn: str, *args: Any) -> Any:
         """The op, recorded for autograd where that is on."""
+        refuse_tangents(fn, args)
         if traced():
             return cls.apply(*args)
         try:

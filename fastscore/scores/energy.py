@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,8 +11,11 @@ import torch
 from torch import Tensor
 
 from fastscore._support.checks import check_floating, describe, fail, fail_type
+from fastscore._support.eager import compiled_parts_run_eagerly
 from fastscore._support.inference import recordable, recording
 from fastscore._support.lending import lend, lent
+from fastscore._support.once import marked_once, only_once
+from fastscore._support.tangents import refuse_tangents
 from fastscore.conditioning import as_sigma, explained
 from fastscore.scores.adapters import Adapter
 
@@ -107,8 +111,11 @@ class EnergyScore(Adapter):
     def _gradient(
         self, x: Tensor, level: tuple[Tensor, ...], model_kwargs: dict[str, Any]
     ) -> Tensor:
+        refuse_tangents("EnergyScore", (x,))
         record = torch.is_grad_enabled()
-        with recording():
+        # Compiled code has no second derivatives.
+        eagerly = compiled_parts_run_eagerly() if record else contextlib.nullcontext()
+        with recording(), eagerly:
             x, level = recordable(x), tuple(map(recordable, level))
             # The caller's own tensor only where its graph has to go on through it.
             leaf = x if record and x.requires_grad else x.detach().requires_grad_()
@@ -116,12 +123,15 @@ class EnergyScore(Adapter):
             if not values.requires_grad:
                 fail("EnergyScore", "energy", "differentiable in x", "a value with no graph")
             (gradient,) = torch.autograd.grad(values.sum(), leaf, create_graph=record)
+            if record and marked_once(values).functions:
+                gradient = only_once(gradient, values)
         return gradient
 
     def _functional_gradient(
         self, x: Tensor, level: tuple[Tensor, ...], model_kwargs: dict[str, Any]
     ) -> Tensor:
-        values, pullback = torch.func.vjp(lambda at: self._values(at, level, model_kwargs), x)[:2]
+        result: Any = torch.func.vjp(lambda at: self._values(at, level, model_kwargs), x)
+        values, pullback = result
         return pullback(torch.ones_like(values))[0]
 
 

@@ -19,8 +19,10 @@ from fastscore._support.checks import (
     fail_type,
 )
 from fastscore._support.eager import compiled_parts_run_eagerly
+from fastscore._support.reach import Statistics
 from fastscore.derivatives.forward.forms import forms_of_layer, inner_products
-from fastscore.derivatives.forward.tensor import DualTensor, Run, Unsupported, evaluate, warn_once
+from fastscore.derivatives.forward.state import Unsupported, evaluate
+from fastscore.derivatives.forward.tensor import DualTensor, Run, warn_once
 from fastscore.derivatives.forward.whole import whole_model
 
 Model = Callable[..., Tensor]
@@ -76,9 +78,11 @@ def jvps(model: Model, x: Tensor, vs: Tensor, *args: Any, **kwargs: Any) -> tupl
     place, under autocast and in training mode.
 
     A function without a rule goes through ``torch.func.jvp`` on its own. Where that is not
-    possible (a custom ``autograd.Function``, compiled code, a model that differentiates inside
-    itself) the whole model does, and where ``torch.func.jvp`` fails on it, reverse mode is applied
-    twice. The result is the same; a ``UserWarning``, once in a process for each function, names it.
+    possible (a custom ``autograd.Function``, a model that differentiates inside itself) the whole
+    model does, and where ``torch.func.jvp`` fails on it or can't be trusted (TorchScript), reverse
+    mode is applied twice. The result is the same; a ``UserWarning``, once in a process for each
+    function, names it. What the model computes under ``torch.no_grad`` is a constant, as it is for
+    reverse mode.
 
     Output and tangents are differentiable: reverse mode through them gives the gradients of the
     model's parameters, of x and of vs.
@@ -96,6 +100,8 @@ def jvps(model: Model, x: Tensor, vs: Tensor, *args: Any, **kwargs: Any) -> tupl
         ValueError: vs is not of shape ``(M, *x.shape)``, or not of x's dtype or device; x is not
             of a floating-point dtype.
         TypeError: x or vs is not a tensor, or the model returns something else.
+        RuntimeError: reverse mode can't be applied twice either: a function has no second
+            derivative. (Of such a model :func:`quadratic_forms` takes one reverse pass.)
 
     Example:
         >>> import torch
@@ -145,7 +151,7 @@ def quadratic_forms(
     _check_tangents(fn, model, x, vs)
     if x.dim() < 1:
         fail(fn, "x", "of shape (batch, ...)", f"shape {tuple(x.shape)}")
-    result = _dual_output(fn, model, x, vs, args, kwargs, lazy=True)
+    result = _dual_output(fn, model, x, vs, args, kwargs, lazy=True, transposed=True)
     deferred = result.deferred if isinstance(result, DualTensor) else None
     shape = result.shape if isinstance(result, DualTensor) else result[0].shape
     if shape != x.shape:
@@ -198,17 +204,23 @@ def _dual_output(
     kwargs: dict[str, Any],
     *,
     lazy: bool,
+    transposed: bool = False,
 ) -> DualTensor | tuple[Tensor, Tensor]:
-    """The model's output as a dual tensor; as value and tangents where it needed another way."""
+    """The model's output as a dual tensor; as value and tangents where it needed another way.
+
+    With ``transposed`` these may be J'v in place of J v, where only v'J v is wanted.
+    """
     with compiled_parts_run_eagerly():
         if not _needs_another_way(model):
+            statistics = Statistics(model)
             try:
                 return _on_dual_tensors(fn, model, x, vs, args, kwargs, lazy)
             except Unsupported as error:
+                statistics.restore()
                 _remember(model)
                 message = f"can't be given tangents ({error}); the whole model goes another way"
                 warn_once(error.function, message)
-        return whole_model(fn, model, x, vs, args, kwargs)
+        return whole_model(fn, model, x, vs, args, kwargs, transposed=transposed)
 
 
 def _on_dual_tensors(
@@ -220,7 +232,7 @@ def _on_dual_tensors(
     kwargs: dict[str, Any],
     lazy: bool,
 ) -> DualTensor | tuple[Tensor, Tensor]:
-    run = Run(vs.shape[0], lazy=lazy)
+    run = Run(vs.shape[0], lazy=lazy, given=(model, args, kwargs))
     output = evaluate(model, DualTensor(_stack(x, vs), run), args, kwargs)
     if not isinstance(output, Tensor):
         fail_type(fn, "model", "a function that returns a tensor", output)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastscore.derivatives.forward.linear import DeferredLinear
+from fastscore.derivatives.forward.tensor import Deferred
 from fastscore.ops._library import Differentiable
 
 
@@ -99,8 +100,9 @@ def _rows(x: Tensor) -> Tensor:
     return x.flatten(0, -2)
 
 
-def forms_of_layer(layer: DeferredLinear, vs: Tensor) -> tuple[Tensor, Tensor]:
+def forms_of_layer(layer: Deferred, vs: Tensor) -> tuple[Tensor, Tensor]:
     """The layer's value and the forms of ``vs`` (M, B, ...) with its tangents."""
+    assert isinstance(layer, DeferredLinear)
     with torch.set_grad_enabled(layer.record and torch.is_grad_enabled()):
         output, forms, _ = FormsOfLayer.run(
             "quadratic_forms", layer.stacked, layer.weight, layer.bias, layer.finish(vs)

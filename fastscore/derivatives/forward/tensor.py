@@ -16,13 +16,20 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import CodeType, FrameType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from fastscore.derivatives.forward.state import (
+    CALLER,
+    Unsupported,
+    in_callers_mode,
+    model_is_without_gradients,
+    refuse_custom_function,
+)
 
 Rule = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
@@ -35,17 +42,16 @@ _LIBRARIES = tuple(
 
 # Where the functions that rules are written for live; None is a method of torch.Tensor.
 _MODULES = (None, "torch", "torch.functional", "torch.nn.functional", "torch._tensor")
-_IN_PLACE_DUNDERS = {"__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__", "__ipow__"}
-# The autograd.Function whose forward a code object is, or None.
-_FUNCTIONS: dict[CodeType, type | None] = {}
-
-
-class Unsupported(Exception):
-    """A function that can't be given tangents on its own: the whole model needs another way."""
-
-    def __init__(self, function: str, reason: str) -> None:
-        super().__init__(f"{function}: {reason}")
-        self.function = function
+_IN_PLACE_DUNDERS = frozenset(
+    f"__i{name}__"
+    for name in "add and div floordiv lshift mod mul or pow rshift sub truediv xor".split()  # noqa: SIM905
+)
+# What asks or says something of a tensor that is not its value.
+_NOT_OF_VALUES = frozenset(
+    """.data .grad .grad_fn .requires_grad .requires_grad= backward data_ptr detach numpy
+    register_hook requires_grad_ torch.autograd.backward torch.autograd.grad
+    untyped_storage""".split()  # noqa: SIM905
+)
 
 
 class Deferred(Protocol):
@@ -60,24 +66,51 @@ class Run:
     Attributes:
         tangents: M.
         lazy: whether linear layers wait until their result is read.
+        given: the model and its arguments.
         detached: whether the model has taken a value away from its tangents.
     """
 
-    def __init__(self, tangents: int, *, lazy: bool = False) -> None:
+    def __init__(
+        self, tangents: int, *, lazy: bool = False, given: tuple[Any, ...] = (None,)
+    ) -> None:
         self.tangents = tangents
         self.lazy = lazy
-        self.detached = False
+        self.given = given
+        self._detached = False
         self._alive: dict[int, weakref.ref[DualTensor]] = {}
+
+    @property
+    def detached(self) -> bool:
+        return self._detached
+
+    @detached.setter
+    def detached(self, value: bool) -> None:
+        """A value that has left may be written to unseen: nothing waits any longer."""
+        self._detached = value
+        if value and self.lazy:
+            self.lazy = False
+            self._living()
 
     def remember(self, x: DualTensor) -> None:
         self._alive[id(x)] = weakref.ref(x)
 
     def has_alias(self, x: DualTensor) -> bool:
         """Whether another living dual tensor sees the memory of ``x``."""
-        living = [ref() for ref in tuple(self._alive.values())]
-        # Reading all of them also settles what is deferred, before its input can change.
-        others = [other.stacked for other in living if other is not None and other is not x]
-        return any(torch._C._is_alias_of(other, x.stacked) for other in others)
+        living = self._living()
+        return any(_is_alias_of(other.stacked, x.stacked) for other in living if other is not x)
+
+    def shares_memory(self, x: Tensor) -> bool:
+        """Whether a living dual tensor sees the memory of ``x``, a plain tensor."""
+        return any(_is_alias_of(other.stacked, x) for other in self._living())
+
+    def _living(self) -> list[DualTensor]:
+        living = [x for ref in tuple(self._alive.values()) if (x := ref()) is not None]
+        for x in living:
+            x.stacked  # noqa: B018  settles what is deferred, before its input can change
+        return living
+
+
+_is_alias_of: Callable[[Tensor, Tensor], bool] = torch._C._is_alias_of  # type: ignore[attr-defined]
 
 
 class DualTensor(torch.Tensor):
@@ -103,6 +136,7 @@ class DualTensor(torch.Tensor):
     def stacked(self) -> Tensor:
         """``(1 + M, ...)``: the value, then the tangents."""
         if self.materialised is None:
+            assert self.deferred is not None
             self.materialised = self.deferred.evaluate()
             self.deferred = None
         return self.materialised
@@ -128,23 +162,21 @@ class DualTensor(torch.Tensor):
         kwargs = {} if kwargs is None else dict(kwargs)
         if not args and "input" in kwargs:
             args = (kwargs.pop("input"),)
-        name, answer = _find(func)
-        if answer is _metadata:
+        name, answer = find(func)
+        if answer is metadata:
             return answer(func, args, kwargs)
-        if not torch.is_grad_enabled():
-            _refuse_custom_function()
+        if model_is_without_gradients():
+            refuse_custom_function()
+            if name not in _NOT_OF_VALUES:
+                return _without_gradients(name, func, args, kwargs)
         if kwargs.get("out") is not None:
             raise Unsupported(name, "it writes into a tensor given as out=")
-        if kwargs.get("inplace", False):
-            return _in_place(name, answer, func, args, {**kwargs, "inplace": False})
-        if answer is not None:
-            return answer(func, args, kwargs)
-        if name in _IN_PLACE_DUNDERS or (name.endswith("_") and not name.endswith("__")):
-            return _in_place(name, *_out_of_place(name, func), args, kwargs)
-        return by_forward_ad(func, args, kwargs, name=name)
+        if is_in_place(name, kwargs) and not isinstance(args[0], DualTensor):
+            return _write(name, answer, func, args, kwargs)
+        return in_callers_mode(_answer, name, answer, func, args, kwargs)
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls,
         func: Callable[..., Any],
         types: Iterable[type],
@@ -152,6 +184,75 @@ class DualTensor(torch.Tensor):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         raise Unsupported(str(func), "it is called from compiled code")
+
+
+def _answer(
+    name: str,
+    answer: Rule | None,
+    func: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """By the function's rule, by that of its sibling out of place, or by torch.func.jvp."""
+    if kwargs.get("inplace", False):
+        return _in_place(name, answer, func, args, {**kwargs, "inplace": False})
+    if answer is not None:
+        return answer(func, args, kwargs)
+    if is_in_place(name, kwargs):
+        return _in_place(name, *_out_of_place(name, func), args, kwargs)
+    if name[0] == "." and name[-1] == "=":
+        raise Unsupported(name, "it sets what a tensor is")
+    return by_forward_ad(func, args, kwargs, name=name)
+
+
+def is_in_place(name: str, kwargs: dict[str, Any]) -> bool:
+    """Whether a function of this name writes into its first argument."""
+    if name[-1] != "_":
+        return bool(kwargs.get("inplace", False))
+    return name in _IN_PLACE_DUNDERS or name == "__setitem__" or not name.endswith("__")
+
+
+def _without_gradients(
+    name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """A constant, as it is for reverse mode; what is written into a tensor is a value alone."""
+    run = run_of(args, kwargs)
+    run.detached = True  # also settles what is deferred
+    primals: dict[int, DualTensor] = {}
+
+    def value(x: Any) -> Any:
+        if not isinstance(x, DualTensor):
+            return x
+        primal = x.primal
+        primals[id(primal)] = x
+        return primal
+
+    values, named = tree_map(value, args), tree_map(value, kwargs)
+    if torch.is_inference_mode_enabled() and not CALLER.inference:
+        # Autograd could not go on with a tensor made in inference mode.
+        with torch.inference_mode(False), torch.no_grad():
+            result = func(*values, **named)
+    else:
+        result = func(*values, **named)
+    return tree_map(lambda x: primals.get(id(x), x), result)  # what was written into
+
+
+def _write(
+    name: str,
+    answer: Rule | None,
+    func: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """A write into a tensor without tangents."""
+    target = args[0]
+    if isinstance(target, Tensor) and not _is_float(target):  # whole numbers have none
+        return _without_gradients(name, func, args, kwargs)
+    from fastscore.derivatives.forward.writes import written_target
+
+    dual = written_target(run_of(args, kwargs), name, target)
+    result = in_callers_mode(_answer, name, answer, func, (dual, *args[1:]), kwargs)
+    return target if result is dual else result
 
 
 def rule(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -175,18 +276,19 @@ def rules(names: str | Iterable[str]) -> Callable[[Rule], Rule]:
     return register
 
 
-def _find(func: Callable[..., Any]) -> tuple[str, Rule | None]:
+def find(func: Callable[..., Any]) -> tuple[str, Rule | None]:
     try:
         return _FOUND[func]
     except (KeyError, TypeError):
         pass
-    name = getattr(func, "__name__", None) or str(func)
+    name: str = getattr(func, "__name__", None) or str(func)
     module = getattr(func, "__module__", None)
     if name in ("__get__", "__set__"):
         # A property: ".shape", and ".data=" for setting one.
-        name = "." + func.__self__.__name__ + ("=" if name == "__set__" else "")
-        found = _RULES.get(name, _metadata if name[-1] != "=" else None)
-    elif module in _MODULES or module.startswith("torch._C"):
+        attribute = getattr(func, "__self__").__name__  # noqa: B009
+        name = f".{attribute}{'=' if name == '__set__' else ''}"
+        found = _RULES.get(name, metadata if name[-1] != "=" else None)
+    elif module in _MODULES or str(module).startswith("torch._C"):
         found = _RULES.get(name)
     else:
         name, found = f"{module}.{name}", _RULES.get(f"{module}.{name}")
@@ -195,7 +297,7 @@ def _find(func: Callable[..., Any]) -> tuple[str, Rule | None]:
     return name, found
 
 
-def _metadata(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def metadata(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Shape, dtype, device and the like, which the dual tensor itself has."""
     with torch._C.DisableTorchFunctionSubclass():
         return func(*args, **kwargs)
@@ -204,42 +306,7 @@ def _metadata(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
 rules(
     """size dim ndimension numel nelement is_floating_point is_complex get_device element_size
     is_same_size is_tensor is_signed __hash__"""
-)(_metadata)
-
-
-def _refuse_custom_function() -> None:
-    """Refuse to look inside a custom autograd.Function.
-
-    Its forward runs with gradients off, so that a graph made there would be lost, and what it does
-    to a tangent is for its own backward to say. No hook of PyTorch's tells, so the call stack does:
-    by the frame of forward, since that of apply is not Python's in every version of PyTorch.
-    """
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None and frame.f_code is not evaluate.__code__:
-        code = frame.f_code
-        if code not in _FUNCTIONS:
-            _FUNCTIONS[code] = _function_of(code)
-        function = _FUNCTIONS[code]
-        if function is not None:
-            raise Unsupported(function.__qualname__, "it is an autograd.Function")
-        frame = frame.f_back
-
-
-def _function_of(code: CodeType) -> type | None:
-    left = [torch.autograd.Function]
-    while left:
-        function = left.pop()
-        if getattr(function.forward, "__code__", None) is code:
-            return function
-        left.extend(function.__subclasses__())
-    return None
-
-
-def evaluate(
-    model: Callable[..., Any], x: DualTensor, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    """``model(x, *args, **kwargs)``, in a frame of its own that bounds the search above."""
-    return model(x, *args, **kwargs)
+)(metadata)
 
 
 def _out_of_place(name: str, func: Callable[..., Any]) -> tuple[Rule | None, Callable[..., Any]]:
@@ -387,20 +454,21 @@ def by_forward_ad(
 
     try:
         with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no forward mode
-            along_all = torch.func.vmap(along, out_dims=(None, 0), randomness="same")
+            outputs: Any = (None, 0)
+            along_all = torch.func.vmap(along, out_dims=outputs, randomness="same")
             values, slopes = along_all(*tangents)
     except Exception as error:
         reason = f"torch.func.jvp raises {type(error).__name__}: {error}".splitlines()[0]
-        raise Unsupported(name or getattr(func, "__name__", str(func)), reason) from error
+        raise Unsupported(name or str(getattr(func, "__name__", func)), reason) from error
     if name is not None:
         warn_once(name, f"has no rule; its tangents come from torch.func.jvp of {name} alone")
     # An output of integers, such as the indices of a maximum, has no tangent.
-    duals = iter(
+    results = iter(
         join(value, slope, run) if value.is_floating_point() or value.is_complex() else value
         for value, slope in zip(values, slopes, strict=True)
     )
     spec, others = structure
-    return tree_unflatten([next(duals) if x is Tensor else x for x in others], spec)
+    return tree_unflatten([next(results) if x is Tensor else x for x in others], spec)
 
 
 def warn_once(function: str, message: str) -> None:

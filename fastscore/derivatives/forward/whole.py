@@ -9,58 +9,134 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from fastscore._support.checks import fail_type
 from fastscore._support.inference import recordable, recording
+from fastscore._support.once import marked_once, only_once, refuse
+from fastscore._support.reach import Statistics
+from fastscore._support.tangents import refuse_tangents
+from fastscore.derivatives.forward.state import (
+    Unsupported,
+    custom_function,
+    evaluate,
+    model_is_without_gradients,
+)
 from fastscore.derivatives.forward.tensor import warn_once
+
+Model = Callable[..., Tensor]
 
 
 def whole_model(
     fn: str,
-    model: Callable[..., Tensor],
+    model: Model,
     x: Tensor,
     vs: Tensor,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    *,
+    transposed: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Output and tangents by torch.func.jvp or, where a function has no forward mode, by reverse
-    mode applied twice."""
+    mode: applied twice or, with ``transposed``, once for J'v in place of J v."""
 
-    def call(point: Tensor) -> Tensor:
+    def call(point: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         with differentiable_to_third_order():
             output = model(point, *args, **kwargs)
         if not isinstance(output, Tensor):
             fail_type(fn, "model", "a function that returns a tensor", output)
         return output
 
+    if not torch._C._are_functorch_transforms_active():
+        refuse_tangents(fn, (x, vs))
+    statistics = Statistics(model)
     try:
-        return _forward(call, x, vs)
+        return _forward(call, x, vs, args, kwargs)
     except Exception:  # whatever a transform can't do; an error of the model's own comes again
-        return _reverse_twice(call, x, vs)
+        statistics.restore()
+        reverse = _reverse_once if transposed else _reverse_twice
+        return reverse(fn, lambda point: call(point, *args, **kwargs), x, vs)
 
 
-def _forward(call: Callable[[Tensor], Tensor], x: Tensor, vs: Tensor) -> tuple[Tensor, Tensor]:
-    def along(v: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.func.jvp(call, (x,), (v,))
-
-    return torch.func.vmap(along, out_dims=(None, 0), randomness="same")(vs)
-
-
-def _reverse_twice(
-    call: Callable[[Tensor], Tensor], x: Tensor, vs: Tensor
+def _forward(
+    call: Model, x: Tensor, vs: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
+    def guarded(point: Tensor) -> Tensor:
+        with _WithoutConstants():
+            return evaluate(call, point, args, kwargs)
+
+    def along(v: Tensor) -> Any:
+        return torch.func.jvp(guarded, (x,), (v,))
+
+    outputs: Any = (None, 0)
+    output, tangents = torch.func.vmap(along, out_dims=outputs, randomness="same")(vs)
+    if torch.is_grad_enabled():
+        return output, tangents
+    return output.detach(), tangents.detach()  # the model itself has run with gradients on
+
+
+class _WithoutConstants(TorchFunctionMode):
+    """Stops where the model computes with gradients off.
+
+    That is a constant to reverse mode, but torch.func.jvp goes on with its tangents.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if (
+            model_is_without_gradients()
+            and any(map(_has_tangent, tree_leaves((args, kwargs))))
+            and custom_function() is None
+        ):
+            raise Unsupported(str(func), "gradients are off")
+        return func(*args, **kwargs)
+
+
+def _has_tangent(x: Any) -> bool:
+    return isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None
+
+
+def _reverse_twice(fn: str, call: Model, x: Tensor, vs: Tensor) -> tuple[Tensor, Tensor]:
     """J v as the derivative of u -> J' u, which is linear, along v."""
     record = torch.is_grad_enabled()
     with recording():
         x, vs = recordable(x), recordable(vs)
         point = x if x.requires_grad else x.detach().requires_grad_()
         output = call(point)
+        if any(marked_once(output)):
+            refuse(fn)
         u = torch.zeros_like(output, requires_grad=True)
         pulled = _gradient(output, point, u, create_graph=True)
         tangents = torch.stack([_gradient(pulled, u, v, create_graph=record) for v in vs])
     return (output, tangents) if record else (output.detach(), tangents.detach())
+
+
+def _reverse_once(fn: str, call: Model, x: Tensor, vs: Tensor) -> tuple[Tensor, Tensor]:
+    """The output and J'v, where only v'(J'v) = v'(J v) is wanted."""
+    record = torch.is_grad_enabled()
+    with recording():
+        x, vs = recordable(x), recordable(vs)
+        point = x if record and x.requires_grad else x.detach().requires_grad_()
+        output = call(point)
+        if output.shape != x.shape:  # for the caller to refuse
+            return output, torch.zeros_like(vs)
+        once = marked_once(output)
+        if once.derivatives:
+            refuse(fn)
+        vs = vs.to(output.dtype)
+        products = torch.stack([_gradient(output, point, v, create_graph=record) for v in vs])
+        if record and once.functions:
+            products = only_once(products, output)
+    return (output, products) if record else (output.detach(), products.detach())
 
 
 def _gradient(output: Tensor, at: Tensor, along: Tensor, *, create_graph: bool) -> Tensor:
