@@ -123,7 +123,7 @@ def alpha_dropout(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
 
 
 @rules(
-    """amax amin aminmax cosine_similarity cummax cummin cumprod dist index_fill index_put kthvalue
+    """amax amin aminmax cosine_similarity cummax cummin dist index_put kthvalue
     linalg_inv linalg_matrix_norm linalg_norm linalg_vector_norm local_response_norm
     logsumexp lp_pool1d lp_pool2d lp_pool3d max median min multi_head_attention_forward nanmean
     nansum norm normalize pairwise_distance prod scatter sort std std_mean topk var
