@@ -2,6 +2,7 @@
 
 from fastscore.derivatives.forward import (  # noqa: F401  rules
     attention,
+    elementary,
     elementwise,
     linear,
     norms,

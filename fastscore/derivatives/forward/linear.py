@@ -295,6 +295,16 @@ def solve_ex(A: Any, B: Any, *, left: bool = True, check_errors: bool = False) -
     return type(plain)((solve(A, B, left=left), plain.info))
 
 
+@rule("linalg_tensorsolve")
+def tensorsolve(A: Any, B: Any, dims: Any = None) -> Any:
+    if dims is not None:
+        dims = [d % A.dim() for d in ([dims] if isinstance(dims, int) else dims)]
+        A = A.permute(*(d for d in range(A.dim()) if d not in dims), *dims)
+    check_as_plain(torch.linalg.tensorsolve, A, B)
+    matrix = A.reshape(B.numel(), B.numel())
+    return torch.linalg.solve(matrix, B.reshape(-1)).reshape(A.shape[B.dim() :])
+
+
 @rules("det linalg_det logdet slogdet linalg_slogdet")
 def determinant(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """log |det A| has the tangents tr(A^-1 Adot)."""

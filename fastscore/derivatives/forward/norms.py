@@ -18,7 +18,14 @@ from torch import Tensor
 
 from fastscore.derivatives.forward.linear import add_to_value
 from fastscore.derivatives.forward.plain import check_as_plain, value_of
-from fastscore.derivatives.forward.tensor import DualTensor, Unsupported, is_dual, rule, rules
+from fastscore.derivatives.forward.tensor import (
+    DualTensor,
+    Unsupported,
+    by_forward_ad,
+    is_dual,
+    rule,
+    rules,
+)
 from fastscore.ops._library import Differentiable
 
 
@@ -223,6 +230,9 @@ def _batch_norm(
     eps: float = 1e-5,
 ) -> Any:
     size, parameters = input.shape, (running_mean, running_var, weight, bias)
+    if len(size) < 2:  # without elements
+        rest = (training, 0.0 if momentum is None else momentum, eps)
+        return by_forward_ad(F.batch_norm, (input, *parameters, *rest), {})
     too_few = training and (eps <= 0 or size[1:2].numel() >= input.numel())
     no_statistics = not training and (running_mean is None or running_var is None)
     if too_few or no_statistics or _unlike(size[1:2], *parameters):

@@ -218,10 +218,12 @@ def masked_fill(input: Any, mask: Any, value: Any) -> Any:
     return join(primal.masked_fill(mask, value), tangents.masked_fill(mask, 0), input.run)
 
 
-@rule("index_fill")
-def index_fill(input: Any, dim: int, index: Any, value: Any) -> Any:
-    mask = torch.zeros(input.shape, dtype=torch.bool, device=input.device)
-    return torch.masked_fill(input, mask.index_fill(dim, index, True), value)
+@rule("as_strided_scatter")
+def as_strided_scatter(input: Any, src: Any, *args: Any, **kwargs: Any) -> Any:
+    def scatter(input: Tensor, src: Tensor) -> Tensor:  # which counts from the start of the memory
+        return torch.as_strided_scatter(input.clone(), src, *args, **kwargs)
+
+    return over_tangents(scatter, (input, src), {})
 
 
 @rules(
@@ -236,7 +238,8 @@ def convert(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
     formats = [x for x in (*rest, *kwargs.values()) if isinstance(x, torch.memory_format)]
     if formats and formats[0] not in (torch.preserve_format, torch.contiguous_format):
         # The others are for values of four or five dimensions, as the stacked tensor is not.
-        func(torch.empty(input.shape, device="meta"), *rest, **kwargs)
+        if input.dim() != (4 if formats[0] == torch.channels_last else 5):
+            return func(input.primal, *rest, **kwargs)  # which raises
         merged = func(input.stacked.flatten(0, 1), *rest, **kwargs)
         result = merged.unflatten(0, (1 + input.run.tangents, -1))
     else:
@@ -301,3 +304,24 @@ def cumprod(input: Any, dim: int, *, dtype: torch.dtype | None = None) -> Any:
             x = torch.cat([x.narrow(dim, 0, reach), products], dim)
             reach *= 2
     return join(value, x.parts()[1], x.run)
+
+
+@rules("unique unique_consecutive")
+def unique(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A selection: of equal elements, one passes its tangents on."""
+    input, *rest = args
+    names = ("sorted", "return_inverse", "return_counts", "dim")
+    options = {**dict(zip(names[func.__name__ != "unique" :], rest, strict=False)), **kwargs}
+    dim = options.get("dim")
+    values, inverse, *counts = func(input.primal, **{**options, "return_inverse": True})
+    length = values.shape[0 if dim is None else dim]
+    at = inverse.flatten()
+    place = at.new_zeros(length).scatter_(0, at, torch.arange(len(at), device=at.device))
+    selected = input.reshape(-1)[place] if dim is None else input.index_select(dim, place)
+    results = (selected, *([inverse] if options.get("return_inverse") else []), *counts)
+    return results if len(results) > 1 else selected
+
+
+@rule("as_strided_")
+def as_strided_(*args: Any, **kwargs: Any) -> Any:
+    raise Unsupported("as_strided_", "it changes the shape of a tensor in place")

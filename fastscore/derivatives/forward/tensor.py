@@ -387,7 +387,7 @@ def by_forward_ad(
 
     try:
         with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no forward mode
-            values, slopes = _along_all(along, tangents)
+            values, slopes = along_all(along, tangents)
     except Exception as error:
         reason = f"torch.func.jvp raises {type(error).__name__}: {error}".splitlines()[0]
         raise Unsupported(name or getattr(func, "__name__", str(func)), reason) from error
@@ -402,16 +402,20 @@ def by_forward_ad(
     return tree_unflatten([next(duals) if x is Tensor else x for x in others], spec)
 
 
-def _along_all(along: Callable[..., Any], tangents: tuple[Tensor, ...]) -> Any:
+def along_all(along: Callable[..., Any], tangents: tuple[Tensor, ...]) -> Any:
     """Values and slopes along all tangents at once or, for what vmap can't do, one by one."""
     try:
         return torch.func.vmap(along, out_dims=(None, 0), randomness="same")(*tangents)  # type: ignore[arg-type]
     except Exception:  # whatever a transform can't do; an error of the function's own comes again
-        values, slopes = zip(*(along(*each) for each in zip(*tangents, strict=True)), strict=True)
-        for first, *others in zip(*values, strict=True):
+        results = [along(*each) for each in zip(*tangents, strict=True)]
+        values, slopes = ([tree_flatten(x) for x in each] for each in zip(*results, strict=True))
+        for first, *others in zip(*(leaves for leaves, _ in values), strict=True):
             if not all(torch.allclose(first, other, equal_nan=True) for other in others):
                 raise  # it is random
-        return values[0], [torch.stack(each) for each in zip(*slopes, strict=True)]
+        stacked = [
+            torch.stack(each) for each in zip(*(leaves for leaves, _ in slopes), strict=True)
+        ]
+        return results[0][0], tree_unflatten(stacked, slopes[0][1])
 
 
 def warn_once(function: str, message: str) -> None:

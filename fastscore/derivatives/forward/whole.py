@@ -14,7 +14,8 @@ from torch.overrides import TorchFunctionMode
 
 from fastscore._support.checks import fail_type
 from fastscore._support.inference import recordable, recording
-from fastscore.derivatives.forward.tensor import warn_once
+from fastscore.derivatives.forward.elementary import ELEMENTARY
+from fastscore.derivatives.forward.tensor import along_all, warn_once
 
 
 def whole_model(
@@ -43,9 +44,12 @@ def whole_model(
 
 def _forward(call: Callable[[Tensor], Tensor], x: Tensor, vs: Tensor) -> tuple[Tensor, Tensor]:
     def along(v: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.func.jvp(call, (x,), (v,))
+        output, tangent = torch.func.jvp(call, (x,), (v,))[:2]
+        if tangent.shape != output.shape:  # as after some changes of a shape in place
+            raise RuntimeError("torch.func.jvp has lost the tangent's shape")
+        return output, tangent
 
-    return torch.func.vmap(along, out_dims=(None, 0), randomness="same")(vs)
+    return along_all(along, (vs,))
 
 
 def _reverse_twice(
@@ -136,9 +140,10 @@ def _rms_norm(
     eps: float | None = None,
 ) -> Tensor:
     dims = tuple(range(-len(normalized_shape), 0))
-    eps = torch.finfo(input.dtype).eps if eps is None else eps
-    out = input * torch.rsqrt(input.square().mean(dims, keepdim=True) + eps)
-    return _affine(out, weight, None)
+    full = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
+    eps = torch.finfo(full.dtype).eps if eps is None else eps
+    out = full * torch.rsqrt(full.square().mean(dims, keepdim=True) + eps)
+    return _affine(out, weight, None).to(input.dtype)
 
 
 def _channel_norm(
@@ -176,6 +181,7 @@ def _glu(input: Tensor, dim: int = -1) -> Tensor:
 
 
 _ELEMENTARY: dict[Any, Callable[..., Any]] = {
+    **ELEMENTARY,
     F.batch_norm: _channel_norm(F.batch_norm, over_batch=(0,)),
     F.glu: _glu,
     F.instance_norm: _channel_norm(F.instance_norm, over_batch=()),
