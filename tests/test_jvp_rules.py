@@ -379,7 +379,7 @@ def test_binary(name: str) -> None:
 
 QUERIES = """all any argmax argmin argsort ceil count_nonzero empty_like floor isfinite isinf isnan
     isneginf isposinf isreal logical_not nonzero ones_like rand_like randn_like sgn sign signbit
-    trunc unique zeros_like"""
+    trunc zeros_like"""
 COMPARISONS = """allclose eq equal floor_divide ge greater greater_equal gt isclose le less
     less_equal logical_and logical_or logical_xor lt ne not_equal"""
 

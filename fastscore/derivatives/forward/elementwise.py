@@ -8,9 +8,11 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastscore.derivatives.forward.linear import add_to_value, align, scaled
+from fastscore.derivatives.forward.plain import check_as_plain, value_of
 from fastscore.derivatives.forward.tensor import (
     DualTensor,
     as_function_of,
@@ -63,6 +65,8 @@ def elu(input: Any, alpha: float = 1.0, inplace: bool = False) -> Any:
 
 @rule("gelu")
 def gelu(input: Any, *, approximate: str = "none") -> Any:
+    if approximate not in ("none", "tanh"):
+        check_as_plain(F.gelu, input, approximate=approximate)
     return _activate(input, "gelu", approximate=approximate)
 
 
@@ -73,12 +77,33 @@ def leaky_relu(input: Any, negative_slope: float = 0.01, inplace: bool = False) 
 
 @rule("glu")
 def glu(input: Any, dim: int = -1) -> Any:
+    if input.dim() == 0 or input.shape[dim] % 2:
+        check_as_plain(F.glu, input, dim)
     value, gate = input.chunk(2, dim)
     return value * torch.sigmoid(gate)
 
 
+@rule("prelu")
+def prelu(input: Any, weight: Any) -> Any:
+    channels = input.shape[1] if input.dim() > 1 else 1
+    if weight.dim() > 1 or weight.numel() not in (1, channels) or weight.dtype != input.dtype:
+        check_as_plain(torch.prelu, input, weight)
+    if not isinstance(weight, DualTensor):
+        return elementwise(torch.prelu, (input, weight), {})
+    weight = weight.reshape(-1, *(1,) * (input.dim() - 2)) if input.dim() > 1 else weight.sum()
+    return torch.where(input > 0, input, weight * input)
+
+
 def _rank(*values: Any) -> int:
     return max(x.dim() for x in values if isinstance(x, Tensor))
+
+
+def promoted(a: Any, b: Any) -> tuple[Any, Any]:
+    """Both in the dtype of their sum, which a value without dimensions does not decide."""
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)) or a.dtype == b.dtype:
+        return a, b
+    dtype = torch.result_type(value_of(a), value_of(b))
+    return a.to(dtype), b.to(dtype)
 
 
 @rule("add", "__add__", "__radd__")
@@ -87,6 +112,7 @@ def add(input: Any, other: Any, *, alpha: float = 1) -> Any:
         other = other * alpha
     if not isinstance(input, DualTensor):
         input, other = other, input
+    input, other = promoted(input, other)
     run = input.run
     rank = _rank(input, other)
     if isinstance(other, DualTensor):
@@ -115,6 +141,7 @@ def mul(input: Any, other: Any) -> Any:
     deferred = scaled(input, other, torch.mul)
     if deferred is not None:
         return deferred
+    input, other = promoted(input, other)
     run = input.run
     if not isinstance(other, Tensor):
         return DualTensor(input.stacked * other, run)
@@ -131,11 +158,11 @@ def mul(input: Any, other: Any) -> Any:
 def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Any:
     if rounding_mode is not None:
         # Piecewise constant: the slope is 0 wherever there is one.
-        values = (x.primal if isinstance(x, DualTensor) else x for x in (input, other))
-        return torch.div(*values, rounding_mode=rounding_mode)
+        return torch.div(value_of(input), value_of(other), rounding_mode=rounding_mode)
     deferred = scaled(input, other, torch.div)
     if deferred is not None:
         return deferred
+    input, other = promoted(input, other)
     if not isinstance(other, DualTensor):
         rank = _rank(input, other)
         return DualTensor(align(input.stacked, rank) / other, input.run)
@@ -216,7 +243,7 @@ def with_slope(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
     """acos acosh addcdiv addcmul arccos arccosh arcsin arcsinh arctan arctan2 arctanh asin asinh
     atan atan2 atanh celu clamp clamp_max clamp_min clip copysign digamma erfc erfinv exp2 fmax
     fmin fmod frac hardshrink hardswish hardtanh hypot i0 ldexp lerp lgamma log10 log2
-    logaddexp logaddexp2 logit maximum minimum mish nan_to_num prelu relu6 remainder selu sinc
+    logaddexp logaddexp2 logit maximum minimum mish nan_to_num relu6 remainder selu sinc
     softshrink softsign special_digamma special_entr special_erf special_erfc special_erfinv
     special_exp2 special_expm1 special_gammaln special_i0 special_log1p special_log_ndtr
     special_logit special_ndtr special_ndtri special_psi special_sinc special_xlog1py
@@ -238,6 +265,7 @@ def elementwise(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
 
     terms = []
     for i, at in enumerate(values):
-        value, slope = torch.func.jvp(partial(with_argument, i), (at,), (torch.ones_like(at),))
-        terms.append(slope * align(tangents[i], value.dim()))
+        along = (torch.ones_like(at),)
+        value, slope = torch.func.jvp(partial(with_argument, i), (at,), along)[:2]
+        terms.append((slope * align(tangents[i], value.dim())).to(value.dtype))
     return join(value, sum(terms[1:], terms[0]), duals[0].run)

@@ -13,10 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastscore.derivatives.forward.plain import check_as_plain, value_of
 from fastscore.derivatives.forward.tensor import (
     DualTensor,
     Run,
     by_forward_ad,
+    is_dual,
     join,
     rule,
     rules,
@@ -115,13 +117,26 @@ def scaled(x: Any, factor: Any, operation: Callable[[Any, Any], Tensor]) -> Dual
 
 @rule("linear")
 def linear(input: Any, weight: Any, bias: Any = None) -> Any:
-    if isinstance(weight, DualTensor) or isinstance(bias, DualTensor):
-        out = matmul(input, weight.mT if weight.dim() > 1 else weight)
-        return out if bias is None else out + bias
+    if not isinstance(input, DualTensor) or is_dual(weight) or is_dual(bias):
+        return _with_offset(F.linear, _matrix_product(input, weight), input, weight, bias)
     run = input.run
     if run.lazy and weight.dim() == 2 and not torch.is_autocast_enabled(input.device.type):
         return DeferredLinear(input.stacked, weight, bias, torch.is_grad_enabled()).result(run)
     return DualTensor(add_bias(F.linear(input.stacked, weight), bias), run)
+
+
+def _matrix_product(input: Any, weight: Any) -> Any:
+    return torch.matmul(input, weight.mT if weight.dim() > 1 else weight)
+
+
+def _with_offset(func: Callable[..., Any], out: Any, *args: Any) -> Any:
+    """``out`` plus the last argument of ``func``, which must not change its shape."""
+    bias = args[-1]
+    if bias is None:
+        return out
+    if torch.broadcast_shapes(out.shape, bias.shape) != out.shape:
+        check_as_plain(func, *args)
+    return out + bias
 
 
 @rules(f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3))
@@ -152,7 +167,7 @@ def align(stacked: Tensor, rank: int) -> Tensor:
     return stacked if missing <= 0 else stacked[(slice(None), *(None,) * missing)]
 
 
-@rule("matmul", "__matmul__", "mm", "bmm", "mv", "dot")
+@rule("matmul", "__matmul__")
 def matmul(input: Any, other: Any) -> Any:
     if other.dim() == 1:
         return matmul(input, other.unsqueeze(-1)).squeeze(-1)
@@ -170,14 +185,46 @@ def matmul(input: Any, other: Any) -> Any:
     return join(torch.matmul(value, other_value), slopes, input.run)
 
 
+_RANKS = {"mm": (2, 2), "bmm": (3, 3), "mv": (2, 1), "dot": (1, 1)}
+
+
+@rules(_RANKS)
+def matmul_of_rank(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """:func:`matmul` of matrices, of vectors, or of batches that do not broadcast."""
+    first, second = (*args, *kwargs.values())
+    of_batches = first.dim() == 3 and first.shape[0] != second.shape[0]
+    if (first.dim(), second.dim()) != _RANKS[func.__name__] or of_batches:
+        check_as_plain(func, first, second)
+    return matmul(first, second)
+
+
 @rule("__rmatmul__")
 def rmatmul(input: Any, other: Any) -> Any:
     return matmul(other, input)
 
 
-@rule("addmm", "baddbmm", "addmv")
-def addmm(input: Any, mat1: Any, mat2: Any, *, beta: float = 1, alpha: float = 1) -> Any:
-    return input * beta + matmul(mat1, mat2) * alpha
+@rules("addmm baddbmm addmv")
+def addmm(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return _addmm(func, *args, **kwargs)
+
+
+def _addmm(
+    func: Callable[..., Any],
+    input: Any,
+    first: Any,
+    second: Any,
+    *,
+    beta: float = 1,
+    alpha: float = 1,
+) -> Any:
+    product = {"addmm": torch.mm, "baddbmm": torch.bmm, "addmv": torch.mv}[func.__name__]
+    out = product(first, second)
+    if torch.broadcast_shapes(input.shape, out.shape) != out.shape or input.dtype != out.dtype:
+        check_as_plain(func, input, first, second)
+    out = out if alpha == 1 else out * alpha
+    if beta == 0:  # whatever the input holds, NaN included
+        return out
+    return out + (input if beta == 1 else input * beta)
 
 
 @rule("einsum")
@@ -191,8 +238,11 @@ def einsum(equation: str, *operands: Any) -> Any:
 
 @rule("bilinear")
 def bilinear(input1: Any, input2: Any, weight: Any, bias: Any = None) -> Any:
-    out = einsum("...i,oij,...j->...o", input1, weight, input2)
-    return out if bias is None else out + bias
+    sizes = (*input1.shape[:-1], input1.shape[-1], input2.shape[-1])
+    if sizes != (*input2.shape[:-1], *weight.shape[1:]):
+        check_as_plain(F.bilinear, input1, input2, weight, bias)
+    out = torch.einsum("...i,oij,...j->...o", input1, weight, input2)
+    return _with_offset(F.bilinear, out, input1, input2, weight, bias)
 
 
 @rules(["outer", "ger", "inner", "tensordot", "kron", "vdot", "cross", "linalg_cross"])
@@ -214,8 +264,8 @@ def _multilinear(func: Callable[..., Tensor], operands: Sequence[Any]) -> DualTe
 
     if len(duals) == 1:
         return DualTensor(with_operand(duals[0], operands[duals[0]].stacked), run)
-    slopes = sum(with_operand(i, operands[i].parts()[1]) for i in duals)
-    return join(func(*values), slopes, run)
+    first, *others = (with_operand(i, operands[i].parts()[1]) for i in duals)
+    return join(func(*values), sum(others, first), run)
 
 
 @rule("linalg_solve")
@@ -226,7 +276,7 @@ def solve(A: Any, B: Any, *, left: bool = True) -> Any:
     if B.dim() == 1 or B.shape == A.shape[:-1]:
         return solve(A, B.unsqueeze(-1)).squeeze(-1)
     run = (A if isinstance(A, DualTensor) else B).run
-    matrix, vectors = (x.primal if isinstance(x, DualTensor) else x for x in (A, B))
+    matrix, vectors = value_of(A), value_of(B)
     solution = torch.linalg.solve(matrix, vectors)
     terms = []
     if isinstance(B, DualTensor):
@@ -234,6 +284,25 @@ def solve(A: Any, B: Any, *, left: bool = True) -> Any:
     if isinstance(A, DualTensor):
         terms.append(-torch.matmul(align(A.parts()[1], solution.dim()), solution))
     return join(solution, torch.linalg.solve(matrix, sum(terms)), run)
+
+
+@rule("linalg_solve_ex")
+def solve_ex(A: Any, B: Any, *, left: bool = True, check_errors: bool = False) -> Any:
+    """With PyTorch's own answer where the matrix is singular, and so no tangents."""
+    plain = torch.linalg.solve_ex(value_of(A), value_of(B), left=left, check_errors=check_errors)
+    if plain.info.any():
+        return plain
+    return type(plain)((solve(A, B, left=left), plain.info))
+
+
+@rule("linalg_tensorsolve")
+def tensorsolve(A: Any, B: Any, dims: Any = None) -> Any:
+    if dims is not None:
+        dims = [d % A.dim() for d in ([dims] if isinstance(dims, int) else dims)]
+        A = A.permute(*(d for d in range(A.dim()) if d not in dims), *dims)
+    check_as_plain(torch.linalg.tensorsolve, A, B)
+    matrix = A.reshape(B.numel(), B.numel())
+    return torch.linalg.solve(matrix, B.reshape(-1)).reshape(A.shape[B.dim() :])
 
 
 @rules("det linalg_det logdet slogdet linalg_slogdet")

@@ -1,4 +1,4 @@
-"""Rules of normalisation layers and softmax, whose tangents share the statistics of the value.
+"""Rules of normalisation layers, whose tangents share the statistics of the value.
 
 With mean m, variance v and r = (v + eps)^(-1/2) over the K elements of a group, the value is
 n = r c with c = x - m, and its derivative along xdot, whose centred form is t = xdot - mean(xdot),
@@ -8,6 +8,7 @@ n = r c with c = x - m, and its derivative along xdot, whose centred form is t =
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastscore.derivatives.forward.linear import add_to_value
-from fastscore.derivatives.forward.shapes import shift
-from fastscore.derivatives.forward.tensor import DualTensor, join, rule, rules
+from fastscore.derivatives.forward.plain import check_as_plain, value_of
+from fastscore.derivatives.forward.tensor import (
+    DualTensor,
+    Unsupported,
+    by_forward_ad,
+    is_dual,
+    rule,
+    rules,
+)
 from fastscore.ops._library import Differentiable
 
 
@@ -84,63 +92,86 @@ class Standardise(Differentiable):
 
 def _standardise(stacked: Tensor, eps: float) -> Tensor:
     """Standardise ``(1 + M, ..., K)`` over K, in float32 at least."""
-    if stacked.dtype in (torch.float16, torch.bfloat16):
-        stacked = stacked.float()
-    rows = stacked.unsqueeze(1).flatten(1, -2)
+    rows = _full(stacked).unsqueeze(1).flatten(1, -2)
     return Standardise.run("jvp", rows, eps).view(stacked.shape)
 
 
-def _layer(
-    x: DualTensor,
-    stacked: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    dtype: torch.dtype | None = None,
-) -> DualTensor:
-    """The layer's scale on everything, its offset on the value; then x's dtype, or another."""
+def _full(x: Any) -> Any:
+    """In float32 where it is in half precision."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _affine(standard: Any, weight: Any, bias: Any, dtype: torch.dtype) -> Any:
+    """The layer's scale on everything, its offset on the value; then its dtype.
+
+    Input, weight and bias may each have tangents, or not.
+    """
+    if not isinstance(standard, DualTensor) or is_dual(weight) or is_dual(bias):
+        out = standard if weight is None else standard * weight
+        return (out if bias is None else out + bias).to(dtype)
+    stacked = standard.stacked
     if weight is not None:
         stacked = stacked * weight
     if bias is not None:
         # A product is not read again by its own backward, so there the offset may go in place.
         stacked = add_to_value(stacked, bias, in_place=weight is not None)
-    return DualTensor(stacked.to(x.dtype if dtype is None else dtype), x.run)
+    return DualTensor(stacked.to(dtype), standard.run)
 
 
-def _autocast_dtype(x: DualTensor) -> torch.dtype:
+def _autocast_dtype(x: Tensor) -> torch.dtype:
     """The dtype of a function that autocast runs in float32 on CUDA."""
     return torch.float32 if x.is_cuda and torch.is_autocast_enabled("cuda") else x.dtype
 
 
-def _per_channel(parameter: Tensor | None, x: DualTensor) -> Tensor | None:
+def _per_channel(parameter: Any, x: Tensor) -> Any:
     return None if parameter is None else parameter.view(-1, *(1,) * (x.dim() - 2))
+
+
+def _unlike(shape: Any, *parameters: Any) -> bool:
+    """Whether a parameter that is there is of another shape."""
+    return any(p is not None and p.shape != shape for p in parameters)
 
 
 @rule("layer_norm")
 def layer_norm(
     input: Any,
     normalized_shape: Any,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
+    weight: Any = None,
+    bias: Any = None,
     eps: float = 1e-5,
     *_: Any,
 ) -> Any:
-    stacked = input.stacked
-    out = _standardise(stacked.flatten(-len(tuple(normalized_shape))), eps).view(stacked.shape)
-    return _layer(input, out, weight, bias, _autocast_dtype(input))
+    shape = torch.Size(normalized_shape)
+    if not shape or input.shape[-len(shape) :] != shape or _unlike(shape, weight, bias):
+        check_as_plain(F.layer_norm, input, normalized_shape, weight, bias)
+    if isinstance(input, DualTensor):
+        stacked = input.stacked
+        out = _standardise(stacked.flatten(-len(shape)), eps).view(stacked.shape)
+        standard: Tensor = DualTensor(out, input.run)
+    else:
+        standard = F.layer_norm(_full(input), shape, None, None, eps)
+    return _affine(standard, weight, bias, _autocast_dtype(input))
 
 
 @rule("group_norm")
 def group_norm(
     input: Any,
     num_groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
+    weight: Any = None,
+    bias: Any = None,
     eps: float = 1e-5,
     *_: Any,
 ) -> Any:
-    out = _by_group(input.stacked, num_groups, eps)
+    size = input.shape
+    per_group = math.prod(size) // (size[0] * num_groups) if len(size) > 1 and size[0] else 0
+    if per_group <= 1 or size[1] % num_groups or _unlike(size[1:2], weight, bias):
+        check_as_plain(F.group_norm, input, num_groups, weight, bias)
+    if isinstance(input, DualTensor):
+        standard: Tensor = DualTensor(_by_group(input.stacked, num_groups, eps), input.run)
+    else:
+        standard = F.group_norm(_full(input), num_groups, None, None, eps)
     weight, bias = _per_channel(weight, input), _per_channel(bias, input)
-    return _layer(input, out, weight, bias, _autocast_dtype(input))
+    return _affine(standard, weight, bias, _autocast_dtype(input))
 
 
 def _by_group(stacked: Tensor, groups: int, eps: float) -> Tensor:
@@ -164,100 +195,143 @@ def channel_norm(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
 
 def _instance_norm(
     input: Any,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None,
     use_input_stats: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Any:
     if not use_input_stats:
         return _batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    size, parameters = input.shape, (running_mean, running_var, weight, bias)
+    if math.prod(size[2:]) <= 1 or _unlike(size[1:2], *parameters):
+        check_as_plain(F.instance_norm, input, *parameters)
     if running_mean is not None:
+        _refuse_dual_statistics("instance_norm", running_mean, running_var)
         with torch.no_grad():  # for its update of the running statistics
-            F.instance_norm(input.primal, running_mean, running_var, momentum=momentum)
-    out = _by_group(input.stacked, input.shape[1], eps)
-    return _layer(input, out, _per_channel(weight, input), _per_channel(bias, input))
+            F.instance_norm(value_of(input), running_mean, running_var, momentum=momentum)
+    if isinstance(input, DualTensor):
+        standard: Tensor = DualTensor(_by_group(input.stacked, input.shape[1], eps), input.run)
+    else:
+        standard = F.instance_norm(_full(input), eps=eps)
+    return _affine(standard, _per_channel(weight, input), _per_channel(bias, input), input.dtype)
 
 
 def _batch_norm(
     input: Any,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
+    running_mean: Any,
+    running_var: Any,
+    weight: Any = None,
+    bias: Any = None,
     training: bool = False,
-    momentum: float = 0.1,
+    momentum: float | None = 0.1,
     eps: float = 1e-5,
 ) -> Any:
+    size, parameters = input.shape, (running_mean, running_var, weight, bias)
+    if len(size) < 2:  # without elements
+        rest = (training, 0.0 if momentum is None else momentum, eps)
+        return by_forward_ad(F.batch_norm, (input, *parameters, *rest), {})
+    too_few = training and (eps <= 0 or size[1:2].numel() >= input.numel())
+    no_statistics = not training and (running_mean is None or running_var is None)
+    if too_few or no_statistics or _unlike(size[1:2], *parameters):
+        check_as_plain(F.batch_norm, input, *parameters, training, momentum or 0.0, eps)
     weight, bias = _per_channel(weight, input), _per_channel(bias, input)
     if not training and running_mean is not None:
         mean, variance = _per_channel(running_mean, input), _per_channel(running_var, input)
         r = torch.rsqrt(variance + eps)
         scale = r if weight is None else r * weight
         offset = -mean * scale if bias is None else bias - mean * scale
-        return _layer(input, input.stacked, scale, offset)
+        return _affine(input, scale, offset, input.dtype)
     if running_mean is not None:
+        _refuse_dual_statistics("batch_norm", running_mean, running_var)
         with torch.no_grad():  # for its update of the running statistics
-            F.batch_norm(input.primal, running_mean, running_var, None, None, True, momentum)
-    by_channel = input.stacked.movedim(2, 1)
-    out = _standardise(by_channel.flatten(2), eps).view(by_channel.shape).movedim(1, 2)
-    return _layer(input, out, weight, bias)
+            state = (running_mean, running_var)
+            F.batch_norm(value_of(input), *state, None, None, True, momentum)  # type: ignore[arg-type]
+    if isinstance(input, DualTensor):
+        by_channel = input.stacked.movedim(2, 1)
+        out = _standardise(by_channel.flatten(2), eps).view(by_channel.shape).movedim(1, 2)
+        standard: Tensor = DualTensor(out, input.run)
+    else:
+        standard = F.batch_norm(_full(input), None, None, None, None, True, 0.0, eps)
+    return _affine(standard, weight, bias, input.dtype)
+
+
+def _refuse_dual_statistics(name: str, *statistics: Any) -> None:
+    if any(is_dual(x) for x in statistics):
+        raise Unsupported(name, "it updates running statistics that depend on x")
 
 
 @rule("rms_norm")
 def rms_norm(
-    input: Any, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None
+    input: Any, normalized_shape: Any, weight: Any = None, eps: float | None = None
 ) -> Any:
+    shape = torch.Size(normalized_shape)
+    if not shape or input.shape[-len(shape) :] != shape or _unlike(shape, weight):
+        check_as_plain(F.rms_norm, input, normalized_shape, weight)
+    dims = tuple(range(-len(shape), 0))
+    full = _full(input)
+    eps = torch.finfo(full.dtype).eps if eps is None else eps
+    out = full * (full.square().mean(dims, keepdim=True) + eps).rsqrt()
+    return _affine(out, weight, None, input.dtype)
+
+
+# The functions under those above: also the statistics are returned, with their tangents.
+
+
+@rule("native_layer_norm")
+def native_layer_norm(
+    input: Any, normalized_shape: Any, weight: Any, bias: Any, eps: float
+) -> tuple[Any, Any, Any]:
     dims = tuple(range(-len(tuple(normalized_shape)), 0))
-    eps = torch.finfo(input.dtype).eps if eps is None else eps
-    out = input * (input.square().mean(dims, keepdim=True) + eps).rsqrt()
-    return out if weight is None else out * weight
+    out = layer_norm(input, normalized_shape, weight, bias, eps)
+    dtype = input.dtype if weight is None else weight.dtype
+    return (out, *_mean_and_scale(input, dims, eps, dtype, keepdim=True))
 
 
-@rules(["softmax", "special_softmax", "log_softmax", "special_log_softmax", "softmin"])
-def softmax(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if func.__name__ == "softmin":
-        return F.softmax(-args[0], *args[1:], **kwargs)
-    log = "log" in func.__name__
-    return _softmax(*args, **kwargs, log=log)
+@rule("native_group_norm")
+def native_group_norm(
+    input: Any, weight: Any, bias: Any, N: int, C: int, HxW: int, group: int, eps: float
+) -> tuple[Any, Any, Any]:
+    out = group_norm(input.reshape(N, C, HxW), group, weight, bias, eps).reshape(input.shape)
+    dtype = input.dtype if weight is None else weight.dtype
+    grouped = input.reshape(N, group, C // group * HxW)
+    return (out, *_mean_and_scale(grouped, (-1,), eps, dtype))
 
 
-def _softmax(
-    input: Any, dim: int | None = None, dtype: Any = None, *, log: bool, _stacklevel: int = 3
-) -> Any:
-    if dim is None:  # the choice of torch.nn.functional.softmax
-        dim = 0 if input.dim() in (0, 1, 3) else 1
-    primal, tangents = input.parts()
-    value = (torch.log_softmax if log else torch.softmax)(primal, dim, dtype)
-    if input.dim() == 0:
-        return join(value, torch.zeros_like(tangents, dtype=value.dtype), input.run)
-    dim = shift(dim, input.dim())
-    weighted = (value.exp() if log else value) * tangents
-    mean = weighted.sum(dim, keepdim=True)
-    return join(value, tangents - mean if log else weighted - value * mean, input.run)
+@rule("native_batch_norm", "_native_batch_norm_legit")
+def native_batch_norm(input: Any, weight: Any, bias: Any, *rest: Any) -> tuple[Any, Any, Any]:
+    *state, training, momentum, eps = rest
+    mean, variance = state or (None, None)
+    out = _batch_norm(input, mean, variance, weight, bias, training, momentum, eps)
+    if not training:
+        return out, input.new_empty(0), input.new_empty(0)
+    dims = (0, *range(2, input.dim()))
+    return (out, *_mean_and_scale(input, dims, eps, _full(input).dtype))
 
 
-@rule("scaled_dot_product_attention")
-def attention(
-    query: Any,
-    key: Any,
-    value: Any,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Any:
-    if enable_gqa:
-        groups = query.shape[-3] // key.shape[-3]
-        key, value = (x.repeat_interleave(groups, -3) for x in (key, value))
-    scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
-    if is_causal:
-        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        scores = scores.masked_fill(~attn_mask, -torch.inf)
-    elif attn_mask is not None:
-        scores = scores + attn_mask
-    return F.dropout(scores.softmax(-1), dropout_p) @ value
+@rule("torch._ops.aten._batch_norm_with_update")
+def batch_norm_with_update(
+    input: Any,
+    weight: Any,
+    bias: Any,
+    running_mean: Any,
+    running_var: Any,
+    momentum: float,
+    eps: float,
+) -> tuple[Any, Any, Any, Tensor]:
+    state = (running_mean, running_var)
+    results = native_batch_norm(input, weight, bias, *state, True, momentum, eps)
+    return (*results, torch.empty(0, dtype=torch.uint8, device=input.device))
+
+
+def _mean_and_scale(
+    x: Any, dims: tuple[int, ...], eps: float, dtype: torch.dtype, *, keepdim: bool = False
+) -> tuple[Any, Any]:
+    """Mean and (variance + eps)^(-1/2)."""
+    x = _full(x)
+    mean = x.mean(dims, keepdim=True)
+    r = ((x - mean).square().mean(dims, keepdim=keepdim) + eps).rsqrt()
+    mean = mean if keepdim else mean.reshape(r.shape)
+    return mean.to(dtype), r.to(dtype)

@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastscore.derivatives.forward.plain import check_as_plain
 from fastscore.derivatives.forward.tensor import (
     DualTensor,
     by_forward_ad,
+    is_dual,
     join,
     over_tangents,
     rule,
@@ -22,7 +24,7 @@ from fastscore.derivatives.forward.tensor import (
 
 def _spatial(name: str) -> int:
     """The number of spatial dimensions in a name such as ``avg_pool2d``."""
-    return int(re.search(r"([123])d", name).group(1))
+    return int(re.sub(r".*([123])d.*", r"\1", name))
 
 
 def over_batch(x: DualTensor, func: Callable[[Tensor], Tensor], spatial: int) -> DualTensor:
@@ -87,14 +89,22 @@ def max_pool(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
     return (out, index) if wants_indices else out
 
 
+@rules("max_unpool1d max_unpool2d max_unpool3d")
+def max_unpool(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Linear, with the places given."""
+    input, *rest = args
+    return over_tangents(lambda x: func(x, *rest, **kwargs), (input,), {})
+
+
 @rule("pad", "constant_pad_nd")
 def pad(
     input: Any, pad: Sequence[int], mode: str | float = "constant", value: float | None = None
 ) -> Any:
     if not isinstance(mode, str):  # torch.constant_pad_nd(input, pad, value)
-        mode, value = "constant", mode
-    if mode != "constant":
-        return over_batch(input, lambda x: F.pad(x, pad, mode), len(pad) // 2)
+        value = mode
+    elif mode != "constant":
+        kind = mode
+        return over_batch(input, lambda x: F.pad(x, pad, kind), len(pad) // 2)
     if not value:
         return DualTensor(F.pad(input.stacked, pad), input.run)
     primal, tangents = input.parts()
@@ -123,7 +133,7 @@ def alpha_dropout(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
 
 
 @rules(
-    """amax amin aminmax cosine_similarity cummax cummin cumprod dist index_fill index_put kthvalue
+    """amax amin aminmax cosine_similarity cummax cummin dist index_put kthvalue
     linalg_inv linalg_matrix_norm linalg_norm linalg_vector_norm local_response_norm
     logsumexp lp_pool1d lp_pool2d lp_pool3d max median min multi_head_attention_forward nanmean
     nansum norm normalize pairwise_distance prod scatter sort std std_mean topk var
@@ -132,3 +142,31 @@ def alpha_dropout(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
 def known(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Functions that torch.func.jvp serves well: seldom the costly part of a score network."""
     return by_forward_ad(func, args, kwargs)
+
+
+@rule("binary_cross_entropy")
+def binary_cross_entropy(
+    input: Any,
+    target: Any,
+    weight: Any = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Any:
+    if not is_dual(target) and not is_dual(weight):
+        rest = (weight, size_average, reduce, reduction)
+        return by_forward_ad(F.binary_cross_entropy, (input, target, *rest), {})
+    options = {"size_average": size_average, "reduce": reduce, "reduction": reduction}
+    check_as_plain(F.binary_cross_entropy, input, target, weight, **options)
+    logs = [torch.clamp(x, min=-100) for x in (torch.log(input), torch.log1p(-input))]
+    loss = -(target * logs[0] + (1 - target) * logs[1])
+    loss = loss if weight is None else loss * weight
+    if size_average is not None or reduce is not None:
+        reduction = "none" if reduce is False else "sum" if size_average is False else "mean"
+    return loss if reduction == "none" else loss.sum() if reduction == "sum" else loss.mean()
+
+
+@rule("linear_cross_entropy")
+def linear_cross_entropy(*args: Any, options: Any = None, **kwargs: Any) -> Any:
+    """In one piece: the gradients of pieces are computed with the value, and have no derivative."""
+    return by_forward_ad(F.linear_cross_entropy, args, kwargs)

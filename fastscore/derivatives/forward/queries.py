@@ -18,7 +18,7 @@ from fastscore.derivatives.forward.tensor import DualTensor, Unsupported, assign
     isclose isfinite isin isinf isnan isneginf isposinf isreal item le less less_equal logical_and
     logical_not logical_or logical_xor lt ne new_empty new_full new_ones new_tensor new_zeros
     nonzero not_equal ones_like rand_like randint_like randn_like result_type round searchsorted
-    sgn sign signbit storage_offset stride tolist trunc unique unique_consecutive zeros_like"""
+    sgn sign signbit storage_offset stride tolist trunc zeros_like"""
 )
 def of_value(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The result for the value alone: whole numbers, comparisons, constants, Python numbers."""

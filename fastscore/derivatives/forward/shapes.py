@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastscore.derivatives.forward.linear import align
+from fastscore.derivatives.forward.plain import check_as_plain, value_of
 from fastscore.derivatives.forward.tensor import (
     DualTensor,
     Unsupported,
@@ -123,7 +125,7 @@ def along_dim(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     position, default = _DIM_AT[name]
     at = position - 1
     dim = kwargs.pop("dim") if "dim" in kwargs else rest.pop(at) if len(rest) > at else default
-    if dim is None or dim == () or dim == []:
+    if dim is None or (dim in ((), []) and name != "squeeze"):
         dim = range(rank)
     dim = shift(tuple(dim) if isinstance(dim, (range, list)) else dim, rank)
     if at == 0:
@@ -135,6 +137,9 @@ def along_dim(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
 def transpose(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     input, first, second = (*args, *kwargs.values())
     rank = input.dim()
+    if rank == 0:  # which has a dimension 0, and a dimension -1, to transpose
+        func(input.primal, first, second)
+        return DualTensor(input.stacked.view_as(input.stacked), input.run)
     return DualTensor(input.stacked.transpose(shift(first, rank), shift(second, rank)), input.run)
 
 
@@ -169,9 +174,14 @@ def linear_in_all(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
 def cat(tensors: Sequence[Any], dim: int = 0, *, axis: int | None = None) -> Any:
     run = run_of(tensors)
     dim = dim if axis is None else axis
-    duals = [lift(x, run) for x in tensors]
-    stacked = [x.stacked for x in duals]
-    return DualTensor(torch.cat(stacked, shift(dim, duals[0].dim())), run)
+    # An empty vector goes with tensors of any rank, for the sake of old programs.
+    kept = [x for x in tensors if x.shape != (0,)] or tensors
+    stacked = [lift(x, run).stacked for x in kept]
+    if len(kept) < len(tensors) or kept[0].dim() == 0:
+        check_as_plain(torch.cat, list(tensors), dim)
+        dtype = reduce(torch.promote_types, (x.dtype for x in tensors))
+        stacked = [x.to(dtype) for x in stacked]
+    return DualTensor(torch.cat(stacked, shift(dim, kept[0].dim())), run)
 
 
 @rule("stack")
@@ -189,21 +199,31 @@ def where(*args: Any, **kwargs: Any) -> Any:
     bound = {**dict(zip(order, args, strict=False)), **kwargs}
     condition, sides = bound["condition"], (bound["input"], bound["other"])
     run = run_of(sides)
-    like = next(x for x in sides if isinstance(x, DualTensor)).primal
-    sides = [x if isinstance(x, Tensor) else torch.full_like(like, x) for x in sides]
-    rank = max(x.dim() for x in (condition, *sides))
-    stacked = [align(lift(x, run).stacked, rank) for x in sides]
-    return DualTensor(torch.where(condition, *stacked), run)
+    dtype = torch.result_type(*map(value_of, sides))
+    tensors = [x if isinstance(x, Tensor) else condition.new_tensor(x, dtype=dtype) for x in sides]
+    rank = max(x.dim() for x in (condition, *tensors))
+    first, second = (align(lift(x, run).stacked.to(dtype), rank) for x in tensors)
+    return DualTensor(torch.where(condition, first, second), run)
 
 
 @rule("masked_fill")
 def masked_fill(input: Any, mask: Any, value: Any) -> Any:
     if isinstance(value, DualTensor) or not isinstance(input, DualTensor):
-        return where(mask, value, input)
+        if value.dim() > 0:
+            check_as_plain(torch.masked_fill, input, mask, value)
+        return where(mask, value.to(input.dtype), input)
     if mask.dim() > input.dim():
         input = expand(input, torch.broadcast_shapes(input.shape, mask.shape))
     primal, tangents = input.parts()
     return join(primal.masked_fill(mask, value), tangents.masked_fill(mask, 0), input.run)
+
+
+@rule("as_strided_scatter")
+def as_strided_scatter(input: Any, src: Any, *args: Any, **kwargs: Any) -> Any:
+    def scatter(input: Tensor, src: Tensor) -> Tensor:  # which counts from the start of the memory
+        return torch.as_strided_scatter(input.clone(), src, *args, **kwargs)
+
+    return over_tangents(scatter, (input, src), {})
 
 
 @rules(
@@ -212,11 +232,14 @@ def masked_fill(input: Any, mask: Any, value: Any) -> Any:
 )
 def convert(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     input = args[0]
-    rest = [x.primal if isinstance(x, DualTensor) else x for x in args[1:]]
+    rest = [value_of(x) for x in args[1:]]
     if not isinstance(input, DualTensor):
         return func(input, *rest, **kwargs)
-    if any(isinstance(x, torch.memory_format) for x in (*rest, *kwargs.values())):
-        # Memory formats are for tensors of four or five dimensions.
+    formats = [x for x in (*rest, *kwargs.values()) if isinstance(x, torch.memory_format)]
+    if formats and formats[0] not in (torch.preserve_format, torch.contiguous_format):
+        # The others are for values of four or five dimensions, as the stacked tensor is not.
+        if input.dim() != (4 if formats[0] == torch.channels_last else 5):
+            return func(input.primal, *rest, **kwargs)  # which raises
         merged = func(input.stacked.flatten(0, 1), *rest, **kwargs)
         result = merged.unflatten(0, (1 + input.run.tangents, -1))
     else:
@@ -267,3 +290,38 @@ def setitem(input: Any, index: Any, value: Any) -> None:
 @rule("__iter__")
 def iterate(input: Any) -> Any:
     return iter(input.unbind(0))
+
+
+@rule("cumprod")
+def cumprod(input: Any, dim: int, *, dtype: torch.dtype | None = None) -> Any:
+    """By doubling: products of neighbouring ranges, which a factor 0 does not disturb."""
+    x = input if dtype is None else input.to(dtype)
+    value = torch.cumprod(x.primal, dim)
+    if x.dim() > 0:
+        length, reach = x.shape[dim], 1
+        while reach < length:
+            products = x.narrow(dim, reach, length - reach) * x.narrow(dim, 0, length - reach)
+            x = torch.cat([x.narrow(dim, 0, reach), products], dim)
+            reach *= 2
+    return join(value, x.parts()[1], x.run)
+
+
+@rules("unique unique_consecutive")
+def unique(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A selection: of equal elements, one passes its tangents on."""
+    input, *rest = args
+    names = ("sorted", "return_inverse", "return_counts", "dim")
+    options = {**dict(zip(names[func.__name__ != "unique" :], rest, strict=False)), **kwargs}
+    dim = options.get("dim")
+    values, inverse, *counts = func(input.primal, **{**options, "return_inverse": True})
+    length = values.shape[0 if dim is None else dim]
+    at = inverse.flatten()
+    place = at.new_zeros(length).scatter_(0, at, torch.arange(len(at), device=at.device))
+    selected = input.reshape(-1)[place] if dim is None else input.index_select(dim, place)
+    results = (selected, *([inverse] if options.get("return_inverse") else []), *counts)
+    return results if len(results) > 1 else selected
+
+
+@rule("as_strided_")
+def as_strided_(*args: Any, **kwargs: Any) -> Any:
+    raise Unsupported("as_strided_", "it changes the shape of a tensor in place")

@@ -454,9 +454,7 @@ def by_forward_ad(
 
     try:
         with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no forward mode
-            outputs: Any = (None, 0)
-            along_all = torch.func.vmap(along, out_dims=outputs, randomness="same")
-            values, slopes = along_all(*tangents)
+            values, slopes = along_all(along, tangents)
     except Exception as error:
         reason = f"torch.func.jvp raises {type(error).__name__}: {error}".splitlines()[0]
         raise Unsupported(name or str(getattr(func, "__name__", func)), reason) from error
@@ -469,6 +467,32 @@ def by_forward_ad(
     )
     spec, others = structure
     return tree_unflatten([next(results) if x is Tensor else x for x in others], spec)
+
+
+def along_all(
+    along: Callable[..., Any],
+    tangents: tuple[Tensor, ...],
+    before_another: Callable[[], None] = lambda: None,
+) -> Any:
+    """Values and slopes along all tangents at once or, for what vmap can't do, one by one."""
+    outputs: Any = (None, 0)
+    try:
+        return torch.func.vmap(along, out_dims=outputs, randomness="same")(*tangents)
+    except Unsupported:
+        raise
+    except Exception:  # whatever a transform can't do; an error of the function's own comes again
+        results = []
+        for each in zip(*tangents, strict=True):
+            before_another()
+            results.append(along(*each))
+        values, slopes = ([tree_flatten(x) for x in each] for each in zip(*results, strict=True))
+        for first, *others in zip(*(leaves for leaves, _ in values), strict=True):
+            if not all(torch.allclose(first, other, equal_nan=True) for other in others):
+                raise  # it is random
+        stacked = [
+            torch.stack(each) for each in zip(*(leaves for leaves, _ in slopes), strict=True)
+        ]
+        return results[0][0], tree_unflatten(stacked, slopes[0][1])
 
 
 def warn_once(function: str, message: str) -> None:

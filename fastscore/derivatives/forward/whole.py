@@ -19,13 +19,14 @@ from fastscore._support.inference import recordable, recording
 from fastscore._support.once import marked_once, only_once, refuse
 from fastscore._support.reach import Statistics
 from fastscore._support.tangents import refuse_tangents
+from fastscore.derivatives.forward.elementary import ELEMENTARY
 from fastscore.derivatives.forward.state import (
     Unsupported,
     custom_function,
     evaluate,
     model_is_without_gradients,
 )
-from fastscore.derivatives.forward.tensor import warn_once
+from fastscore.derivatives.forward.tensor import along_all, warn_once
 
 Model = Callable[..., Tensor]
 
@@ -54,7 +55,7 @@ def whole_model(
         refuse_tangents(fn, (x, vs))
     statistics = Statistics(model)
     try:
-        return _forward(call, x, vs, args, kwargs)
+        return _forward(call, x, vs, args, kwargs, statistics)
     except Exception:  # whatever a transform can't do; an error of the model's own comes again
         statistics.restore()
         reverse = _reverse_once if transposed else _reverse_twice
@@ -62,17 +63,24 @@ def whole_model(
 
 
 def _forward(
-    call: Model, x: Tensor, vs: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    call: Model,
+    x: Tensor,
+    vs: Tensor,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    statistics: Statistics,
 ) -> tuple[Tensor, Tensor]:
     def guarded(point: Tensor) -> Tensor:
         with _WithoutConstants():
             return evaluate(call, point, args, kwargs)
 
     def along(v: Tensor) -> Any:
-        return torch.func.jvp(guarded, (x,), (v,))
+        output, tangent = torch.func.jvp(guarded, (x,), (v,))[:2]
+        if tangent.shape != output.shape:  # as after some changes of a shape in place
+            raise RuntimeError("torch.func.jvp has lost the tangent's shape")
+        return output, tangent
 
-    outputs: Any = (None, 0)
-    output, tangents = torch.func.vmap(along, out_dims=outputs, randomness="same")(vs)
+    output, tangents = along_all(along, (vs,), statistics.restore)
     if torch.is_grad_enabled():
         return output, tangents
     return output.detach(), tangents.detach()  # the model itself has run with gradients on
@@ -212,9 +220,10 @@ def _rms_norm(
     eps: float | None = None,
 ) -> Tensor:
     dims = tuple(range(-len(normalized_shape), 0))
-    eps = torch.finfo(input.dtype).eps if eps is None else eps
-    out = input * torch.rsqrt(input.square().mean(dims, keepdim=True) + eps)
-    return _affine(out, weight, None)
+    full = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
+    eps = torch.finfo(full.dtype).eps if eps is None else eps
+    out = full * torch.rsqrt(full.square().mean(dims, keepdim=True) + eps)
+    return _affine(out, weight, None).to(input.dtype)
 
 
 def _channel_norm(
@@ -252,6 +261,7 @@ def _glu(input: Tensor, dim: int = -1) -> Tensor:
 
 
 _ELEMENTARY: dict[Any, Callable[..., Any]] = {
+    **ELEMENTARY,
     F.batch_norm: _channel_norm(F.batch_norm, over_batch=(0,)),
     F.glu: _glu,
     F.instance_norm: _channel_norm(F.instance_norm, over_batch=()),

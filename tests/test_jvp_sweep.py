@@ -1,0 +1,109 @@
+"""fastscore.jvps agrees with PyTorch on its databases of operators and modules.
+
+By default a small choice that reaches every operator and module; everything, for the better part
+of an hour, with FASTSCORE_TEST_JVP_SWEEP=all. What disagrees stands in LISTED, with its reason and
+one case that shows it: an entry that agrees now fails, so that the list stays true.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from jvp_sweep import (
+    DTYPES,
+    Case,
+    check,
+    check_error,
+    databases,
+    module_cases,
+    operator_cases,
+    operator_errors,
+)
+
+EVERYTHING = os.environ.get("FASTSCORE_TEST_JVP_SWEEP") == "all"
+SHARDS = 16
+F64, F32, B16 = torch.float64, torch.float32, torch.bfloat16
+
+pytestmark = pytest.mark.skipif(
+    not torch.__version__.startswith("2.13."), reason="LISTED is of PyTorch 2.13's databases"
+)
+
+
+class Listed(NamedTuple):
+    """An operator that disagrees: how, why, and the case that shows it."""
+
+    kinds: str
+    reason: str
+    dtype: torch.dtype
+    case: str
+
+
+LISTED: dict[str, Listed] = {}
+
+
+def chosen(cases: list[Any], name: str, salt: int = 0) -> list[Any]:
+    """One of them, which depends on nothing but the name."""
+    return [cases[zlib.crc32(f"{name}{salt}".encode()) % len(cases)]] if cases else []
+
+
+def cases_of(entry: Any, number: int) -> Iterator[tuple[Case, Any]]:
+    """The cases of an operator or module, each with the error that is expected of it, if any."""
+    is_operator = hasattr(entry, "sample_inputs")
+    make = operator_cases if is_operator else module_cases
+    if EVERYTHING:
+        for dtype in DTYPES:
+            yield from ((case, None) for case in make(entry, dtype))
+        yield from operator_errors(entry) if is_operator else ()
+        return
+    name = entry.name
+    yield from ((case, None) for case in chosen(list(make(entry, F64, 3)), name))
+    narrow = (F32, B16)[number % 2]
+    yield from ((case, None) for case in chosen(list(make(entry, narrow, 2)), name, 1))
+    if is_operator and number % 5 == 0:
+        yield from chosen(list(operator_errors(entry)), name)
+    listed = LISTED.get(entry.formatted_name if is_operator else name)
+    if listed is not None:
+        every = list(operator_errors(entry)) if "errors" in listed.kinds else []
+        every += [(case, None) for case in make(entry, listed.dtype)]
+        yield next((case, error) for case, error in every if str(case) == listed.case)
+
+
+@pytest.fixture(scope="module")
+def entries() -> list[tuple[str, Any]]:
+    pytest.importorskip("expecttest", reason="PyTorch's databases import expecttest")
+    operators, modules = databases()
+    return [(op.formatted_name, op) for op in operators] + [(m.name, m) for m in modules]
+
+
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_sweep(shard: int, entries: list[tuple[str, Any]]) -> None:
+    count = 0
+    wrong: list[str] = []
+    listed: dict[str, set[str]] = {}
+    disagreeing = 0
+    for number, (name, entry) in enumerate(entries):
+        if number % SHARDS != shard:
+            continue
+        if name in LISTED:
+            listed.setdefault(name, set())
+        for case, error in cases_of(entry, number):
+            count += 1
+            problems = check(case) if error is None else check_error(case, error)
+            disagreeing += bool(problems)
+            for problem in problems:
+                kind = problem.split(":")[0]
+                if name in LISTED and kind in LISTED[name].kinds:
+                    listed[name].add(kind)
+                else:
+                    wrong.append(f"{case} {case.x.dtype}: {problem}")
+    if EVERYTHING:
+        print(f"\nshard {shard}: {count} calls, {count - disagreeing} agree, {disagreeing} do not")
+    stale = [name for name, kinds in listed.items() if kinds != set(LISTED[name].kinds.split())]
+    assert not wrong, "\n".join(wrong)
+    assert not stale, f"listed, though they agree now: {stale}"
+    assert count > 0
