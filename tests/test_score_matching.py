@@ -285,7 +285,7 @@ def test_structures_without_a_closed_form(
 @pytest.mark.parametrize("chunk_size", [None, 1, 7, 100])
 def test_unit_vectors_agree_with_the_closed_form(chunk_size: int | None) -> None:
     model, x = mlp(10), randn(5, 10, dtype=F64)
-    output, trace = traces.trace_by_unit_vectors("fn", model, x, chunk_size=chunk_size)
+    output, trace = traces.trace_by_unit_vectors("fn", model, x, (), {}, chunk_size=chunk_size)
     torch.testing.assert_close(output, model(x))
     assert_same_training(trace, jacobian(model, x).trace(), model)
 
@@ -299,7 +299,7 @@ def test_shapes(shape: tuple[int, ...]) -> None:
     got = score_matching_loss(model, x, reduction="none")
     want = (2 * x.cos() + 2 * x.sin().square()).reshape(len(x), math.prod(shape[1:])).sum(1)
     torch.testing.assert_close(got, want)
-    _, trace = traces.trace_by_unit_vectors("fn", model, x)
+    _, trace = traces.trace_by_unit_vectors("fn", model, x, (), {})
     torch.testing.assert_close(trace, (2 * x.cos()).reshape(len(x), math.prod(shape[1:])).sum(1))
 
 

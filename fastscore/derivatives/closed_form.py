@@ -126,13 +126,13 @@ class Jacobian(NamedTuple):
         return 3 * sum(weights.values()) * len(self.value)
 
 
-def jacobian(model: Callable[..., Tensor], x: Tensor, *args: Any) -> Jacobian:
-    """``model(x, *args)`` and its Jacobian with respect to ``x``, written down.
+def jacobian(model: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Jacobian:
+    """``model(x, *args, **kwargs)`` and its Jacobian with respect to ``x``, written down.
 
     Args:
         model: a module or function of samples that do not depend on one another.
         x: (batch, ...), of a floating-point dtype.
-        args: passed on to the model, constant in the derivative.
+        args, kwargs: passed on to the model, constant in the derivative.
 
     Raises:
         NoClosedForm: the model calls a function without a rule here, or passes through too many
@@ -148,7 +148,7 @@ def jacobian(model: Callable[..., Tensor], x: Tensor, *args: Any) -> Jacobian:
         True
     """
     try:
-        output: Any = evaluate(model, JacobianTensor(x, (Term(),)), args, {})
+        output: Any = evaluate(model, JacobianTensor(x, (Term(),)), args, kwargs)
     except Unsupported as error:
         raise NoClosedForm(str(error)) from error
     if not isinstance(output, JacobianTensor):

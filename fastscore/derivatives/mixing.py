@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fastscore._support.known import known_of
+from fastscore._support.lending import lend, lent
+from fastscore._support.model_kwargs import per_batch
 from fastscore._support.reach import modules_of
 from fastscore._support.rewind import Rewind
 
@@ -125,9 +127,11 @@ def two_probes(x: Tensor) -> Tensor:
 
 
 def values_depend_on_one_another(
-    model: Callable[..., Tensor], x: Tensor, args: tuple[Tensor, ...]
+    model: Callable[..., Tensor], x: Tensor, args: tuple[Tensor, ...], kwargs: dict[str, Any]
 ) -> bool:
-    """Whether the model gives another output for x among other samples; False where it draws.
+    """Whether the model gives another output, or none, for x among other samples.
+
+    False where it draws random numbers.
 
     What is found out is remembered for the model and the modes of the modules that it reaches.
     """
@@ -140,10 +144,22 @@ def values_depend_on_one_another(
     if situation not in known:
         rewind = Rewind(model, x)
         with torch.no_grad():
-            alone = model(x, *args)
-            among = model(torch.cat([x, 1 - 2 * x]), *(torch.cat([arg, arg]) for arg in args))
-        drawn = rewind.has_drawn()
+            alone = model(lend(x), *map(lend, args), **lent(kwargs))
+            try:
+                among = _among_others(model, x, args, kwargs)[: len(x)]
+                differ = alone.numel() > 0 and _differ(alone, among, alone.abs().amax())
+            except Exception:  # a function around what belongs to the samples of this batch
+                differ = True
+        known[situation] = differ and not rewind.has_drawn()
         rewind()
-        differ = _differ(alone, among[: len(x)], alone.abs().amax()) if alone.numel() else False
-        known[situation] = not drawn and differ
     return bool(known[situation])
+
+
+def _among_others(
+    model: Callable[..., Tensor], x: Tensor, args: tuple[Tensor, ...], kwargs: dict[str, Any]
+) -> Tensor:
+    def twice(value: Tensor) -> Tensor:
+        return torch.cat([value, value])
+
+    others = torch.cat([x, 1 - 2 * x])
+    return model(others, *map(twice, args), **lent(per_batch(kwargs, len(x), twice)))

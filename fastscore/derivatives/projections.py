@@ -19,6 +19,8 @@ from torch import Tensor
 
 from fastscore._support.checks import check_output, describe, fail, per_sample
 from fastscore._support.known import known_of
+from fastscore._support.lending import lent
+from fastscore._support.model_kwargs import per_batch
 from fastscore._support.rewind import Rewind
 from fastscore.derivatives.forward.api import _dual_output
 from fastscore.derivatives.forward.forms import forms_of_layer
@@ -79,7 +81,9 @@ def forward(fn: str, model: Model, batch: Batch, slicing: Slicing) -> Terms:
         return reverse(fn, model, batch, slicing)
     vs = _draw(batch, slicing)
     lazy = torch.finfo(batch.x.dtype).bits >= 32  # sums of half precision belong in float32, below
-    result = _dual_output(fn, model, batch.x, vs, batch.args, {}, lazy=lazy, transposed=True)
+    result = _dual_output(
+        fn, model, batch.x, vs, batch.args, batch.model_kwargs, lazy=lazy, transposed=True
+    )
     if isinstance(result, DualTensor):
         check_output(fn, result, batch.x)
         if result.deferred is not None:  # a linear layer W comes last: v'W a = (W'v)'a
@@ -93,7 +97,7 @@ def forward(fn: str, model: Model, batch: Batch, slicing: Slicing) -> Terms:
 def reverse(fn: str, model: Model, batch: Batch, slicing: Slicing) -> Terms:
     """J'v by reverse-mode differentiation of v's, one projection after the other."""
     vs = _draw(batch, slicing)
-    score, pullback = output_and_pullback(fn, model, batch.x, batch.args)
+    score, pullback = output_and_pullback(fn, model, batch.x, batch.args, batch.model_kwargs)
     jtv = torch.stack([pullback(v) for v in vs])
     return _from_products(score, jtv, batch, slicing)  # v'(J'v) = v'J v
 
@@ -112,61 +116,66 @@ def finite_difference(fn: str, model: Model, batch: Batch, slicing: Slicing) -> 
         fail(fn, "method", f'other than "finite_difference" under autocast {LOST}', "it")
     v = _draw(batch, slicing)
     h = _step(x, slicing.epsilon) * (1.0 if batch.sigma is None else per_sample(batch.sigma, x))
-    u = h * v
-    if not torch.compiler.is_compiling() and values_depend_on_one_another(model, x, batch.args):
-        plus, minus = _one_by_one(fn, model, x + u, x - u, batch.args)
-    else:
-        args = tuple(arg.repeat(slicing.count, *[1] * (arg.dim() - 1)) for arg in batch.args)
-        plus, minus = _two_scores(fn, model, (x + u).flatten(0, 1), (x - u).flatten(0, 1), args)
+    plus, minus = _two_scores(fn, model, batch, h * v)
     _refuse_half_precision(fn, "model", plus)
-    plus, minus = plus.reshape(v.shape), minus.reshape(v.shape)
     score, jv = (plus + minus) / 2, (plus - minus) / (2 * h)
     return _from_forms(score, sum_over_sample(v * jv, 2), v, slicing)
 
 
-def _two_scores(
-    fn: str, model: Model, ahead: Tensor, behind: Tensor, args: tuple[Tensor, ...]
-) -> tuple[Tensor, Tensor]:
-    """The scores at two sets of points, in one call where the model draws no random numbers.
+def _two_scores(fn: str, model: Model, batch: Batch, u: Tensor) -> tuple[Tensor, Tensor]:
+    """The scores at x + u and at x - u, (M, batch, ...) each.
 
-    Masks of dropout that were not the same would be divided by h. That a model has drawn is
-    remembered; that it has not is not: it may begin to.
+    In one call, of 2M times the batch, where the model gives for a sample what it gives in a batch
+    of this size. Not where it draws random numbers, for masks of dropout that were not the same
+    would be divided by h; that a model has drawn is remembered, that it has not is not: it may
+    begin to. Nor where samples depend on one another, or where the model takes no other batch, as
+    a function around the labels of this one.
     """
     if torch.compiler.is_compiling():
-        return _in_one_call(fn, model, ahead, behind, args)
-    known, before = known_of(model), Rewind(model, ahead)
-    if "draws" not in known:
-        scores = _in_one_call(fn, model, ahead, behind, args)
+        return _in_one_call(fn, model, batch, u)
+    known, before = known_of(model), Rewind(model, batch.x)
+    if "draws" not in known and not values_depend_on_one_another(
+        model, batch.x, batch.args, batch.model_kwargs
+    ):
+        try:
+            scores = _in_one_call(fn, model, batch, u)
+        except Exception:  # an error of the model's own comes again
+            before()
+            return _one_by_one(fn, model, batch, u, before)
         if not before.has_drawn():
             return scores
         known["draws"] = True
         before()
-    first = check_output(fn, model(ahead, *args), ahead)
-    before()
-    return first, check_output(fn, model(behind, *args), behind)
+    return _one_by_one(fn, model, batch, u, before)
 
 
 def _one_by_one(
-    fn: str, model: Model, ahead: Tensor, behind: Tensor, args: tuple[Tensor, ...]
+    fn: str, model: Model, batch: Batch, u: Tensor, before: Rewind
 ) -> tuple[Tensor, Tensor]:
-    """The scores of a model whose samples depend on one another: each batch is one of its own."""
-    before = Rewind(model, ahead)
+    """The scores of a batch of this size at a time, all with the same random numbers."""
+    x = batch.x
 
     def score(points: Tensor) -> Tensor:
         before()
-        return check_output(fn, model(points, *args), points)
+        args, kwargs = map(lent, batch.args), lent(batch.model_kwargs)
+        return check_output(fn, model(points, *args, **kwargs), x)
 
-    plus, minus = ([score(points) for points in side] for side in (ahead, behind))
-    return torch.cat(plus), torch.cat(minus)
+    return torch.stack([score(x + v) for v in u]), torch.stack([score(x - v) for v in u])
 
 
-def _in_one_call(
-    fn: str, model: Model, ahead: Tensor, behind: Tensor, args: tuple[Tensor, ...]
-) -> tuple[Tensor, Tensor]:
-    points = torch.cat([ahead, behind])
-    twice = tuple(torch.cat([arg, arg]) for arg in args)
-    first, second = check_output(fn, model(points, *twice), points).chunk(2)
-    return first, second
+def _in_one_call(fn: str, model: Model, batch: Batch, u: Tensor) -> tuple[Tensor, Tensor]:
+    """The scores in one call, what belongs to the samples repeated with them."""
+    points = torch.cat([batch.x + u, batch.x - u])  # (2M, batch, ...)
+
+    def repeated(value: Tensor) -> Tensor:
+        return value.repeat(len(points), *[1] * (value.dim() - 1))
+
+    args = tuple(map(repeated, batch.args))
+    kwargs = lent(per_batch(batch.model_kwargs, len(batch.x), repeated))
+    flat = points.flatten(0, 1)
+    scores = check_output(fn, model(flat, *args, **kwargs), flat)
+    plus, minus = scores.reshape(points.shape).chunk(2)
+    return plus, minus
 
 
 def half_square(score: Tensor, batch_dims: int = 1) -> Tensor:

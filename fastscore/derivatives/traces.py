@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from fastscore._support.checks import check_int, check_output
 from fastscore._support.eager import compiled_parts_run_eagerly
 from fastscore._support.inference import recordable, recording
+from fastscore._support.lending import lend, lent
 from fastscore._support.once import marked_once, only_once, refuse
 from fastscore._support.reach import Statistics, modules_of, same_statistics
 from fastscore._support.rewind import Rewind
@@ -41,11 +42,11 @@ def has_energy(model: Model) -> bool:
 
 
 def output_and_pullback(
-    fn: str, model: Model, x: Tensor, args: tuple[Any, ...]
+    fn: str, model: Model, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """``model(x, *args)``, and the function that takes v to J'v by reverse-mode differentiation."""
+    """The model's output, and the function that takes v to J'v by reverse-mode differentiation."""
     if torch._C._are_functorch_transforms_active():
-        return _output_and_functional_pullback(fn, model, x, args)
+        return _output_and_functional_pullback(fn, model, x, args, kwargs)
     refuse_tangents(fn, (x,))
     record = torch.is_grad_enabled()
     # Compiled code has no second derivatives.
@@ -53,7 +54,7 @@ def output_and_pullback(
         x, args = recordable(x), tuple(map(recordable, args))
         # The caller's own tensor only where its graph has to go on through it.
         point = x if record and x.requires_grad else x.detach().requires_grad_()
-        output = check_output(fn, model(point, *args), x)
+        output = check_output(fn, model(lend(point), *map(lent, args), **lent(kwargs)), x)
     once = marked_once(output)
     if once.derivatives:
         refuse(fn)
@@ -80,13 +81,13 @@ def output_and_pullback(
 
 
 def _output_and_functional_pullback(
-    fn: str, model: Model, x: Tensor, args: tuple[Any, ...]
+    fn: str, model: Model, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """The same by torch.func, where autograd.grad can't be used."""
 
     def call(point: Tensor) -> Tensor:
         with differentiable_to_third_order():
-            return check_output(fn, model(point, *args), x)
+            return check_output(fn, model(lend(point), *map(lent, args), **lent(kwargs)), x)
 
     result: Any = torch.func.vjp(call, x)
     output, pullback = result
@@ -94,16 +95,21 @@ def _output_and_functional_pullback(
 
 
 def output_and_products(
-    fn: str, model: Model, x: Tensor, vs: Tensor, args: tuple[Any, ...]
+    fn: str,
+    model: Model,
+    x: Tensor,
+    vs: Tensor,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:
-    """``model(x, *args)`` and ``J v`` of each v, (M, *x.shape), or ``J'v``.
+    """The model's output and ``J v`` of each v, (M, *x.shape), or ``J'v``.
 
     Their inner products with v are the same. J'v is cheaper of an energy, and the last way out.
     """
     if has_energy(model):
-        output, pullback = output_and_pullback(fn, model, x, args)
+        output, pullback = output_and_pullback(fn, model, x, args, kwargs)
         return output, torch.stack([pullback(v) for v in vs])
-    result = _dual_output(fn, model, x, vs, args, {}, lazy=False, transposed=True)
+    result = _dual_output(fn, model, x, vs, args, kwargs, lazy=False, transposed=True)
     output, products = result.parts() if isinstance(result, DualTensor) else result
     return check_output(fn, output, x), products
 
@@ -112,12 +118,13 @@ def output_and_trace(
     fn: str,
     model: Model,
     x: Tensor,
-    args: tuple[Any, ...] = (),
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
     *,
     chunk_size: int | None = None,
     closed: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """``model(x, *args)`` and the exact trace of its Jacobian at each sample.
+    """The model's output and the exact trace of its Jacobian at each sample.
 
     In closed form where there is one (:mod:`fastscore.derivatives.closed_form`), else by tangents
     along the unit vectors (:func:`trace_by_unit_vectors`).
@@ -126,7 +133,7 @@ def output_and_trace(
         fn: the public function on whose behalf this is done, for messages.
         model: a module or function whose samples do not depend on one another.
         x: (batch, ...).
-        args: passed on to the model.
+        args, kwargs: passed on to the model.
         chunk_size: how many unit vectors one pass carries.
         closed: not to use unit vectors.
 
@@ -142,12 +149,12 @@ def output_and_trace(
     kept = Statistics(model)
     try:
         with compiled_parts_run_eagerly():
-            form = jacobian(model, x, *args)
+            form = jacobian(model, x, *args, **kwargs)
     except NoClosedForm:
         kept.restore()
         if closed:
             raise
-        return trace_by_unit_vectors(fn, model, x, args, chunk_size=chunk_size)
+        return trace_by_unit_vectors(fn, model, x, args, kwargs, chunk_size=chunk_size)
     return check_output(fn, form.value, x), form.trace()
 
 
@@ -155,7 +162,8 @@ def trace_by_unit_vectors(
     fn: str,
     model: Model,
     x: Tensor,
-    args: tuple[Any, ...] = (),
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
     *,
     chunk_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -168,7 +176,7 @@ def trace_by_unit_vectors(
     dimensions = math.prod(x.shape[1:])
     chunk = _chunk_size(fn, chunk_size, x, dimensions)
     if dimensions == 0:
-        output = check_output(fn, model(x, *args), x)
+        output = check_output(fn, model(lend(x), *map(lent, args), **lent(kwargs)), x)
         return output, output.new_zeros(len(x), dtype=sum_dtype(output.dtype))
     signs = SampleSigns(x)
     rewind = Rewind(model, x) if signs.checked else None
@@ -178,7 +186,7 @@ def trace_by_unit_vectors(
         vs = signs.applied_to(unit_vectors(x, indices))
         if start == 0:
             vs = signs.with_probes(vs, dimensions)
-        output, products = output_and_products(fn, model, x, vs, args)
+        output, products = output_and_products(fn, model, x, vs, args, kwargs)
         if start == 0 and signs.depend_on_one_another(products, len(indices)):
             if rewind is not None:
                 rewind()

@@ -35,6 +35,7 @@ def choose_method(
     model: Callable[..., Tensor],
     x: Tensor,
     args: tuple[Any, ...],
+    kwargs: dict[str, Any],
     slicing: Slicing,
     *,
     again: bool = False,
@@ -66,7 +67,7 @@ def choose_method(
         if len(remembered) > MOST_SITUATIONS:
             remembered.clear()
         with torch.no_grad(), untouched(model, x), compiled_parts_run_eagerly():
-            method, reason = _choose(fn, model, x, args, slicing, mixed or normalised)
+            method, reason = _choose(fn, model, x, args, kwargs, slicing, mixed or normalised)
         _LOGGER.debug('%s: method "auto" is "%s" here: %s', fn, method, reason)
         remembered[situation] = method
     return remembered[situation]
@@ -77,6 +78,7 @@ def _choose(
     model: Callable[..., Tensor],
     x: Tensor,
     args: tuple[Any, ...],
+    kwargs: dict[str, Any],
     slicing: Slicing,
     mixed: bool,
 ) -> tuple[str, str]:
@@ -88,7 +90,7 @@ def _choose(
         reason = "samples depend on one another"
     elif slicing.variance_reduced:
         try:
-            form = jacobian(model, x, *args)
+            form = jacobian(model, x, *args, **kwargs)
             cost, projected = form.training_cost(), slicing.count * form.projection_cost()
             reason = f"closed-form trace of {cost:,} multiply-adds, projections {projected:,}"
             if cost <= projected:
@@ -98,7 +100,7 @@ def _choose(
     exact = not mixed and slicing.variance_reduced and few_dimensions(x, slicing)
     probes = two_probes(x) if exact else torch.zeros_like(x).unsqueeze(0)
     try:
-        result = _on_dual_tensors(fn, model, x, probes, args, {}, False)
+        result = _on_dual_tensors(fn, model, x, probes, args, kwargs, False)
     except Unsupported as error:
         if exact:  # by tangents or by reverse mode, which finds mixed samples as well
             return "exact", f"{reason}; no more dimensions than projections"

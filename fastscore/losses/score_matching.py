@@ -40,7 +40,15 @@ def score_matching_term(
     evaluate = output_and_trace
     if torch.compiler.is_compiling():  # can't be traced: a break in the graph
         evaluate = torch.compiler.disable(output_and_trace)
-    score, trace = evaluate(fn, model, batch.x, batch.args, chunk_size=chunk_size, closed=closed)
+    score, trace = evaluate(
+        fn,
+        model,
+        batch.x,
+        batch.args,
+        batch.model_kwargs,
+        chunk_size=chunk_size,
+        closed=closed,
+    )
     return trace + half_square(score)
 
 

@@ -59,7 +59,7 @@ class Estimation(NamedTuple):
     def _term(self, fn: str, model: Callable[..., Tensor], batch: Batch) -> tuple[Tensor, str]:
         method = self.method
         if method == "auto":
-            situation = (fn, model, batch.x, batch.args, self.slicing)
+            situation = (fn, model, batch.x, batch.args, batch.model_kwargs, self.slicing)
             method = choose_method(*situation)
             try:
                 return self._by(method, fn, model, batch, auto=True)

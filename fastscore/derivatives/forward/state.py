@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch.utils._pytree import tree_flatten
 
+from fastscore._support.lending import lent
 from fastscore._support.scripted import scripted_calls
 
 # The autograd.Function whose forward a code object is, or None.
@@ -55,7 +56,11 @@ CALLER = _Caller()
 def evaluate(
     model: Callable[..., Any], x: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """``model(x, *args, **kwargs)``, in a frame of its own that bounds the search below."""
+    """``model(x, *args, **kwargs)``, in a frame of its own that bounds the search below.
+
+    The arguments are lent: what the model does to them nobody sees, nor the next call.
+    """
+    args, kwargs = tuple(map(lent, args)), lent(kwargs)
     before = CALLER.record, CALLER.inference, CALLER.answering, CALLER.writes
     CALLER.record, CALLER.inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
     CALLER.answering, CALLER.writes = False, None

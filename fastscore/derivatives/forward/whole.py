@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from fastscore._support.checks import fail_type
 from fastscore._support.inference import recordable, recording
+from fastscore._support.lending import lend, lent
 from fastscore._support.once import marked_once, only_once, refuse
 from fastscore._support.reach import Statistics
 from fastscore._support.tangents import refuse_tangents
@@ -46,7 +47,7 @@ def whole_model(
 
     def call(point: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         with differentiable_to_third_order():
-            output = model(point, *args, **kwargs)
+            output = model(lend(point), *args, **kwargs)
         if not isinstance(output, Tensor):
             fail_type(fn, "model", "a function that returns a tensor", output)
         return output
@@ -59,7 +60,7 @@ def whole_model(
     except Exception:  # whatever a transform can't do; an error of the model's own comes again
         statistics.restore()
         reverse = _reverse_once if transposed else _reverse_twice
-        return reverse(fn, lambda point: call(point, *args, **kwargs), x, vs)
+        return reverse(fn, lambda at: call(at, *map(lent, args), **lent(kwargs)), x, vs)
 
 
 def _forward(
