@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastscore._support.checks import check_output
 from fastscore._support.known import known_of
 from fastscore._support.reach import modules_of
 from fastscore._support.rewind import Rewind
@@ -125,7 +126,7 @@ def two_probes(x: Tensor) -> Tensor:
 
 
 def values_depend_on_one_another(
-    model: Callable[..., Tensor], x: Tensor, args: tuple[Tensor, ...]
+    fn: str, model: Callable[..., Tensor], x: Tensor, args: tuple[Tensor, ...]
 ) -> bool:
     """Whether the model gives another output for x among other samples; False where it draws.
 
@@ -140,8 +141,10 @@ def values_depend_on_one_another(
     if situation not in known:
         rewind = Rewind(model, x)
         with torch.no_grad():
-            alone = model(x, *args)
-            among = model(torch.cat([x, 1 - 2 * x]), *(torch.cat([arg, arg]) for arg in args))
+            alone = check_output(fn, model(x, *args), x)
+            points = torch.cat([x, 1 - 2 * x])
+            twice = (torch.cat([arg, arg]) for arg in args)
+            among = check_output(fn, model(points, *twice), points)
         drawn = rewind.has_drawn()
         rewind()
         differ = _differ(alone, among[: len(x)], alone.abs().amax()) if alone.numel() else False

@@ -111,7 +111,7 @@ def finite_difference(fn: str, model: Model, batch: Batch, slicing: Slicing) -> 
     v = _draw(batch, slicing)
     h = _step(x, slicing.epsilon) * (1.0 if batch.sigma is None else per_sample(batch.sigma, x))
     u = h * v
-    if not torch.compiler.is_compiling() and values_depend_on_one_another(model, x, batch.args):
+    if not torch.compiler.is_compiling() and values_depend_on_one_another(fn, model, x, batch.args):
         plus, minus = _one_by_one(fn, model, x + u, x - u, batch.args)
     else:
         args = tuple(arg.repeat(slicing.count, *[1] * (arg.dim() - 1)) for arg in batch.args)
