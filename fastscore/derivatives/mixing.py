@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastscore._support.checks import check_output
 from fastscore._support.known import known_of
 from fastscore._support.lending import lend, lent
 from fastscore._support.model_kwargs import per_batch
@@ -127,7 +128,11 @@ def two_probes(x: Tensor) -> Tensor:
 
 
 def values_depend_on_one_another(
-    model: Callable[..., Tensor], x: Tensor, args: tuple[Tensor, ...], kwargs: dict[str, Any]
+    fn: str,
+    model: Callable[..., Tensor],
+    x: Tensor,
+    args: tuple[Tensor, ...],
+    kwargs: dict[str, Any],
 ) -> bool:
     """Whether the model gives another output, or none, for x among other samples.
 
@@ -144,7 +149,7 @@ def values_depend_on_one_another(
     if situation not in known:
         rewind = Rewind(model, x)
         with torch.no_grad():
-            alone = model(lend(x), *map(lend, args), **lent(kwargs))
+            alone = check_output(fn, model(lend(x), *map(lend, args), **lent(kwargs)), x)
             try:
                 among = _among_others(model, x, args, kwargs)[: len(x)]
                 differ = alone.numel() > 0 and _differ(alone, among, alone.abs().amax())

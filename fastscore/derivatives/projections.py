@@ -135,7 +135,7 @@ def _two_scores(fn: str, model: Model, batch: Batch, u: Tensor) -> tuple[Tensor,
         return _in_one_call(fn, model, batch, u)
     known, before = known_of(model), Rewind(model, batch.x)
     if "draws" not in known and not values_depend_on_one_another(
-        model, batch.x, batch.args, batch.model_kwargs
+        fn, model, batch.x, batch.args, batch.model_kwargs
     ):
         try:
             scores = _in_one_call(fn, model, batch, u)

@@ -65,7 +65,7 @@ def fill_(input: Any, value: Any) -> Any:
 def copy_(input: Any, src: Any, non_blocking: bool = False) -> Any:
     if not isinstance(input, DualTensor):
         raise Unsupported("copy_", "it writes a value with tangents into a tensor without")
-    source = lift(src, input.run).expand(input.shape)
+    source = lift(src, input.run).expand(input.shape).clone()  # or both would see one memory
     assign(input, source, aliased=input.run.has_alias(input), name="copy_")
     return input
 
