@@ -164,6 +164,43 @@ def test_losses(model: Callable[..., Tensor]) -> None:
     assert_same_bytes(x, before)
 
 
+@pytest.mark.parametrize("model", [writes_sigma, writes_x, works_in_place])
+def test_derivatives(model: Callable[..., Tensor]) -> None:
+    x, sigma, v = randn(4, 3), torch.full((4,), 2.0), randn(4, 3, seed=1)
+    before = x.clone()
+    for method in ("hutchinson", "exact"):
+        options: dict[str, Any] = {"method": method, "seed": 0}
+        want = fastscore.divergence(embed, x, sigma, **options)
+        torch.testing.assert_close(fastscore.divergence(model, x, sigma, **options), want)
+        assert sigma.tolist() == [2.0] * 4
+    for call in (
+        lambda net: fastscore.jvp(net, x, v, sigma),
+        lambda net: fastscore.jvps(net, x, v[None], sigma),
+        lambda net: fastscore.quadratic_forms(net, x, v[None], sigma),
+    ):
+        torch.testing.assert_close(call(model), call(embed))
+        assert sigma.tolist() == [2.0] * 4
+    for method in ("forward", "reverse", "finite_difference", "exact", "auto"):
+        options = {"method": method, "sigmas": SIGMAS, "seed": 0, "projections": 2}
+        net, good = Gain(model), Gain(embed)
+        got, want = (fastscore.ssm_loss(m, x, **options) for m in (net, good))
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+        got.backward()
+        want.backward()
+        torch.testing.assert_close(net.gain.grad, good.gain.grad, rtol=1e-3, atol=1e-3)
+    assert_same_bytes(x, before)
+
+
+def test_functions_around_the_labels_of_a_batch() -> None:
+    net, x = Conditional(), randn(4, 2)
+    for sigmas in (None, SIGMAS):
+        options: dict[str, Any] = {"sigmas": sigmas, "seed": 0, "projections": 3}
+        want = fastscore.ssm_loss(closed_over(net), x, method="reverse", **options)
+        for _ in range(3):
+            got = fastscore.ssm_loss(closed_over(net), x, method="finite_difference", **options)
+            torch.testing.assert_close(got, want, rtol=2e-3, atol=2e-3)
+
+
 class Gain(nn.Module):
     """A model with a parameter, after another."""
 
