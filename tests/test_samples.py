@@ -27,6 +27,15 @@ SAMPLES = torch.tensor([5, 0, 5, 700])
 KEYS = torch.tensor([[3, 1], [-(2**62), 0], [3, 2], [3, 1]])
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The cases are so small that threads would mostly wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 # ---- bytes -----------------------------------------------------------------------------------
 
 
@@ -92,6 +101,21 @@ def test_numbers_and_keys_of_any_strides(device: torch.device) -> None:
         assert_same_bytes(got, want)
         got = random.rademacher(keys, (4, size))
         assert_same_bytes(got, random.rademacher(keys.contiguous(), (4, size)))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", ["random", "langevin", "perturb"])
+def test_cuda_and_cpu_agree_to_the_byte(name: str) -> None:
+    for here, there in zip(batches(), batches("cuda"), strict=True):
+        rows = sample_cases.chosen(here.shape[0], here.empty(torch.arange(1)).numel())
+        keys = torch.stack([rows * 2**40 - 3, rows % 5], dim=1)
+        for key, numbers in ((make_key(7, 1), {"samples": rows}), (keys, {})):
+            moved = {argument: value.cuda() for argument, value in numbers.items()}
+            want = CASES[name](here, rows, key, **numbers)
+            got = CASES[name](there, rows, key.cuda(), **moved)
+            for one, other in zip(got, want, strict=True):
+                assert_same_bytes(one.cpu(), other)
 
 
 # ---- against the reference -------------------------------------------------------------------

@@ -18,13 +18,20 @@ const double* row_of(const Tensor& table, int64_t draw) {
   return table.const_data_ptr<double>() + row * (table.dim() == 3 ? table.size(1) : 1) * 4;
 }
 
-// The rows of samples that have draws of their own.
+// The rows of samples that have draws of their own, one after the other; or none where all have the
+// same.
 std::vector<double> rows_of(const Tensor& table, const Tensor& keys) {
-  const int64_t *words = keys.const_data_ptr<int64_t>(), batch = keys.size(0);
+  const int64_t batch = keys.size(0), stride = keys.stride(0), own = table.dim() == 3 ? 4 : 0;
+  const int64_t* draws = keys.const_data_ptr<int64_t>() + keys.stride(1);
+  const double* first = table.const_data_ptr<double>();
+  const int64_t last = table.size(0) - 1, row_size = own ? table.size(1) * 4 : 4;
+  const auto row_at = [&](int64_t i) { return std::clamp<int64_t>(draws[i * stride], 0, last); };
+  bool same = true;
+  for (int64_t i = 1; i < batch; ++i) same &= row_at(i) == row_at(0);
+  if (same) return {};
   std::vector<double> rows(4 * batch);
   for (int64_t i = 0; i < batch; ++i) {
-    const double* row = row_of(table, words[i * keys.stride(0) + keys.stride(1)]);
-    std::copy_n(row + (table.dim() == 3 ? 4 * i : 0), 4, rows.begin() + 4 * i);
+    std::copy_n(first + row_at(i) * row_size + i * own, 4, rows.begin() + 4 * i);
   }
   return rows;
 }
@@ -54,9 +61,13 @@ void step(const char* op, const Tensor& x, const Tensor& score, const Tensor& ta
       dense_mask ? reinterpret_cast<const uint8_t*>(dense_mask->const_data_ptr<bool>()) : nullptr;
   if (known) args.known = make_view(op, "known", *known);
   std::vector<double> own_rows;
+  args.rows = row_of(table, key.const_data_ptr<int64_t>()[key.stride(key.dim() - 1)]);
+  args.batch_rows = table.dim() == 3 ? batch_size(x) : 1;
   if (key.dim() == 2) own_rows = rows_of(table, key);
-  args.batch_rows = table.dim() == 3 || key.dim() == 2 ? batch_size(x) : 1;
-  args.rows = key.dim() == 2 ? own_rows.data() : row_of(table, key.const_data_ptr<int64_t>()[1]);
+  if (!own_rows.empty()) {
+    args.rows = own_rows.data();
+    args.batch_rows = batch_size(x);
+  }
   args.noisy = asks_for_noise(args);
   args.sample_size = sample_size(x);
   args.clamp = low || high;

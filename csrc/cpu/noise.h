@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "checks.h"
@@ -26,16 +27,18 @@ class Noise {
         const std::optional<Tensor>& samples, int64_t batch, int64_t size);
 
   // One run, or several; the tiles of a run have the slots behind those of the run before.
-  const std::vector<Run>& runs() const { return runs_; }
+  std::span<const Run> runs() const {
+    return runs_.empty() ? std::span<const Run>(&only_, slots_ > 0) : std::span<const Run>(runs_);
+  }
   int64_t slots() const { return slots_; }
 
   // `passes`: how many times a tile's worth of work there is in a tile.
   template <class Args>
   void run(void (*kernel)(const Args&, TileRange), Args& args, int64_t passes = 1) const {
     if (slots_ == 0) return;
-    if (runs_.size() == 1) {
-      args.noise = runs_[0].args;
-      run_range(kernel, args, runs_[0].tiles, passes);
+    if (runs_.empty()) {
+      args.noise = only_.args;
+      run_range(kernel, args, only_.tiles, passes);
       return;
     }
     const auto work = [&](int64_t slot, int64_t end) {
@@ -64,15 +67,16 @@ class Noise {
  private:
   static int64_t slot_of(const Run& run) { return run.tiles.begin - run.args.slot_zero; }
 
-  // Adds samples [first, last) of the batch, the first of which has flat index `flat`.
-  void add_run(NoiseArgs args, int64_t first, int64_t last, int64_t flat);
+  // Samples [first, last) of the batch, the first of which has flat index `flat`.
+  Run run_of(NoiseArgs args, int64_t first, int64_t last, int64_t flat);
+  // Those of samples by `numbers` or keys: one to a tile, or runs.
+  void number(NoiseArgs common);
   void check_values(const char* op) const;
-  void number_runs(const NoiseArgs& common);
 
-  Tensor key_;
-  std::optional<Tensor> samples_;
+  std::optional<Tensor> keys_, samples_;  // where they are not as they were given
   const int64_t* numbers_ = nullptr;
   int64_t batch_, size_, numel_, slots_ = 0;
+  Run only_;  // where there is no other
   std::vector<Run> runs_;
 };
 

@@ -27,16 +27,16 @@ __device__ __forceinline__ void for_each_noisy_pack(const NoiseKey& key, const N
       draw<Normal, true>(source, key, range, z);
       body(u, range, z);
     }
-    return;
-  }
+  } else {
 #pragma unroll
-  for (int first = 0; first < Access::kAtOnce; first += kTogether) {
-    float z[kTogether][V];
-    normals(key, source.origin + tile.range(first, whole).i, kThreads * V, z);
+    for (int first = 0; first < Access::kAtOnce; first += kTogether) {
+      float z[kTogether][V];
+      normals(key, source.origin + tile.range(first, whole).i, kThreads * V, z);
 #pragma unroll
-    for (int k = 0; k < kTogether; ++k) {
-      const Range range = tile.range(first + k, whole);
-      if (!range.empty()) body(first + k, range, z[k]);
+      for (int k = 0; k < kTogether; ++k) {
+        const Range range = tile.range(first + k, whole);
+        if (!range.empty()) body(first + k, range, z[k]);
+      }
     }
   }
 }

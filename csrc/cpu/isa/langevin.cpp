@@ -1,17 +1,20 @@
 // Kernel of the family `langevin`.
 #include "core/langevin.h"
 
-#include "sample_noise.h"
+#include "short_samples.h"
 
 namespace fastscore::FASTSCORE_ISA {
 namespace {
 
-template <class T>
-void update_run(const LangevinRow<T>& row, const T* x, const T* s, const float* z, int64_t n,
-                T* out) {
+// row(i) is that of element i's sample.
+template <class T, class Row>
+FASTSCORE_FN void update_run(const Row& row, const T* x, const T* s, const float* z, int64_t n,
+                             T* out) {
   // In place, out is x itself: no element is read after it is written.
 #pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) out[i] = langevin_update(row, x[i], s[i], static_cast<T>(z[i]));
+  for (int64_t i = 0; i < n; ++i) {
+    out[i] = langevin_update(row(i), x[i], s[i], static_cast<T>(z[i]));
+  }
 }
 
 template <class T>
@@ -20,14 +23,14 @@ void drift_run(const LangevinRow<T>& row, const T* x, const T* s, int64_t n, T* 
   for (int64_t i = 0; i < n; ++i) out[i] = langevin_drift(row, x[i], s[i]);
 }
 
-template <class T>
-void masked_run(const LangevinRow<T>& row, const T* x, const T* s, const float* z, const T* known,
-                const uint8_t* mask, int64_t n, T* out) {
+template <class T, class Row>
+FASTSCORE_FN void masked_run(const Row& row, const T* x, const T* s, const float* z, const T* known,
+                             const uint8_t* mask, int64_t n, T* out) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
     const T noise = static_cast<T>(z[i]);
-    const T free = langevin_update(row, x[i], s[i], noise);
-    const T held = langevin_known(row, known[i], noise);
+    const T free = langevin_update(row(i), x[i], s[i], noise);
+    const T held = langevin_known(row(i), known[i], noise);
     out[i] = mask[i] ? held : free;
   }
 }
@@ -48,6 +51,7 @@ template <class T>
 void step(const LangevinArgs& args, TileRange tiles) {
   const NoiseKey key = noise_key(args.noise);
   NoiseTile tile;
+  Spread<T, 4> spread;
   for (int64_t i = 0; !args.noisy && i < kTile; ++i) tile.values[i] = 0;
   T x_buffer[kTile], s_buffer[kTile], known_buffer[kTile], out_buffer[kTile];
   for_each_tile(args.noise, tiles, [&](int64_t flat, int64_t begin, int64_t count) {
@@ -60,17 +64,34 @@ void step(const LangevinArgs& args, TileRange tiles) {
     T* out = output_tile(args.out, begin, out_buffer);
     const auto run = [&](int64_t sample, int64_t first, int64_t n) {
       const LangevinRow<T> row = row_of<T>(args, sample);
+      const auto same = [=](int64_t) { return row; };
       const int64_t at = first - begin;
       if (known) {
-        masked_run(row, x + at, s + at, z + at, known + at, args.mask + first, n, out + at);
+        masked_run(same, x + at, s + at, z + at, known + at, args.mask + first, n, out + at);
       } else if (row.c != 0) {
-        update_run(row, x + at, s + at, z + at, n, out + at);
+        update_run(same, x + at, s + at, z + at, n, out + at);
       } else {
         drift_run(row, x + at, s + at, n, out + at);
       }
     };
     if (args.batch_rows == 1) {
       run(0, begin, count);
+    } else if (is_short(args.sample_size)) {
+      spread.fill(args.sample_size, begin, count, [&](int64_t sample, T(&numbers)[4]) {
+        const LangevinRow<T> row = row_of<T>(args, sample);
+        numbers[0] = row.a;
+        numbers[1] = row.b;
+        numbers[2] = row.c;
+        numbers[3] = row.k;
+      });
+      const T *a = spread.column(0), *b = spread.column(1), *c = spread.column(2);
+      const T* k = spread.column(3);
+      const auto own = [=](int64_t i) { return LangevinRow<T>{a[i], b[i], c[i], k[i]}; };
+      if (known) {
+        masked_run(own, x, s, z, known, args.mask + begin, count, out);
+      } else {
+        update_run(own, x, s, z, count, out);
+      }
     } else {
       for_each_sample(args.sample_size, begin, count, run);
     }

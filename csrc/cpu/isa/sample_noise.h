@@ -21,26 +21,11 @@ class SampleBlocks {
   // as of neighbours it often is, serves both.
   FASTSCORE_FN void list(const NoiseArgs& noise, const DrawRule& rule, int64_t first,
                          int64_t count) {
-    const uint64_t size = static_cast<uint64_t>(noise.sample_size);
-    uint64_t block = 0, seed = 0, draw = 0;
-    for (int64_t s = 0; s < count; ++s) {
-      const uint64_t old_block = block, old_seed = seed, old_draw = draw;
-      uint64_t flat = 0;
-      if (noise.keys) {
-        seed = static_cast<uint64_t>(noise.keys[2 * (first + s)]);
-        draw = static_cast<uint32_t>(noise.keys[2 * (first + s) + 1]) * rule.factor + rule.term;
-      } else {
-        flat = static_cast<uint64_t>(noise.numbers[first + s]) * size;
-      }
-      block = flat / kPerBlock;
-      const uint64_t last = (flat + size - 1) / kPerBlock;
-      const bool known = s > 0 && block == old_block && seed == old_seed && draw == old_draw;
-      const int start = known ? used_ - 1 : used_;
-      place_[s] = start * kPerBlock + static_cast<int>(flat % kPerBlock);
-      if (!known) add(block, seed, draw);
-      while (block < last) add(++block, seed, draw);
+    if (noise.keys) {
+      list_by<true>(noise, rule, first, count);
+    } else {
+      list_by<false>(noise, rule, first, count);
     }
-    while (used_ % kTogether) add(0, 0, 0);
   }
 
   // Makes the numbers of all blocks.
@@ -48,9 +33,10 @@ class SampleBlocks {
   FASTSCORE_FN void make(const NoiseKey& key, bool keyed, const Make& make) {
     for (int k = 0; k < used_; k += kTogether) {
       if (keyed) {
-        make_words<true>(key, k);
+        make_keyed_words(key, k);
+        make_keyed_words(key, k + kTogether / 2);
       } else {
-        make_words<false>(key, k);
+        make_words(key, k);
       }
       for (int g = 0; g < kGroups; ++g) make_numbers(make, numbers_ + 4 * k + g * kGroup);
     }
@@ -65,34 +51,93 @@ class SampleBlocks {
   }
 
  private:
-  static constexpr int kGroups = 2, kTogether = kGroups * kBlocksPerGroup;
+  static constexpr int kGroups = 4, kTogether = kGroups * kBlocksPerGroup;
   static constexpr int kLanes = kBlocksPerGroup / kChains;
 
-  FASTSCORE_FN void add(uint64_t block, uint64_t seed, uint64_t draw) {
-    // Its lane: see first_counter.
-    const int in_group = used_ % kBlocksPerGroup;
-    const int lane = kChains == 1 ? in_group : in_group % kLanes * kChains + in_group / kLanes;
-    blocks_[used_ - in_group + lane] = block;
-    seeds_[used_ - in_group + lane] = seed;
-    draws_[used_ - in_group + lane] = draw;
-    ++used_;
+  // Every sample writes as many blocks as any of its size can lie in, and counts those that it
+  // does: a loop of ever the same length costs no wrong guesses. The next one writes over the rest.
+  template <bool kKeyed>
+  FASTSCORE_FN void list_by(const NoiseArgs& noise, const DrawRule& rule, int64_t first,
+                            int64_t count) {
+    const uint64_t size = static_cast<uint64_t>(noise.sample_size);
+    // Samples start at multiples of what size and block have in common; with keys, at 0.
+    const uint64_t step = size & (0 - size);
+    const uint64_t last_start = kKeyed || step >= kPerBlock ? 0 : kPerBlock - step;
+    const int most = static_cast<int>((last_start + size - 1) / kPerBlock) + 1;
+    uint64_t last = 0, seed = 0, draw = 0;
+    int used = 0;
+    for (int64_t s = 0; s < count; ++s) {
+      const uint64_t old_seed = seed, old_draw = draw;
+      uint64_t flat = 0;
+      if (kKeyed) {
+        seed = static_cast<uint64_t>(noise.keys[2 * (first + s)]);
+        draw = static_cast<uint32_t>(noise.keys[2 * (first + s) + 1]) * rule.factor + rule.term;
+      } else {
+        flat = static_cast<uint64_t>(noise.numbers[first + s]) * size;
+      }
+      const uint64_t block = flat / kPerBlock;
+      const bool same_key = !kKeyed || (seed == old_seed && draw == old_draw);
+      const int start = used - static_cast<int>((s > 0) & (block == last) & same_key);
+      place_[s] = start * kPerBlock + static_cast<int>(flat % kPerBlock);
+      last = (flat + size - 1) / kPerBlock;
+      for (int k = 0; k < most; ++k) {
+        const int at = lane_of(start + k);
+        blocks_[at] = block + k;
+        if (kKeyed) {
+          seeds_[at] = seed;
+          draws_[at] = draw;
+        }
+      }
+      used = start + static_cast<int>(last - block) + 1;
+    }
+    used_ = (used + kTogether - 1) / kTogether * kTogether;
+    for (; used < used_; ++used) {
+      const int at = lane_of(used);
+      blocks_[at] = seeds_[at] = draws_[at] = 0;
+    }
   }
 
-  // The words of kTogether blocks from number k on, laid out as make_words of noise.h does.
-  template <bool kKeyed>
+  // Where block number k of the list goes: see first_counter.
+  static FASTSCORE_FN int lane_of(int k) {
+    if (kChains == 1) return k;
+    const int in_group = k % kBlocksPerGroup;
+    return k - in_group + in_group % kLanes * kChains + in_group / kLanes;
+  }
+
+  // The words of blocks from number k on, all of one key, as make_words of noise.h makes them.
   FASTSCORE_FN void make_words(const NoiseKey& key, int k) {
     constexpr int kAll = kGroups * kChains;
+    PhiloxBlock<LaneW> words[kAll];
+#pragma GCC unroll 8
+    for (int i = 0; i < kAll; ++i) {
+      const LaneP block = load_wide(blocks_ + k + i * kLanes);
+      words[i] = {low_word(block), high_word(block), broadcast<LaneW>(key.draw),
+                  broadcast<LaneW>(key.stream)};
+    }
+#pragma GCC unroll 10
+    for (int round = 0; round < kPhiloxRounds; ++round) {
+#pragma GCC unroll 8
+      for (int i = 0; i < kAll; ++i) {
+        words[i] = philox_round(words[i], key.seed_low + round * kPhiloxW0,
+                                key.seed_high + round * kPhiloxW1);
+      }
+    }
+    store_groups(words, k);
+  }
+
+  // The same for half as many blocks, each with a key of its own.
+  FASTSCORE_FN void make_keyed_words(const NoiseKey& key, int k) {
+    constexpr int kAll = kGroups / 2 * kChains;
     PhiloxBlock<LaneW> words[kAll];
     LaneW low[kAll], high[kAll];
 #pragma GCC unroll 4
     for (int i = 0; i < kAll; ++i) {
       const int at = k + i * kLanes;
       const LaneP block = load_wide(blocks_ + at), seed = load_wide(seeds_ + at);
-      words[i] = {low_word(block), high_word(block),
-                  kKeyed ? low_word(load_wide(draws_ + at)) : broadcast<LaneW>(key.draw),
+      words[i] = {low_word(block), high_word(block), low_word(load_wide(draws_ + at)),
                   broadcast<LaneW>(key.stream)};
-      low[i] = kKeyed ? low_word(seed) : broadcast<LaneW>(key.seed_low);
-      high[i] = kKeyed ? high_word(seed) : broadcast<LaneW>(key.seed_high);
+      low[i] = low_word(seed);
+      high[i] = high_word(seed);
     }
 #pragma GCC unroll 10
     for (int round = 0; round < kPhiloxRounds; ++round) {
@@ -103,8 +148,13 @@ class SampleBlocks {
         high[i] = high[i] + broadcast<LaneW>(kPhiloxW1);
       }
     }
-#pragma GCC unroll 2
-    for (int g = 0; g < kGroups; ++g) {
+    store_groups(words, k);
+  }
+
+  template <int kAll>
+  FASTSCORE_FN void store_groups(const PhiloxBlock<LaneW> (&words)[kAll], int k) {
+#pragma GCC unroll 4
+    for (int g = 0; g < kAll / kChains; ++g) {
       const auto &a = words[g * kChains], &b = words[g * kChains + kChains - 1];
       float* to = numbers_ + 4 * k + g * kGroup;
       store_words(to, merge(a.w0, b.w0));
@@ -115,7 +165,7 @@ class SampleBlocks {
   }
 
   // A tile of the shortest samples has a block for each; of longer ones, less.
-  static constexpr int kMost = kTile + kTogether;
+  static constexpr int kMost = kTile + 2 * kTogether;
   alignas(64) uint64_t blocks_[kMost], seeds_[kMost], draws_[kMost];
   alignas(64) float numbers_[4 * kMost + kMargin];
   int place_[kTile];
