@@ -51,16 +51,17 @@ class Hot(NamedTuple):
 
 
 HOT = [
-    Hot("langevin", "langevin<Packed<float, 4>, Packed<float, 4>, false>",
+    Hot("langevin", "langevin<Packed<float, 4>, Packed<float, 4>, false, false>",
         "langevin_step_ float32", 8, 12, 4, 2, 4),
-    Hot("langevin", "langevin<Packed<__nv_bfloat16, 8>, Packed<__nv_bfloat16, 8>, false>",
+    Hot("langevin", "langevin<Packed<__nv_bfloat16, 8>, Packed<__nv_bfloat16, 8>, false, false>",
         "langevin_step_ bfloat16", 16, 6, 4, 2, 8),
-    Hot("dsm", "map<Packed<float, 4>, Perturbation<float> >", "perturb float32", 8, 8, 2, 2, 4),
-    Hot("dsm", "map<Packed<__nv_bfloat16, 8>, Perturbation<float> >",
+    Hot("dsm", "map<Packed<float, 4>, Perturbation<float>, false>",
+        "perturb float32", 8, 8, 2, 2, 4),
+    Hot("dsm", "map<Packed<__nv_bfloat16, 8>, Perturbation<float>, false>",
         "perturb bfloat16", 16, 4, 2, 2, 8),
     Hot("dsm", "sum_segments<ResidualSum<Packed<float, 4> > >",
         "dsm_residual float32", 8, 4, 2, 0, 4),
-    Hot("dsm", "map<Packed<float, 4>, ResidualGradient<float> >",
+    Hot("dsm", "map<Packed<float, 4>, ResidualGradient<float>, false>",
         "dsm_residual_backward float32", 8, 8, 2, 2, 4),
     Hot("dsm", "sum_segments<ResidualSumWithGrad<Packed<float, 4> > >",
         "dsm_residual_with_grad float32", 8, 8, 2, 2, 4),
@@ -70,9 +71,9 @@ HOT = [
         "sliced_terms float32, signs", 8, 8, 4, 0, 0, 36),
     Hot("sliced", "sum_segments<SlicedSums<Packed<float, 4> > >",
         "sliced_terms float32, normals", 8, 8, 4, 0, 4),
-    Hot("sliced", "terms_backward<Packed<float, 4> >",
+    Hot("sliced", "terms_backward<Packed<float, 4>, false>",
         "sliced_terms_backward float32, signs", 8, 12, 2, 4, 0, 36),
-    Hot("random", "fill<Packed<float, 4>, Normal>", "random_normal_ float32", 8, 4, 0, 2, 4),
+    Hot("random", "fill<Packed<float, 4>, Normal, false>", "random_normal_ float32", 8, 4, 0, 2, 4),
 ]  # fmt: skip
 
 

@@ -55,8 +55,8 @@ def langevin_step_(
     fn = "langevin_step_"
     low, high = (None, None) if clamp is None else check_bounds(fn, clamp)
     op = ops.langevin_step_.default
-    args = (score, table, key, known, mask, low, high, sample_offset, samples)
-    return call_(fn, op, _NAMES, x, *args)
+    numbers = (sample_offset, samples)
+    return call_(fn, op, _NAMES, x, score, table, key, known, mask, low, high, *numbers)
 
 
 def langevin_step(

@@ -60,19 +60,19 @@ struct ProjectionTile {
             int64_t count) {
     float* values = noise.values + flat % kTile;
     v = values;
-    const NoiseKey key = projection_key(noise_key(args.noise), args.projections, m);
-    const DrawRule rule = {static_cast<uint32_t>(args.projections), static_cast<uint32_t>(m)};
-    if (args.distribution == Projection::kRademacher) {
-      if (args.noise.each) {
-        sample_signs(args.noise, key, rule, begin, count, noise);
-        return;
-      }
+    if (args.distribution == Projection::kRademacher && !args.noise.each) {
       signs.seek(flat);
       if (sizeof(T) == sizeof(float) && !is_short(args.sample_size)) {
         v = nullptr;
       } else {
         signs.write(count, values);
       }
+      return;
+    }
+    const NoiseKey key = projection_key(noise_key(args.noise), args.projections, m);
+    const DrawRule rule = {static_cast<uint32_t>(args.projections), static_cast<uint32_t>(m)};
+    if (args.distribution == Projection::kRademacher) {
+      sample_signs(args.noise, key, rule, begin, count, noise);
       return;
     }
     normals_of(noise, args.noise, key, flat, begin, count, NothingAhead(), rule);
