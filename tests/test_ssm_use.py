@@ -423,9 +423,8 @@ def test_bad_arguments(
 @pytest.mark.parametrize("method", METHODS)
 def test_bad_models(loss: Loss, method: str) -> None:
     x = torch.zeros(2, 3)
-    shape = r"\(4, 3\)" if method == "finite_difference" else r"\(2, 3\)"
     for model in (lambda x: x[:, :2], nn.Linear(3, 2), nn.Sequential(nn.Linear(3, 2), nn.Tanh())):
-        with pytest.raises(ValueError, match=rf": model must be a model whose output .* {shape}"):
+        with pytest.raises(ValueError, match=r": model must be a model whose output .* \(2, 3\)"):
             loss(model, x, method=method)
     with pytest.raises(TypeError, match=r"(ssm_loss|SSMLoss): model must be a .* got NoneType"):
         loss(lambda x: None, x, method=method)

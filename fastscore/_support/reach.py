@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,12 +37,19 @@ def modules_of(model: Any) -> list[nn.Module]:
         seen.add(id(x))
         if isinstance(x, nn.Module):
             found.append(x)
-            left.extend(x._modules.values())
-            if not type(x).__module__.startswith("torch.nn.") or "forward" in vars(x):
-                left.extend(value for value in vars(x).values() if type(value) in _FOLLOWED)
+            if x._modules:
+                left.extend(x._modules.values())
+            if not _is_of_pytorch(type(x)) or "forward" in vars(x):
+                left.extend([value for value in vars(x).values() if type(value) in _FOLLOWED])
         elif x is not None:
             left.extend(_within(x))
     return found
+
+
+@functools.cache
+def _is_of_pytorch(kind: type) -> bool:
+    """Whether modules of this type hold others as their parts alone."""
+    return kind.__module__.startswith("torch.nn.")
 
 
 def _within(x: Any) -> Iterator[Any]:

@@ -8,8 +8,7 @@ so their calls themselves are watched, for as long as somebody asks.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,9 +16,8 @@ import torch
 Check = Callable[[str, tuple[Any, ...], dict[str, Any]], None]
 
 _KINDS = (torch._C.ScriptFunction, torch._C.ScriptMethod)
-_ORIGINAL = {kind: kind.__dict__["__call__"] for kind in _KINDS}
 _LOCK = threading.Lock()
-_watching = 0
+_runs = 0
 
 
 class _Local(threading.local):
@@ -29,35 +27,41 @@ class _Local(threading.local):
 _LOCAL = _Local()
 
 
-@contextmanager
-def scripted_calls(check: Check) -> Iterator[None]:
-    """Calls of scripted code in this thread first go to ``check(name, args, kwargs)``."""
-    before = _LOCAL.check
-    _watch(1)
-    _LOCAL.check = check
-    try:
-        yield
-    finally:
-        _LOCAL.check = before
-        _watch(-1)
-
-
-def _watch(change: int) -> None:
-    global _watching
-    with _LOCK:
-        was, _watching = _watching, _watching + change
-        if not was or not _watching:
-            for kind in _KINDS:
-                call = _watched(kind) if _watching else _ORIGINAL[kind]
-                kind.__call__ = call  # type: ignore[method-assign]
-
-
-def _watched(kind: Any) -> Callable[..., Any]:
-    original = _ORIGINAL[kind]
-
+def _watched(original: Callable[..., Any]) -> Callable[..., Any]:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         if _LOCAL.check is not None:
             _LOCAL.check(f"scripted code ({getattr(self, 'name', '?')})", args, kwargs)
         return original(self, *args, **kwargs)
 
     return call
+
+
+_ORIGINAL = [kind.__dict__["__call__"] for kind in _KINDS]
+_WATCHED = [_watched(original) for original in _ORIGINAL]
+
+
+class scripted_calls:
+    """Calls of scripted code in this thread first go to ``check(name, args, kwargs)``."""
+
+    __slots__ = ("before", "check")
+
+    def __init__(self, check: Check) -> None:
+        self.check = check
+
+    def __enter__(self) -> None:
+        self.before, _LOCAL.check = _LOCAL.check, self.check
+        _watch(1)
+
+    def __exit__(self, *_: object) -> None:
+        _watch(-1)
+        _LOCAL.check = self.before
+
+
+def _watch(change: int) -> None:
+    global _runs
+    with _LOCK:
+        before, _runs = _runs, _runs + change
+        if before and _runs:  # other runs, around this one or beside it
+            return
+        for kind, call in zip(_KINDS, _WATCHED if _runs else _ORIGINAL, strict=True):
+            kind.__call__ = call  # type: ignore[method-assign]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fastscore._support.checks import check_output
+from fastscore._support.eager import compiled_parts_run_eagerly
 from fastscore._support.known import known_of
 from fastscore._support.lending import lend, lent
 from fastscore._support.model_kwargs import per_batch
@@ -86,27 +87,39 @@ class SampleSigns:
         if self.signs is None:
             return False
         products = products.detach()
-        probe = products[count]
+        probe, given = products[count], products[:count]
         if len(products) == count + 2:
-            signed = self.applied_to(products[count + 1 :])[0]
-            scale = probe.abs().amax()
+            given, signed = probe, products[count + 1]
         else:
-            entries = _signs(count, products)
-            signed = self.applied_to(torch.einsum("m,m...->...", entries, products[:count])[None])[
-                0
-            ]
-            scale = products[:count].abs().sum(0).amax()
-        return _differ(probe, signed, scale)
+            signed = (_signs(count, products) @ given.flatten(1)).view(probe.shape)
+        scale = _largest(given) * count**0.5 if count else _largest(given)
+        return _differ(probe, self.applied_to(signed[None])[0], scale)
 
 
-def _differ(a: Tensor, b: Tensor, scale: Tensor) -> bool:
+def _differ(a: Tensor, b: Tensor, scale: float) -> bool:
     epsilon = torch.finfo(a.dtype).eps
     tolerance = TOLERANCE * epsilon if epsilon < 1e-6 else HALF_TOLERANCE
-    return bool((a - b).abs().amax() > tolerance * scale)
+    return _largest(a - b) > tolerance * scale
+
+
+def _largest(x: Tensor) -> float:
+    return float(torch.linalg.vector_norm(x, torch.inf)) if x.numel() else 0.0
 
 
 def _signs(count: int, like: Tensor) -> Tensor:
-    """Fixed signs without a pattern: bits of the golden ratio's multiples, twice scrambled."""
+    """The first of the fixed signs, a row that grows as it is needed."""
+    place = like.device, like.dtype
+    if place not in _SIGNS or len(_SIGNS[place]) < count:
+        with torch.inference_mode(False), torch.no_grad():
+            _SIGNS[place] = _draw_signs(2 * count, like)
+    return _SIGNS[place][:count]
+
+
+_SIGNS: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+
+def _draw_signs(count: int, like: Tensor) -> Tensor:
+    """Signs without a pattern: bits of the golden ratio's multiples, twice scrambled."""
     n = torch.arange(count, device=like.device)
     mixed = (n * 2654435761 + 12345) % 2**32
     mixed = ((mixed ^ (mixed >> 15)) * 2246822519) % 2**32
@@ -148,11 +161,11 @@ def values_depend_on_one_another(
     known = known_of(model)
     if situation not in known:
         rewind = Rewind(model, x)
-        with torch.no_grad():
+        with torch.no_grad(), compiled_parts_run_eagerly():
             alone = check_output(fn, model(lend(x), *map(lend, args), **lent(kwargs)), x)
             try:
                 among = _among_others(model, x, args, kwargs)[: len(x)]
-                differ = alone.numel() > 0 and _differ(alone, among, alone.abs().amax())
+                differ = _differ(alone, among, _largest(alone))
             except Exception:  # a function around what belongs to the samples of this batch
                 differ = True
         known[situation] = differ and not rewind.has_drawn()

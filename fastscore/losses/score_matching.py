@@ -135,8 +135,9 @@ def score_matching_loss(
         is float64. Differentiable once, in the model's parameters and x.
 
     Raises:
-        ValueError: an argument out of its range, a model output of another shape, a model with
-            batch normalisation in training, NaN or infinity in x on the CPU.
+        ValueError: an argument out of its range, a model output of another shape, a model whose
+            samples depend on one another (batch normalisation in training, a mean over the batch)
+            and that has no closed form, NaN or infinity in x on the CPU.
         TypeError: an argument of the wrong type.
 
     Example:

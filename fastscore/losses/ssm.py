@@ -219,8 +219,8 @@ def ssm_loss(
         autocast.
     ``"exact"``
         tr J + 1/2 \|s\|^2 with no projections: the mean over all of them and, with
-        ``variance_reduced=False`` too, no variance. See :func:`score_matching_loss`. Not for batch
-        normalisation in training, where samples depend on one another.
+        ``variance_reduced=False`` too, no variance. See :func:`score_matching_loss`. Not where
+        samples depend on one another, as they do under batch normalisation in training.
     ``"auto"``
         Whichever of "exact" (with ``variance_reduced=True`` only), "forward" and "reverse" takes
         the fewest operations for this network, dimension, M and the first batch: later batches are
@@ -247,8 +247,8 @@ def ssm_loss(
 
     Raises:
         ValueError: an argument out of its range, a model output of another shape, half precision
-            with "finite_difference", batch normalisation in training with "exact", NaN or infinity
-            in x on the CPU.
+            with "finite_difference", samples that depend on one another with "exact", NaN or
+            infinity in x on the CPU.
         TypeError: an argument of the wrong type.
 
     Example:

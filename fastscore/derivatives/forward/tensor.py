@@ -165,14 +165,16 @@ class DualTensor(torch.Tensor):
         name, answer = find(func)
         if answer is metadata:
             return answer(func, args, kwargs)
-        if model_is_without_gradients():
+        if not torch.is_grad_enabled() and model_is_without_gradients():
             refuse_custom_function()
             if name not in _NOT_OF_VALUES:
                 return _without_gradients(name, func, args, kwargs)
         if kwargs.get("out") is not None:
             raise Unsupported(name, "it writes into a tensor given as out=")
-        if is_in_place(name, kwargs) and not isinstance(args[0], DualTensor):
+        if args and not isinstance(args[0], DualTensor) and is_in_place(name, kwargs):
             return _write(name, answer, func, args, kwargs)
+        if CALLER.record:
+            return _answer(name, answer, func, args, kwargs)
         return in_callers_mode(_answer, name, answer, func, args, kwargs)
 
     @classmethod
