@@ -188,7 +188,7 @@ def test_signs_change_no_bit() -> None:
     torch.manual_seed(0)
     layers = [nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 3)]
     model, x = nn.Sequential(*layers), randn(16, 3)
-    _, signed = traces.trace_by_unit_vectors("fn", model, x)
+    _, signed = traces.trace_by_unit_vectors("fn", model, x, (), {})
     vs = traces.unit_vectors(x, torch.arange(3))
     _, products = traces.output_and_products("fn", model, x, vs, ())
     diagonal = torch.stack([products[i, :, i] for i in range(3)])

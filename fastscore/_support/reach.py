@@ -47,7 +47,7 @@ def modules_of(model: Any) -> list[nn.Module]:
 
 
 @functools.cache
-def _is_of_pytorch(kind: type) -> bool:
+def _is_of_pytorch(kind: Any) -> bool:
     """Whether modules of this type hold others as their parts alone."""
     return kind.__module__.startswith("torch.nn.")
 

@@ -64,6 +64,16 @@ class SampleSigns:
         self.checked &= not (x.is_cuda and torch.cuda.is_current_stream_capturing())
         self.signs = _signs(len(x), x) if self.checked else None
 
+    @classmethod
+    def of(cls, model: Callable[..., Any], x: Tensor) -> SampleSigns:
+        """Signs that are looked at; on a GPU, where the host would wait, the first time only."""
+        signs = cls(x)
+        if x.is_cuda and signs.checked:
+            known, situation = known_of(model), ("apart", modes_of(model))
+            signs.checked = situation not in known
+            known[situation] = True
+        return signs
+
     def applied_to(self, vs: Tensor) -> Tensor:
         """``(M, batch, ...)`` times the sign of each sample."""
         if self.signs is None:
@@ -84,7 +94,7 @@ class SampleSigns:
 
     def depend_on_one_another(self, products: Tensor, count: int) -> bool:
         """Whether the probe's product is another than with signs; ``products`` with the probes."""
-        if self.signs is None:
+        if not self.checked:
             return False
         products = products.detach()
         probe, given = products[count], products[:count]
@@ -127,6 +137,11 @@ def _draw_signs(count: int, like: Tensor) -> Tensor:
     return (1 - 2 * ((mixed >> 7) & 1)).to(like.dtype)
 
 
+def modes_of(model: Callable[..., Any]) -> tuple[tuple[int, bool], ...]:
+    """Which modules a model reaches, and whether they are in training."""
+    return tuple((id(m), m.training) for m in modules_of(model))
+
+
 def samples_depend_on_one_another(products: Tensor, x: Tensor) -> bool:
     """Of the products of the two directions of :func:`two_probes`."""
     signs = SampleSigns(x)
@@ -157,7 +172,7 @@ def values_depend_on_one_another(
         return True
     if torch._C._are_functorch_transforms_active() or not len(x):
         return False
-    situation = "mixes", tuple((id(m), m.training) for m in modules_of(model))
+    situation = "mixes", modes_of(model)
     known = known_of(model)
     if situation not in known:
         rewind = Rewind(model, x)

@@ -178,7 +178,7 @@ def trace_by_unit_vectors(
     if dimensions == 0:
         output = check_output(fn, model(lend(x), *map(lent, args), **lent(kwargs)), x)
         return output, output.new_zeros(len(x), dtype=sum_dtype(output.dtype))
-    signs = SampleSigns(x)
+    signs = SampleSigns.of(model, x)
     rewind = Rewind(model, x) if signs.checked else None
 
     def of_chunk(start: int) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from fastscore._support.eager import compiled_parts_run_eagerly
 from fastscore._support.known import known_of
-from fastscore._support.reach import modules_of
 from fastscore._support.rewind import untouched
 from fastscore.derivatives.closed_form import NoClosedForm, jacobian
 from fastscore.derivatives.forward.api import _on_dual_tensors
@@ -20,6 +19,7 @@ from fastscore.derivatives.forward.state import Unsupported
 from fastscore.derivatives.forward.tensor import DualTensor
 from fastscore.derivatives.mixing import (
     mixes_samples,
+    modes_of,
     samples_depend_on_one_another,
     two_probes,
 )
@@ -61,7 +61,7 @@ def choose_method(
     """
     remembered = known_of(model)
     normalised = mixes_samples(model)
-    modules = tuple((id(m), m.training) for m in modules_of(model))
+    modules = modes_of(model)
     situation = (x.shape[1:], x.dtype, x.device.type, slicing, normalised, modules)
     if again or situation not in remembered:
         if len(remembered) > MOST_SITUATIONS:
