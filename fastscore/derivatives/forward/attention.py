@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from fastscore.derivatives.forward.plain import check_as_plain
+from fastscore.derivatives.forward.plain import check_as_plain, value_of
 from fastscore.derivatives.forward.shapes import shift
 from fastscore.derivatives.forward.tensor import join, rule, rules
 
@@ -54,26 +55,31 @@ def attention(
     if enable_gqa:
         groups = query.shape[-3] // key.shape[-3]
         key, value = (x.repeat_interleave(groups, -3) for x in (key, value))
-    if not torch.is_autocast_enabled(query.device.type):
+    device = value_of(query).device.type
+    if not torch.is_autocast_enabled(device):
         return _attend(query, key, value, *rest, scale)
     # Autocast rounds the arguments; what is inside is then done as without it.
-    dtype = torch.get_autocast_dtype(query.device.type)
+    dtype = torch.get_autocast_dtype(device)
     if query.dtype != torch.float64:
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    with torch.autocast(query.device.type, enabled=False):
+    with torch.autocast(device, enabled=False):
         return _attend(query, key, value, *rest, scale)
 
 
 def _looks_wrong(
     query: Any, key: Any, value: Any, attn_mask: Any, is_causal: bool, enable_gqa: bool
 ) -> bool:
+    # The values are asked, which is quicker than asking dual tensors.
+    query, key, value = value_of(query), value_of(key), value_of(value)
+    if not query.dtype == key.dtype == value.dtype:
+        return True
     if attn_mask is not None and (is_causal or attn_mask.dtype not in (torch.bool, query.dtype)):
         return True
-    if min(query.dim(), key.dim(), value.dim()) < 2 or not query.dtype == key.dtype == value.dtype:
+    if query.dim() < 2 or not query.dim() == key.dim() == value.dim():
         return True
     if query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
         return True
-    return enable_gqa or query.dim() != key.dim()
+    return enable_gqa and (query.dim() < 3 or query.shape[-3] % key.shape[-3] != 0)
 
 
 def _attend(
@@ -85,14 +91,18 @@ def _attend(
     is_causal: bool,
     scale: float | None,
 ) -> Any:
-    dtype = query.dtype
-    if dtype in (torch.float16, torch.bfloat16):
+    given = value_of(query)
+    dtype, shape = given.dtype, (given.shape[-2], value_of(key).shape[-2])
+    half = dtype in (torch.float16, torch.bfloat16)
+    if half:
         # As PyTorch does: inner products rounded to half precision would be wrong after exp.
         query, key, value = query.float(), key.float(), value.float()
-    scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    scale = given.shape[-1] ** -0.5 if scale is None else scale
+    root = abs(scale) ** 0.5  # the scale is divided between the two, as PyTorch divides it
+    scores = (query * math.copysign(root, scale)) @ (key * root).transpose(-2, -1)
     nowhere = None
     if is_causal:
-        allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        allowed = torch.ones(shape, dtype=torch.bool, device=given.device).tril()
         scores = scores.masked_fill(~allowed, -torch.inf)
     elif attn_mask is not None and attn_mask.dtype == torch.bool:
         nowhere = ~attn_mask.any(-1, keepdim=True)
@@ -100,6 +110,8 @@ def _attend(
     elif attn_mask is not None:
         nowhere = (attn_mask == -torch.inf).all(-1, keepdim=True)
         scores = scores + attn_mask.masked_fill(nowhere, 0)
-    out = F.dropout(scores.softmax(-1), dropout_p) @ value
-    # A query that may look nowhere gets 0, without the NaN of its softmax on the way.
-    return (out if nowhere is None else out.masked_fill(nowhere, 0)).to(dtype)
+    weights = scores.softmax(-1)
+    out = (F.dropout(weights, dropout_p) if dropout_p else weights) @ value
+    if nowhere is not None:  # gets 0, without the NaN of its softmax on the way
+        out = out.masked_fill(nowhere, 0)
+    return out.to(dtype) if half else out

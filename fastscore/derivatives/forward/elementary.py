@@ -10,9 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from fastscore.derivatives.forward.tensor import rule
+from fastscore.derivatives.forward.tensor import by_forward_ad, rule
 
 
 def _solve(A: Tensor, B: Tensor, *, left: bool = True) -> Tensor:
@@ -78,3 +79,18 @@ ELEMENTARY: dict[Any, Callable[..., Any]] = {
     torch.Tensor.slogdet: _slogdet,
     torch.linalg.solve: _solve,
 }
+
+# Gradients of a loss in pieces are computed with its value, and are constants after that.
+
+
+@rule("linear_cross_entropy")
+def _linear_cross_entropy(*args: Any, options: Any = None, **kwargs: Any) -> Any:
+    return by_forward_ad(F.linear_cross_entropy, args, kwargs)
+
+
+def _in_one_piece(*args: Any, options: Any = None, **kwargs: Any) -> Tensor:
+    return F.linear_cross_entropy(*args, **kwargs)
+
+
+if hasattr(F, "linear_cross_entropy"):  # from PyTorch 2.13 on
+    ELEMENTARY[F.linear_cross_entropy] = _in_one_piece

@@ -98,9 +98,13 @@ def _rank(*values: Any) -> int:
     return max(x.dim() for x in values if isinstance(x, Tensor))
 
 
+def _dtype(x: Tensor) -> torch.dtype:
+    return x.stacked.dtype if isinstance(x, DualTensor) else x.dtype  # the quicker way to ask
+
+
 def promoted(a: Any, b: Any) -> tuple[Any, Any]:
     """Both in the dtype of their sum, which a value without dimensions does not decide."""
-    if not (isinstance(a, Tensor) and isinstance(b, Tensor)) or a.dtype == b.dtype:
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)) or _dtype(a) == _dtype(b):
         return a, b
     dtype = torch.result_type(value_of(a), value_of(b))
     return a.to(dtype), b.to(dtype)

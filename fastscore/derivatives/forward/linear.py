@@ -104,7 +104,9 @@ def scaled(x: Any, factor: Any, operation: Callable[[Any, Any], Tensor]) -> Dual
 
     None where that would change shape or dtype, or where nothing is deferred.
     """
-    if not isinstance(x, DualTensor) or x.deferred is None or isinstance(factor, DualTensor):
+    if not isinstance(x, DualTensor) or isinstance(factor, DualTensor):
+        return None
+    if not isinstance(x.deferred, DeferredLinear):
         return None
     if isinstance(factor, Tensor):
         same_shape = torch.broadcast_shapes(x.shape, factor.shape) == x.shape
@@ -217,8 +219,9 @@ def _addmm(
     beta: float = 1,
     alpha: float = 1,
 ) -> Any:
-    product = {"addmm": torch.mm, "baddbmm": torch.bmm, "addmv": torch.mv}[func.__name__]
-    out = product(first, second)
+    products: dict[str, Callable[..., Any]]
+    products = {"addmm": torch.mm, "baddbmm": torch.bmm, "addmv": torch.mv}
+    out = products[func.__name__](first, second)
     if torch.broadcast_shapes(input.shape, out.shape) != out.shape or input.dtype != out.dtype:
         check_as_plain(func, input, first, second)
     out = out if alpha == 1 else out * alpha

@@ -120,11 +120,16 @@ def _affine(standard: Any, weight: Any, bias: Any, dtype: torch.dtype) -> Any:
 
 def _autocast_dtype(x: Tensor) -> torch.dtype:
     """The dtype of a function that autocast runs in float32 on CUDA."""
+    x = value_of(x)
     return torch.float32 if x.is_cuda and torch.is_autocast_enabled("cuda") else x.dtype
 
 
+def _shape(x: Tensor) -> torch.Size:
+    return x.stacked.shape[1:] if isinstance(x, DualTensor) else x.shape  # the quicker way to ask
+
+
 def _per_channel(parameter: Any, x: Tensor) -> Any:
-    return None if parameter is None else parameter.view(-1, *(1,) * (x.dim() - 2))
+    return None if parameter is None else parameter.view(-1, *(1,) * (len(_shape(x)) - 2))
 
 
 def _unlike(shape: Any, *parameters: Any) -> bool:
@@ -142,7 +147,7 @@ def layer_norm(
     *_: Any,
 ) -> Any:
     shape = torch.Size(normalized_shape)
-    if not shape or input.shape[-len(shape) :] != shape or _unlike(shape, weight, bias):
+    if not shape or _shape(input)[-len(shape) :] != shape or _unlike(shape, weight, bias):
         check_as_plain(F.layer_norm, input, normalized_shape, weight, bias)
     if isinstance(input, DualTensor):
         stacked = input.stacked
@@ -162,7 +167,7 @@ def group_norm(
     eps: float = 1e-5,
     *_: Any,
 ) -> Any:
-    size = input.shape
+    size = _shape(input)
     per_group = math.prod(size) // (size[0] * num_groups) if len(size) > 1 and size[0] else 0
     if per_group <= 1 or size[1] % num_groups or _unlike(size[1:2], weight, bias):
         check_as_plain(F.group_norm, input, num_groups, weight, bias)
@@ -205,7 +210,7 @@ def _instance_norm(
 ) -> Any:
     if not use_input_stats:
         return _batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
-    size, parameters = input.shape, (running_mean, running_var, weight, bias)
+    size, parameters = _shape(input), (running_mean, running_var, weight, bias)
     if math.prod(size[2:]) <= 1 or _unlike(size[1:2], *parameters):
         check_as_plain(F.instance_norm, input, *parameters)
     if running_mean is not None:
@@ -229,11 +234,11 @@ def _batch_norm(
     momentum: float | None = 0.1,
     eps: float = 1e-5,
 ) -> Any:
-    size, parameters = input.shape, (running_mean, running_var, weight, bias)
+    size, parameters = _shape(input), (running_mean, running_var, weight, bias)
     if len(size) < 2:  # without elements
         rest = (training, 0.0 if momentum is None else momentum, eps)
         return by_forward_ad(F.batch_norm, (input, *parameters, *rest), {})
-    too_few = training and (eps <= 0 or size[1:2].numel() >= input.numel())
+    too_few = training and (eps <= 0 or size[1] >= size.numel())
     no_statistics = not training and (running_mean is None or running_var is None)
     if too_few or no_statistics or _unlike(size[1:2], *parameters):
         check_as_plain(F.batch_norm, input, *parameters, training, momentum or 0.0, eps)
@@ -268,7 +273,7 @@ def rms_norm(
     input: Any, normalized_shape: Any, weight: Any = None, eps: float | None = None
 ) -> Any:
     shape = torch.Size(normalized_shape)
-    if not shape or input.shape[-len(shape) :] != shape or _unlike(shape, weight):
+    if not shape or _shape(input)[-len(shape) :] != shape or _unlike(shape, weight):
         check_as_plain(F.rms_norm, input, normalized_shape, weight)
     dims = tuple(range(-len(shape), 0))
     full = _full(input)
@@ -307,8 +312,9 @@ def native_batch_norm(input: Any, weight: Any, bias: Any, *rest: Any) -> tuple[A
     out = _batch_norm(input, mean, variance, weight, bias, training, momentum, eps)
     if not training:
         return out, input.new_empty(0), input.new_empty(0)
+    dtype = next((x.dtype for x in (weight, bias, *state) if x is not None), input.dtype)
     dims = (0, *range(2, input.dim()))
-    return (out, *_mean_and_scale(input, dims, eps, _full(input).dtype))
+    return (out, *_mean_and_scale(input, dims, eps, dtype))
 
 
 @rule("torch._ops.aten._batch_norm_with_update")

@@ -164,9 +164,3 @@ def binary_cross_entropy(
     if size_average is not None or reduce is not None:
         reduction = "none" if reduce is False else "sum" if size_average is False else "mean"
     return loss if reduction == "none" else loss.sum() if reduction == "sum" else loss.mean()
-
-
-@rule("linear_cross_entropy")
-def linear_cross_entropy(*args: Any, options: Any = None, **kwargs: Any) -> Any:
-    """In one piece: the gradients of pieces are computed with the value, and have no derivative."""
-    return by_forward_ad(F.linear_cross_entropy, args, kwargs)

@@ -219,9 +219,16 @@ def masked_fill(input: Any, mask: Any, value: Any) -> Any:
 
 
 @rule("as_strided_scatter")
-def as_strided_scatter(input: Any, src: Any, *args: Any, **kwargs: Any) -> Any:
-    def scatter(input: Tensor, src: Tensor) -> Tensor:  # which counts from the start of the memory
-        return torch.as_strided_scatter(input.clone(), src, *args, **kwargs)
+def as_strided_scatter(
+    input: Any, src: Any, size: Any, stride: Any, storage_offset: int | None = None
+) -> Any:
+    """By places: PyTorch's backward gives the elements that are overwritten a gradient."""
+    check_as_plain(torch.as_strided_scatter, input, src, size, stride, storage_offset)
+    places = torch.arange(input.numel(), device=input.device)
+    places = places.as_strided(size, stride, storage_offset or 0).flatten()
+
+    def scatter(input: Tensor, src: Tensor) -> Tensor:
+        return input.reshape(-1).scatter(0, places, src.reshape(-1)).view(input.shape)
 
     return over_tangents(scatter, (input, src), {})
 

@@ -375,7 +375,7 @@ def lift(x: Any, run: Run) -> DualTensor:
 
 def join(value: Tensor, tangents: Tensor, run: Run) -> DualTensor:
     """The dual tensor of a value and its tangents ``(M, *value.shape)``."""
-    return DualTensor(torch.cat([value.unsqueeze(0), tangents]), run)
+    return DualTensor(torch.cat([value.unsqueeze(0), tangents.to(value.dtype)]), run)
 
 
 def run_of(*args: Any) -> Run:
