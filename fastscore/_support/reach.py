@@ -39,7 +39,7 @@ def modules_of(model: Any) -> list[nn.Module]:
             found.append(x)
             if x._modules:
                 left.extend(x._modules.values())
-            if not _is_of_pytorch(type(x)) or "forward" in vars(x):
+            if not _is_of_pytorch(type(x).__module__) or "forward" in vars(x):
                 left.extend([value for value in vars(x).values() if type(value) in _FOLLOWED])
         elif x is not None:
             left.extend(_within(x))
@@ -47,9 +47,9 @@ def modules_of(model: Any) -> list[nn.Module]:
 
 
 @functools.cache
-def _is_of_pytorch(kind: Any) -> bool:
-    """Whether modules of this type hold others as their parts alone."""
-    return kind.__module__.startswith("torch.nn.")
+def _is_of_pytorch(module: str) -> bool:
+    """Whether modules of a type from there hold others as their parts alone."""
+    return module.startswith("torch.nn.")
 
 
 def _within(x: Any) -> Iterator[Any]:
