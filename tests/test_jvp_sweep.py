@@ -101,9 +101,10 @@ def cases_of(entry: Any, number: int) -> Iterator[tuple[Case, Any]]:
         yield from operator_errors(entry) if is_operator else ()
         return
     name = entry.name
-    yield from ((case, None) for case in chosen(list(make(entry, F64, 3)), name))
-    narrow = (F32, B16)[number % 2]
-    yield from ((case, None) for case in chosen(list(make(entry, narrow, 2)), name, 1))
+    yield from ((case, None) for case in chosen(list(make(entry, F64, 2)), name))
+    if number % 2:
+        narrow = (F32, B16)[number // 2 % 2]
+        yield from ((case, None) for case in chosen(list(make(entry, narrow, 1)), name, 1))
     if is_operator and number % 5 == 0:
         yield from chosen(list(operator_errors(entry)), name)
     listed = LISTED.get(entry.formatted_name if is_operator else name)
