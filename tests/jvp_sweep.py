@@ -74,7 +74,7 @@ class Case:
             pieces = x.split([self.leaves[i].numel() for i in self.at])
             for i, piece in zip(self.at, pieces, strict=True):
                 leaves[i] = piece.reshape(self.leaves[i].shape)
-        torch.manual_seed(0)
+        seed()
         result = self.function(leaves)
         if raw is not None:
             raw.append(result)
@@ -89,8 +89,13 @@ def is_smooth(x: Any) -> bool:
     return x.is_floating_point() or x.is_complex()
 
 
+def seed() -> None:
+    """Without torch.manual_seed, which formats the stack for each backend that is not there."""
+    torch.default_generator.manual_seed(0)
+
+
 def seed_all() -> None:
-    torch.manual_seed(0)
+    seed()
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  the databases draw from it
 
@@ -305,13 +310,16 @@ class Check:
             return None
         if self.exact or not want.is_floating_point():
             return None if close(got, want, 1e-9) else "differs"
-        if close(got, want, 4 * eps_of(want)):
+        roundings = (
+            4 if self.eps > 1e-4 else 32
+        )  # few in half precision, as layers add up in float32
+        if close(got, want, roundings * eps_of(want)):
             return None
         if exact is None or exact.shape != want.shape:
             return "differs"
         exact = exact.double()
         errors = [float((y.double() - exact).nan_to_num().abs().max()) for y in (got, want)]
-        return f"error {errors[0]} for {errors[1]}" if errors[0] > 1.5 * errors[1] else None
+        return f"error {errors[0]} for {errors[1]}" if errors[0] > 2 * errors[1] else None
 
     # Tangents.
 

@@ -11,6 +11,7 @@ from jvp_checks import SEQUENCE, point, tangents_of
 from torch import Tensor
 
 from fastscore.derivatives.forward import jvp, jvps
+from fastscore.derivatives.forward.whole import whole_model
 from fastscore.losses import ssm_loss
 
 C = torch.linspace(-1.0, 2.0, 72, dtype=torch.float64).sin().reshape(2, 4, 9)
@@ -295,3 +296,34 @@ def test_refused_as_by_pytorch(name: str) -> None:
         function(x)
     with pytest.raises(plain.type):
         jvps(function, x, tangents_of(x, 2))
+
+
+def regular(x: Tensor) -> Tensor:
+    return x[:, :, :4] + 5 * torch.eye(4, dtype=x.dtype)
+
+
+WHOLE: dict[str, Callable[[Tensor], Tensor]] = {
+    "solve": lambda x: torch.linalg.solve(regular(x), x),
+    "solve_vectors": lambda x: torch.linalg.solve(regular(x), x[:, :, 0]),
+    "solve_right": lambda x: torch.linalg.solve(regular(x), x.mT, left=False),
+    "det": lambda x: torch.linalg.det(regular(x)) + torch.det(-regular(x)[:, [1, 0, 2, 3]]),
+    "slogdet": lambda x: torch.slogdet(regular(x)).logabsdet,
+    "logdet": lambda x: (regular(x) @ regular(x).mT).logdet(),
+    "householder": lambda x: torch.linalg.householder_product(x[..., :3], x[:, 0, :2]),
+    "index_fill": lambda x: C.index_fill(1, torch.tensor([0, 2]), x[0, 0, 0]),
+    "group_norm": lambda x: F.group_norm(x, 2, x[0, :, 0]),
+    "layer_norm": lambda x: F.layer_norm(x, (9,), x[0, 0]),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_gradients_of_the_whole_model(name: str) -> None:
+    """On the way of models that dual tensors can't pass through, functions are right as well."""
+    function, x = WHOLE[name], point(SEQUENCE).requires_grad_()
+    vs = tangents_of(x.detach(), 2).requires_grad_()
+
+    def call(x: Tensor, vs: Tensor) -> tuple[Tensor, Tensor]:
+        return whole_model("jvps", function, x, vs, (), {})
+
+    torch.testing.assert_close(call(x, vs), jvps(function, x, vs))
+    assert torch.autograd.gradcheck(call, [x, vs], fast_mode=True)
