@@ -22,8 +22,7 @@ from jvp_checks import (
 )
 from torch import Tensor, nn
 
-from fastscore.derivatives.forward import jvp, jvps, quadratic_forms
-from fastscore.derivatives.forward import tensor as dual_tensor
+from fastscore.derivatives.forward import jvp, jvps, quadratic_forms, warned
 from fastscore.nn import ScoreConvNet, ScoreMLP
 from fastscore.scores import EnergyScore
 
@@ -291,7 +290,7 @@ def test_quadratic_forms_of_a_deferred_layer(model: Callable[[Tensor], Tensor]) 
 
 @pytest.fixture(autouse=True)
 def _forget_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dual_tensor, "_WARNED", set())
+    monkeypatch.setattr(warned, "_WARNED", set())
 
 
 def test_unknown_function_warns_once() -> None:

@@ -13,7 +13,7 @@ from jvp_checks import gradients, point, reverse_twice, tangents_of
 from torch import Tensor, nn
 
 from fastscore.derivatives import jvps
-from fastscore.derivatives.forward import tensor as dual_tensor
+from fastscore.derivatives.forward import warned
 from fastscore.derivatives.forward.whole import differentiable_to_third_order
 
 SIGMA = torch.tensor([0.5, 2.0], dtype=torch.float64)
@@ -21,7 +21,7 @@ SIGMA = torch.tensor([0.5, 2.0], dtype=torch.float64)
 
 @pytest.fixture(autouse=True)
 def _forget_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dual_tensor, "_WARNED", set())
+    monkeypatch.setattr(warned, "_WARNED", set())
 
 
 def conv(channels_in: int, channels: int, size: int = 3, **options: int) -> nn.Conv2d:

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.overrides import _len_torch_function_stack
 
 from fastscore.derivatives import jvps, quadratic_forms
-from fastscore.derivatives.forward import tensor as dual_tensor
+from fastscore.derivatives.forward import warned
 
 LINEAR, SHAPE = nn.Linear(4, 4).double(), (5, 4)
 
 
 @pytest.fixture(autouse=True)
 def _forget_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dual_tensor, "_WARNED", set())
+    monkeypatch.setattr(warned, "_WARNED", set())
 
 
 def zeros(*shape: int) -> Tensor:

@@ -22,7 +22,8 @@ from fastscore._support.eager import compiled_parts_run_eagerly
 from fastscore._support.reach import Statistics
 from fastscore.derivatives.forward.forms import forms_of_layer, inner_products
 from fastscore.derivatives.forward.state import Unsupported, evaluate
-from fastscore.derivatives.forward.tensor import DualTensor, Run, warn_once
+from fastscore.derivatives.forward.tensor import DualTensor, Run
+from fastscore.derivatives.forward.warned import warn_once
 from fastscore.derivatives.forward.whole import whole_model
 
 Model = Callable[..., Tensor]

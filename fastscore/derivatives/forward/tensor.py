@@ -10,12 +10,8 @@ code that knows nothing of tangents, is refused and never answered without them.
 
 from __future__ import annotations
 
-import os
-import sys
-import warnings
 import weakref
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -30,15 +26,12 @@ from fastscore.derivatives.forward.state import (
     model_is_without_gradients,
     refuse_custom_function,
 )
+from fastscore.derivatives.forward.warned import warn_once
 
 Rule = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 _RULES: dict[str, Rule] = {}
 _FOUND: dict[Any, tuple[str, Rule | None]] = {}
-_WARNED: set[str] = set()
-_LIBRARIES = tuple(
-    str(Path(f).parents[n]) + os.sep for f, n in ((__file__, 2), (torch.__file__, 0))
-)
 
 # Where the functions that rules are written for live; None is a method of torch.Tensor.
 _MODULES = (None, "torch", "torch.functional", "torch.nn.functional", "torch._tensor")
@@ -495,14 +488,3 @@ def along_all(
             torch.stack(each) for each in zip(*(leaves for leaves, _ in slopes), strict=True)
         ]
         return results[0][0], tree_unflatten(stacked, slopes[0][1])
-
-
-def warn_once(function: str, message: str) -> None:
-    """Warn about ``function``, once in a process, at the line of the caller's that led to it."""
-    if function in _WARNED:
-        return
-    _WARNED.add(function)
-    level, frame = 1, sys._getframe(0)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(f"fastscore.jvp: {function} {message}", UserWarning, stacklevel=level)

@@ -27,7 +27,8 @@ from fastscore.derivatives.forward.state import (
     evaluate,
     model_is_without_gradients,
 )
-from fastscore.derivatives.forward.tensor import along_all, warn_once
+from fastscore.derivatives.forward.tensor import along_all
+from fastscore.derivatives.forward.warned import warn_once
 
 Model = Callable[..., Tensor]
 
