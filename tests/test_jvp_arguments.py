@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jvp_checks import SEQUENCE, point, tangents_of
 from torch import Tensor
 
+from fastscore.derivatives.call import Call
 from fastscore.derivatives.forward import jvp, jvps
 from fastscore.derivatives.forward.whole import whole_model
 from fastscore.losses import ssm_loss
@@ -323,7 +324,7 @@ def test_gradients_of_the_whole_model(name: str) -> None:
     vs = tangents_of(x.detach(), 2).requires_grad_()
 
     def call(x: Tensor, vs: Tensor) -> tuple[Tensor, Tensor]:
-        return whole_model("jvps", function, x, vs, (), {})
+        return whole_model(Call("jvps", function), x, vs)
 
     torch.testing.assert_close(call(x, vs), jvps(function, x, vs))
     assert torch.autograd.gradcheck(call, [x, vs], fast_mode=True)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fastscore._support.reach import modules_of
 from fastscore.derivatives import closed_form, divergence, traces
+from fastscore.derivatives.call import Call
 from fastscore.losses import SSMLoss, score_matching_loss, ssm_loss
 from fastscore.scores import EnergyScore, EpsScore
 
@@ -188,9 +189,9 @@ def test_signs_change_no_bit() -> None:
     torch.manual_seed(0)
     layers = [nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 3)]
     model, x = nn.Sequential(*layers), randn(16, 3)
-    _, signed = traces.trace_by_unit_vectors("fn", model, x, (), {})
+    _, signed = traces.trace_by_unit_vectors(Call("fn", model), x)
     vs = traces.unit_vectors(x, torch.arange(3))
-    _, products = traces.output_and_products("fn", model, x, vs, ())
+    _, products = traces.output_and_products(Call("fn", model), x, vs)
     diagonal = torch.stack([products[i, :, i] for i in range(3)])
     assert_same_bytes(signed, diagonal.sum(0))
 

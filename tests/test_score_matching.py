@@ -28,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 import fastscore
 from fastscore.derivatives import closed_form, traces
+from fastscore.derivatives.call import Call
 from fastscore.derivatives.closed_form import NoClosedForm, jacobian
 from fastscore.evaluation.fisher import fisher_divergence
 from fastscore.losses import ScoreMatchingLoss, score_matching, score_matching_loss
@@ -285,7 +286,7 @@ def test_structures_without_a_closed_form(
 @pytest.mark.parametrize("chunk_size", [None, 1, 7, 100])
 def test_unit_vectors_agree_with_the_closed_form(chunk_size: int | None) -> None:
     model, x = mlp(10), randn(5, 10, dtype=F64)
-    output, trace = traces.trace_by_unit_vectors("fn", model, x, (), {}, chunk_size=chunk_size)
+    output, trace = traces.trace_by_unit_vectors(Call("fn", model), x, chunk_size=chunk_size)
     torch.testing.assert_close(output, model(x))
     assert_same_training(trace, jacobian(model, x).trace(), model)
 
@@ -299,7 +300,7 @@ def test_shapes(shape: tuple[int, ...]) -> None:
     got = score_matching_loss(model, x, reduction="none")
     want = (2 * x.cos() + 2 * x.sin().square()).reshape(len(x), math.prod(shape[1:])).sum(1)
     torch.testing.assert_close(got, want)
-    _, trace = traces.trace_by_unit_vectors("fn", model, x, (), {})
+    _, trace = traces.trace_by_unit_vectors(Call("fn", model), x)
     torch.testing.assert_close(trace, (2 * x.cos()).reshape(len(x), math.prod(shape[1:])).sum(1))
 
 

@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastscore.derivatives.call import Call
 from fastscore.derivatives.forward.state import (
     Unsupported,
     evaluate,
@@ -148,7 +149,7 @@ def jacobian(model: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any)
         True
     """
     try:
-        output: Any = evaluate(model, JacobianTensor(x, (Term(),)), args, kwargs)
+        output: Any = evaluate(Call("jacobian", model, args, kwargs), JacobianTensor(x, (Term(),)))
     except Unsupported as error:
         raise NoClosedForm(str(error)) from error
     if not isinstance(output, JacobianTensor):

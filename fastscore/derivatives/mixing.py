@@ -14,13 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastscore._support.checks import check_output
 from fastscore._support.eager import compiled_parts_run_eagerly
 from fastscore._support.known import known_of
-from fastscore._support.lending import lend, lent
-from fastscore._support.model_kwargs import per_batch
 from fastscore._support.reach import modules_of
 from fastscore._support.rewind import Rewind
+from fastscore.derivatives.call import Call
 
 # Rounding, where a direction's place in the pass decides the order of a sum.
 TOLERANCE, HALF_TOLERANCE = 2e3, 0.1
@@ -155,44 +153,28 @@ def two_probes(x: Tensor) -> Tensor:
     return signs.with_probes(empty, x[0].numel()) if signs.checked else torch.zeros_like(x)[None]
 
 
-def values_depend_on_one_another(
-    fn: str,
-    model: Callable[..., Tensor],
-    x: Tensor,
-    args: tuple[Tensor, ...],
-    kwargs: dict[str, Any],
-) -> bool:
+def values_depend_on_one_another(call: Call, x: Tensor) -> bool:
     """Whether the model gives another output, or none, for x among other samples.
 
-    False where it draws random numbers.
-
-    What is found out is remembered for the model and the modes of the modules that it reaches.
+    False where it draws random numbers. What is found out is remembered for the model and the modes
+    of the modules that it reaches.
     """
-    if mixes_samples(model):
+    if mixes_samples(call.model):
         return True
     if torch._C._are_functorch_transforms_active() or not len(x):
         return False
-    situation = "mixes", modes_of(model)
-    known = known_of(model)
+    situation = "mixes", modes_of(call.model)
+    known = known_of(call.model)
     if situation not in known:
-        rewind = Rewind(model, x)
+        rewind = Rewind(call.model, x)
         with torch.no_grad(), compiled_parts_run_eagerly():
-            alone = check_output(fn, model(lend(x), *map(lend, args), **lent(kwargs)), x)
+            alone = call.output(x)
+            twice = call.changed(len(x), lambda value: torch.cat([value, value]))
             try:
-                among = _among_others(model, x, args, kwargs)[: len(x)]
+                among = twice.output(torch.cat([x, 1 - 2 * x]))[: len(x)]
                 differ = _differ(alone, among, _largest(alone))
             except Exception:  # a function around what belongs to the samples of this batch
                 differ = True
         known[situation] = differ and not rewind.has_drawn()
         rewind()
     return bool(known[situation])
-
-
-def _among_others(
-    model: Callable[..., Tensor], x: Tensor, args: tuple[Tensor, ...], kwargs: dict[str, Any]
-) -> Tensor:
-    def twice(value: Tensor) -> Tensor:
-        return torch.cat([value, value])
-
-    others = torch.cat([x, 1 - 2 * x])
-    return model(others, *map(twice, args), **lent(per_batch(kwargs, len(x), twice)))

@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastscore._support.checks import check_output, describe, fail, per_sample
 from fastscore._support.known import known_of
-from fastscore._support.lending import lent
-from fastscore._support.model_kwargs import per_batch
 from fastscore._support.rewind import Rewind
-from fastscore.derivatives.forward.api import _dual_output
+from fastscore.derivatives.call import Call
+from fastscore.derivatives.forward.api import dual_output
 from fastscore.derivatives.forward.forms import forms_of_layer
 from fastscore.derivatives.forward.tensor import DualTensor
 from fastscore.derivatives.mixing import values_depend_on_one_another
@@ -40,15 +39,14 @@ Model = Callable[..., Tensor]
 
 
 class Batch(NamedTuple):
-    """The points that a model is evaluated at, and the noise that belongs to them."""
+    """The points that a model is evaluated at, how, and the noise that belongs to them."""
 
     x: Tensor  # (batch, ...)
-    args: tuple[Tensor, ...]  # what the model is given after x
+    call: Call
     sigma: Tensor | None  # (batch,), None for clean data
     key: Tensor | None  # None where nothing is drawn
     sample_offset: int = 0
     samples: Tensor | None = None  # (batch,)
-    model_kwargs: dict[str, Any] = {}  # noqa: RUF012 - never changed
 
 
 class Slicing(NamedTuple):
@@ -72,37 +70,36 @@ class Terms(NamedTuple):
         return self.vjv.mean(0) + (self.half.mean(0) if self.half.dim() == 2 else self.half)
 
 
-def forward(fn: str, model: Model, batch: Batch, slicing: Slicing) -> Terms:
+def forward(batch: Batch, slicing: Slicing) -> Terms:
     """J v by forward-mode differentiation, in one pass with s and for all projections at once.
 
     Of an energy's gradient J is symmetric, and J'v is what reverse mode gives for less.
     """
-    if has_energy(model):
-        return reverse(fn, model, batch, slicing)
+    x, call = batch.x, batch.call
+    if has_energy(call.model):
+        return reverse(batch, slicing)
     vs = _draw(batch, slicing)
-    lazy = torch.finfo(batch.x.dtype).bits >= 32  # sums of half precision belong in float32, below
-    result = _dual_output(
-        fn, model, batch.x, vs, batch.args, batch.model_kwargs, lazy=lazy, transposed=True
-    )
+    lazy = torch.finfo(x.dtype).bits >= 32  # sums of half precision belong in float32, below
+    result = dual_output(call, x, vs, lazy=lazy, transposed=True)
     if isinstance(result, DualTensor):
-        check_output(fn, result, batch.x)
+        check_output(call.fn, result, x)
         if result.deferred is not None:  # a linear layer W comes last: v'W a = (W'v)'a
             score, vjv = forms_of_layer(result.deferred, vs)
             return _from_forms(score, vjv, vs, slicing)
         result = result.parts()
     score, jv = result
-    return _from_products(check_output(fn, score, batch.x), jv, batch, slicing)
+    return _from_products(check_output(call.fn, score, x), jv, batch, slicing)
 
 
-def reverse(fn: str, model: Model, batch: Batch, slicing: Slicing) -> Terms:
+def reverse(batch: Batch, slicing: Slicing) -> Terms:
     """J'v by reverse-mode differentiation of v's, one projection after the other."""
     vs = _draw(batch, slicing)
-    score, pullback = output_and_pullback(fn, model, batch.x, batch.args, batch.model_kwargs)
+    score, pullback = output_and_pullback(batch.call, batch.x)
     jtv = torch.stack([pullback(v) for v in vs])
     return _from_products(score, jtv, batch, slicing)  # v'(J'v) = v'J v
 
 
-def finite_difference(fn: str, model: Model, batch: Batch, slicing: Slicing) -> Terms:
+def finite_difference(batch: Batch, slicing: Slicing) -> Terms:
     r"""Two scores in place of a derivative (FD-SSM of Pang, Xu, Li, Song, Ermon and Zhu 2020):
 
         1/8 |s(x + u) + s(x - u)|^2 + d/(2 epsilon^2) (s(x + u) - s(x - u))'u,    |u| = epsilon.
@@ -110,19 +107,19 @@ def finite_difference(fn: str, model: Model, batch: Batch, slicing: Slicing) -> 
     With u = h v and h = epsilon / sqrt(d) that is 1/2 |s|^2 + v'J v, where s is the mean of the two
     scores and J v their difference over 2h. Both scores see the same random numbers.
     """
-    x = batch.x
+    x, fn = batch.x, batch.call.fn
     _refuse_half_precision(fn, "x", x)
     if torch.is_autocast_enabled(x.device.type):
         fail(fn, "method", f'other than "finite_difference" under autocast {LOST}', "it")
     v = _draw(batch, slicing)
     h = _step(x, slicing.epsilon) * (1.0 if batch.sigma is None else per_sample(batch.sigma, x))
-    plus, minus = _two_scores(fn, model, batch, h * v)
+    plus, minus = _two_scores(batch, h * v)
     _refuse_half_precision(fn, "model", plus)
     score, jv = (plus + minus) / 2, (plus - minus) / (2 * h)
     return _from_forms(score, sum_over_sample(v * jv, 2), v, slicing)
 
 
-def _two_scores(fn: str, model: Model, batch: Batch, u: Tensor) -> tuple[Tensor, Tensor]:
+def _two_scores(batch: Batch, u: Tensor) -> tuple[Tensor, Tensor]:
     """The scores at x + u and at x - u, (M, batch, ...) each.
 
     In one call, of 2M times the batch, where the model gives for a sample what it gives in a batch
@@ -132,48 +129,41 @@ def _two_scores(fn: str, model: Model, batch: Batch, u: Tensor) -> tuple[Tensor,
     a function around the labels of this one.
     """
     if torch.compiler.is_compiling():
-        return _in_one_call(fn, model, batch, u)
+        return _in_one_call(batch, u)
+    model = batch.call.model
     known, before = known_of(model), Rewind(model, batch.x)
-    if "draws" not in known and not values_depend_on_one_another(
-        fn, model, batch.x, batch.args, batch.model_kwargs
-    ):
+    if "draws" not in known and not values_depend_on_one_another(batch.call, batch.x):
         try:
-            scores = _in_one_call(fn, model, batch, u)
+            scores = _in_one_call(batch, u)
         except Exception:  # an error of the model's own comes again
             before()
-            return _one_by_one(fn, model, batch, u, before)
+            return _one_by_one(batch, u, before)
         if not before.has_drawn():
             return scores
         known["draws"] = True
         before()
-    return _one_by_one(fn, model, batch, u, before)
+    return _one_by_one(batch, u, before)
 
 
-def _one_by_one(
-    fn: str, model: Model, batch: Batch, u: Tensor, before: Rewind
-) -> tuple[Tensor, Tensor]:
+def _one_by_one(batch: Batch, u: Tensor, before: Rewind) -> tuple[Tensor, Tensor]:
     """The scores of a batch of this size at a time, all with the same random numbers."""
     x = batch.x
 
     def score(points: Tensor) -> Tensor:
         before()
-        args, kwargs = map(lent, batch.args), lent(batch.model_kwargs)
-        return check_output(fn, model(points, *args, **kwargs), x)
+        return batch.call.output(points)
 
     return torch.stack([score(x + v) for v in u]), torch.stack([score(x - v) for v in u])
 
 
-def _in_one_call(fn: str, model: Model, batch: Batch, u: Tensor) -> tuple[Tensor, Tensor]:
+def _in_one_call(batch: Batch, u: Tensor) -> tuple[Tensor, Tensor]:
     """The scores in one call, what belongs to the samples repeated with them."""
     points = torch.cat([batch.x + u, batch.x - u])  # (2M, batch, ...)
 
     def repeated(value: Tensor) -> Tensor:
         return value.repeat(len(points), *[1] * (value.dim() - 1))
 
-    args = tuple(map(repeated, batch.args))
-    kwargs = lent(per_batch(batch.model_kwargs, len(batch.x), repeated))
-    flat = points.flatten(0, 1)
-    scores = check_output(fn, model(flat, *args, **kwargs), flat)
+    scores = batch.call.changed(len(batch.x), repeated).output(points.flatten(0, 1))
     plus, minus = scores.reshape(points.shape).chunk(2)
     return plus, minus
 
@@ -232,7 +222,7 @@ def _refuse_half_precision(fn: str, arg: str, value: Tensor) -> None:
         fail(fn, arg, f'{what} for method="finite_difference" {LOST}', describe(value))
 
 
-METHODS: dict[str, Callable[[str, Model, Batch, Slicing], Terms]] = {
+METHODS: dict[str, Callable[[Batch, Slicing], Terms]] = {
     "forward": forward,
     "reverse": reverse,
     "finite_difference": finite_difference,

@@ -13,13 +13,13 @@ from torch.utils.checkpoint import checkpoint
 from fastscore._support.checks import check_int, check_output
 from fastscore._support.eager import compiled_parts_run_eagerly
 from fastscore._support.inference import recordable, recording
-from fastscore._support.lending import lend, lent
 from fastscore._support.once import marked_once, only_once, refuse
 from fastscore._support.reach import Statistics, modules_of, same_statistics
 from fastscore._support.rewind import Rewind
 from fastscore._support.tangents import refuse_tangents
+from fastscore.derivatives.call import Call
 from fastscore.derivatives.closed_form import NoClosedForm, jacobian
-from fastscore.derivatives.forward.api import _dual_output
+from fastscore.derivatives.forward.api import dual_output
 from fastscore.derivatives.forward.tensor import DualTensor
 from fastscore.derivatives.forward.whole import differentiable_to_third_order, warn_of_no_graph
 from fastscore.derivatives.mixing import SampleSigns, refuse_mixed_samples
@@ -41,23 +41,21 @@ def has_energy(model: Model) -> bool:
     return any(getattr(m, "differentiates_energy", False) for m in modules_of(model))
 
 
-def output_and_pullback(
-    fn: str, model: Model, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+def output_and_pullback(call: Call, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """The model's output, and the function that takes v to J'v by reverse-mode differentiation."""
     if torch._C._are_functorch_transforms_active():
-        return _output_and_functional_pullback(fn, model, x, args, kwargs)
-    refuse_tangents(fn, (x,))
+        return _output_and_functional_pullback(call, x)
+    refuse_tangents(call.fn, (x,))
     record = torch.is_grad_enabled()
     # Compiled code has no second derivatives.
     with recording(), differentiable_to_third_order(), compiled_parts_run_eagerly():
-        x, args = recordable(x), tuple(map(recordable, args))
+        x, call = recordable(x), call._replace(args=tuple(map(recordable, call.args)))
         # The caller's own tensor only where its graph has to go on through it.
         point = x if record and x.requires_grad else x.detach().requires_grad_()
-        output = check_output(fn, model(lend(point), *map(lent, args), **lent(kwargs)), x)
+        output = call.output(point)
     once = marked_once(output)
     if once.derivatives:
-        refuse(fn)
+        refuse(call.fn)
 
     def pullback(v: Tensor) -> Tensor:
         if not output.requires_grad:
@@ -81,48 +79,34 @@ def output_and_pullback(
 
 
 def _output_and_functional_pullback(
-    fn: str, model: Model, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    call: Call, x: Tensor
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """The same by torch.func, where autograd.grad can't be used."""
 
-    def call(point: Tensor) -> Tensor:
+    def evaluate(point: Tensor) -> Tensor:
         with differentiable_to_third_order():
-            return check_output(fn, model(lend(point), *map(lent, args), **lent(kwargs)), x)
+            return call.output(point)
 
-    result: Any = torch.func.vjp(call, x)
+    result: Any = torch.func.vjp(evaluate, x)
     output, pullback = result
     return output, lambda v: pullback(v.to(output.dtype))[0]
 
 
-def output_and_products(
-    fn: str,
-    model: Model,
-    x: Tensor,
-    vs: Tensor,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> tuple[Tensor, Tensor]:
+def output_and_products(call: Call, x: Tensor, vs: Tensor) -> tuple[Tensor, Tensor]:
     """The model's output and ``J v`` of each v, (M, *x.shape), or ``J'v``.
 
     Their inner products with v are the same. J'v is cheaper of an energy, and the last way out.
     """
-    if has_energy(model):
-        output, pullback = output_and_pullback(fn, model, x, args, kwargs)
+    if has_energy(call.model):
+        output, pullback = output_and_pullback(call, x)
         return output, torch.stack([pullback(v) for v in vs])
-    result = _dual_output(fn, model, x, vs, args, kwargs, lazy=False, transposed=True)
+    result = dual_output(call, x, vs, lazy=False, transposed=True)
     output, products = result.parts() if isinstance(result, DualTensor) else result
-    return check_output(fn, output, x), products
+    return check_output(call.fn, output, x), products
 
 
 def output_and_trace(
-    fn: str,
-    model: Model,
-    x: Tensor,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    *,
-    chunk_size: int | None = None,
-    closed: bool = False,
+    call: Call, x: Tensor, *, chunk_size: int | None = None, closed: bool = False
 ) -> tuple[Tensor, Tensor]:
     """The model's output and the exact trace of its Jacobian at each sample.
 
@@ -130,10 +114,8 @@ def output_and_trace(
     along the unit vectors (:func:`trace_by_unit_vectors`).
 
     Args:
-        fn: the public function on whose behalf this is done, for messages.
-        model: a module or function whose samples do not depend on one another.
+        call: of a model whose samples do not depend on one another.
         x: (batch, ...).
-        args, kwargs: passed on to the model.
         chunk_size: how many unit vectors one pass carries.
         closed: not to use unit vectors.
 
@@ -145,52 +127,46 @@ def output_and_trace(
             another (:class:`fastscore.derivatives.mixing.MixedSamples`).
         NoClosedForm: with ``closed``, where there is none.
     """
-    refuse_mixed_samples(fn, model)
-    kept = Statistics(model)
+    refuse_mixed_samples(call.fn, call.model)
+    kept = Statistics(call.model)
     try:
         with compiled_parts_run_eagerly():
-            form = jacobian(model, x, *args, **kwargs)
+            form = jacobian(call.model, x, *call.args, **call.kwargs)
     except NoClosedForm:
         kept.restore()
         if closed:
             raise
-        return trace_by_unit_vectors(fn, model, x, args, kwargs, chunk_size=chunk_size)
-    return check_output(fn, form.value, x), form.trace()
+        return trace_by_unit_vectors(call, x, chunk_size=chunk_size)
+    return check_output(call.fn, form.value, x), form.trace()
 
 
 def trace_by_unit_vectors(
-    fn: str,
-    model: Model,
-    x: Tensor,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    *,
-    chunk_size: int | None = None,
+    call: Call, x: Tensor, *, chunk_size: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """As :func:`output_and_trace`, always as the sum of e_i' J e_i over the unit vectors e_i.
 
     The time grows with the number of dimensions d; the memory with ``chunk_size``, also while
     gradients are recorded, for the backward pass computes each chunk again.
     """
-    refuse_mixed_samples(fn, model)
+    refuse_mixed_samples(call.fn, call.model)
     dimensions = math.prod(x.shape[1:])
-    chunk = _chunk_size(fn, chunk_size, x, dimensions)
+    chunk = _chunk_size(call.fn, chunk_size, x, dimensions)
     if dimensions == 0:
-        output = check_output(fn, model(lend(x), *map(lent, args), **lent(kwargs)), x)
+        output = call.output(x)
         return output, output.new_zeros(len(x), dtype=sum_dtype(output.dtype))
-    signs = SampleSigns.of(model, x)
-    rewind = Rewind(model, x) if signs.checked else None
+    signs = SampleSigns.of(call.model, x)
+    rewind = Rewind(call.model, x) if signs.checked else None
 
     def of_chunk(start: int) -> tuple[Tensor, Tensor]:
         indices = torch.arange(start, min(start + chunk, dimensions), device=x.device)
         vs = signs.applied_to(unit_vectors(x, indices))
         if start == 0:
             vs = signs.with_probes(vs, dimensions)
-        output, products = output_and_products(fn, model, x, vs, args, kwargs)
+        output, products = output_and_products(call, x, vs)
         if start == 0 and signs.depend_on_one_another(products, len(indices)):
             if rewind is not None:
                 rewind()
-            refuse_mixed_samples(fn, model, found=True)
+            refuse_mixed_samples(call.fn, call.model, found=True)
         along = torch.arange(len(indices), device=x.device)
         diagonal = products[: len(indices)].reshape(len(indices), len(x), dimensions)
         diagonal = signs.applied_to(diagonal[along, :, indices])
@@ -199,7 +175,7 @@ def trace_by_unit_vectors(
     output, trace = of_chunk(0)
 
     def of_another(start: int) -> Tensor:
-        with same_statistics(model):  # which the first chunk has moved for this batch
+        with same_statistics(call.model):  # which the first chunk has moved for this batch
             return of_chunk(start)[1]
 
     for start in range(chunk, dimensions, chunk):

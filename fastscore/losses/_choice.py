@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +11,9 @@ from torch import Tensor
 from fastscore._support.eager import compiled_parts_run_eagerly
 from fastscore._support.known import known_of
 from fastscore._support.rewind import untouched
+from fastscore.derivatives.call import Call
 from fastscore.derivatives.closed_form import NoClosedForm, jacobian
-from fastscore.derivatives.forward.api import _on_dual_tensors
+from fastscore.derivatives.forward.api import on_dual_tensors
 from fastscore.derivatives.forward.state import Unsupported
 from fastscore.derivatives.forward.tensor import DualTensor
 from fastscore.derivatives.mixing import (
@@ -31,15 +30,7 @@ _LOGGER = logging.getLogger("fastscore")
 
 
 def choose_method(
-    fn: str,
-    model: Callable[..., Tensor],
-    x: Tensor,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    slicing: Slicing,
-    *,
-    again: bool = False,
-    mixed: bool = False,
+    call: Call, x: Tensor, slicing: Slicing, *, again: bool = False, mixed: bool = False
 ) -> str:
     """The method that ``"auto"`` stands for, remembered for the model and the shape of a sample.
 
@@ -59,38 +50,29 @@ def choose_method(
     call with ``again``, for a model that has changed; ``mixed`` says that its samples were found to
     depend on one another.
     """
-    remembered = known_of(model)
-    normalised = mixes_samples(model)
-    modules = modes_of(model)
+    model = call.model
+    remembered, normalised, modules = known_of(model), mixes_samples(model), modes_of(model)
     situation = (x.shape[1:], x.dtype, x.device.type, slicing, normalised, modules)
     if again or situation not in remembered:
         if len(remembered) > MOST_SITUATIONS:
             remembered.clear()
         with torch.no_grad(), untouched(model, x), compiled_parts_run_eagerly():
-            method, reason = _choose(fn, model, x, args, kwargs, slicing, mixed or normalised)
-        _LOGGER.debug('%s: method "auto" is "%s" here: %s', fn, method, reason)
+            method, reason = _choose(call, x, slicing, mixed or normalised)
+        _LOGGER.debug('%s: method "auto" is "%s" here: %s', call.fn, method, reason)
         remembered[situation] = method
     return remembered[situation]
 
 
-def _choose(
-    fn: str,
-    model: Callable[..., Tensor],
-    x: Tensor,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    slicing: Slicing,
-    mixed: bool,
-) -> tuple[str, str]:
+def _choose(call: Call, x: Tensor, slicing: Slicing, mixed: bool) -> tuple[str, str]:
     """The method, and the reason in words."""
-    if has_energy(model):
+    if has_energy(call.model):
         return "reverse", "the model differentiates an energy"
     reason = "variance is not to be reduced"
     if mixed:
         reason = "samples depend on one another"
     elif slicing.variance_reduced:
         try:
-            form = jacobian(model, x, *args, **kwargs)
+            form = jacobian(call.model, x, *call.args, **call.kwargs)
             cost, projected = form.training_cost(), slicing.count * form.projection_cost()
             reason = f"closed-form trace of {cost:,} multiply-adds, projections {projected:,}"
             if cost <= projected:
@@ -100,7 +82,7 @@ def _choose(
     exact = not mixed and slicing.variance_reduced and few_dimensions(x, slicing)
     probes = two_probes(x) if exact else torch.zeros_like(x).unsqueeze(0)
     try:
-        result = _on_dual_tensors(fn, model, x, probes, args, kwargs, False)
+        result = on_dual_tensors(call, x, probes, lazy=False)
     except Unsupported as error:
         if exact:  # by tangents or by reverse mode, which finds mixed samples as well
             return "exact", f"{reason}; no more dimensions than projections"

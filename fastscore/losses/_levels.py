@@ -18,6 +18,7 @@ from fastscore._support.checks import check_choice, check_floating, check_sigmas
 from fastscore._support.model_kwargs import check_model_kwargs
 from fastscore._support.options import takes_options
 from fastscore.conditioning import CONDITIONINGS, condition, explained
+from fastscore.derivatives.call import Call
 from fastscore.derivatives.projections import Batch
 from fastscore.losses._options import DrawOptions, LossOptions
 from fastscore.losses._perturbed import check_data, check_labels, noise_key, perturbed
@@ -33,8 +34,7 @@ class Levels(NamedTuple):
     weights: Tensor  # (L,), lambda(sigma)
 
 
-# (fn, model, batch) -> the term of each sample, (batch,).
-Estimator = Callable[[str, Callable[..., Tensor], Batch], Tensor]
+Estimator = Callable[[Batch], Tensor]  # the term of each sample, (batch,)
 
 
 def prepare_levels(fn: str, sigmas: Any, options: LossOptions) -> Levels | None:
@@ -88,15 +88,14 @@ def expected_term(
     numbering = draws["sample_offset"], draws["samples"]
     if levels is None:
         key = noise_key(fn, x, draws) if random_terms or draws["key"] is not None else None
-        batch = Batch(x, (), None, key, *numbering, model_kwargs)
+        batch = Batch(x, Call(fn, model, (), model_kwargs), None, key, *numbering)
         with explained(fn, model, x, conditioning):
-            return reduced(estimator(fn, model, batch), reduction)
+            return reduced(estimator(batch), reduction)
     key = noise_key(fn, x, draws)
     at = perturbed(x, levels.sigmas, levels.table, key, draws)
-    args = condition(conditioning, at.sigma, at.labels)
-    batch = Batch(at.x, args, at.sigma, key, *numbering, model_kwargs)
+    call = Call(fn, model, condition(conditioning, at.sigma, at.labels), model_kwargs)
     with explained(fn, model, x, conditioning):
-        terms = estimator(fn, model, batch)
+        terms = estimator(Batch(at.x, call, at.sigma, key, *numbering))
     return reduced(terms * levels.weights.index_select(0, at.labels).to(terms.dtype), reduction)
 
 
@@ -125,7 +124,7 @@ class ScoreMatchingModule(Loss):
             return None
         return Levels(*(self.get_buffer(name) for name in Levels._fields))
 
-    def _estimate(self, fn: str, model: Callable[..., Tensor], batch: Batch) -> Tensor:
+    def _estimate(self, batch: Batch) -> Tensor:
         raise NotImplementedError
 
     def extra_repr(self) -> str:

@@ -28,27 +28,12 @@ from fastscore.losses._levels import (
 from fastscore.losses._options import DrawOptions, LossOptions
 
 
-def score_matching_term(
-    fn: str,
-    model: Callable[..., Tensor],
-    batch: Batch,
-    chunk_size: int | None,
-    *,
-    closed: bool = False,
-) -> Tensor:
+def score_matching_term(batch: Batch, chunk_size: int | None, *, closed: bool = False) -> Tensor:
     """tr J + 1/2 |s|^2 of each sample; with ``closed`` in closed form or not at all."""
     evaluate = output_and_trace
     if torch.compiler.is_compiling():  # can't be traced: a break in the graph
         evaluate = torch.compiler.disable(output_and_trace)
-    score, trace = evaluate(
-        fn,
-        model,
-        batch.x,
-        batch.args,
-        batch.model_kwargs,
-        chunk_size=chunk_size,
-        closed=closed,
-    )
+    score, trace = evaluate(batch.call, batch.x, chunk_size=chunk_size, closed=closed)
     return trace + half_square(score)
 
 
@@ -95,8 +80,8 @@ class ScoreMatchingLoss(ScoreMatchingModule):
         super().__init__(sigmas, options)
         self.chunk_size = check_chunk_size("ScoreMatchingLoss", options["chunk_size"])
 
-    def _estimate(self, fn: str, model: Callable[..., Tensor], batch: Batch) -> Tensor:
-        return score_matching_term(fn, model, batch, self.chunk_size)
+    def _estimate(self, batch: Batch) -> Tensor:
+        return score_matching_term(batch, self.chunk_size)
 
 
 def check_chunk_size(fn: str, chunk_size: int | None) -> int | None:
@@ -154,7 +139,7 @@ def score_matching_loss(
     chunk_size = check_chunk_size(fn, options["chunk_size"])
     return expected_term(
         fn,
-        lambda fn, model, batch: score_matching_term(fn, model, batch, chunk_size),
+        lambda batch: score_matching_term(batch, chunk_size),
         model,
         x,
         to_device(levels, x),

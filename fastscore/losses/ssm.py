@@ -49,41 +49,33 @@ class Estimation(NamedTuple):
     slicing: Slicing
     chunk_size: int | None
 
-    def term(self, fn: str, model: Callable[..., Tensor], batch: Batch) -> tuple[Tensor, str]:
+    def term(self, batch: Batch) -> tuple[Tensor, str]:
         """The term of each sample, (batch,), and the method that it was computed by."""
         if torch.compiler.is_compiling() and self.method != "finite_difference":
             # Derivatives inside the loss can't be traced: a break in the graph.
-            return torch.compiler.disable(self._term)(fn, model, batch)
-        return self._term(fn, model, batch)
+            return torch.compiler.disable(self._term)(batch)
+        return self._term(batch)
 
-    def _term(self, fn: str, model: Callable[..., Tensor], batch: Batch) -> tuple[Tensor, str]:
+    def _term(self, batch: Batch) -> tuple[Tensor, str]:
         method = self.method
         if method == "auto":
-            situation = (fn, model, batch.x, batch.args, batch.model_kwargs, self.slicing)
+            situation = (batch.call, batch.x, self.slicing)
             method = choose_method(*situation)
             try:
-                return self._by(method, fn, model, batch, auto=True)
+                return self._by(method, batch, auto=True)
             except NoClosedForm:  # the model is not what it was when this was chosen
                 method = choose_method(*situation, again=True)
             except MixedSamples:
                 method = choose_method(*situation, again=True, mixed=True)
-        return self._by(method, fn, model, batch)
+        return self._by(method, batch)
 
-    def _by(
-        self,
-        method: str,
-        fn: str,
-        model: Callable[..., Tensor],
-        batch: Batch,
-        *,
-        auto: bool = False,
-    ) -> tuple[Tensor, str]:
+    def _by(self, method: str, batch: Batch, *, auto: bool = False) -> tuple[Tensor, str]:
         """``auto`` does not go to unit vectors where dimensions are many."""
         if method == "exact":
             closed = auto and not few_dimensions(batch.x, self.slicing)
             chunk_size = None if closed else self.chunk_size
-            return score_matching_term(fn, model, batch, chunk_size, closed=closed), method
-        return METHODS[method](fn, model, batch, self.slicing).mean(), method
+            return score_matching_term(batch, chunk_size, closed=closed), method
+        return METHODS[method](batch, self.slicing).mean(), method
 
 
 class SSMOptions(LossOptions, total=False):
@@ -177,8 +169,8 @@ class SSMLoss(ScoreMatchingModule):
             + super().extra_repr()
         )
 
-    def _estimate(self, fn: str, model: Callable[..., Tensor], batch: Batch) -> Tensor:
-        term, self.chosen_method = self.options.term(fn, model, batch)
+    def _estimate(self, batch: Batch) -> Tensor:
+        term, self.chosen_method = self.options.term(batch)
         return term
 
 
@@ -267,7 +259,7 @@ def ssm_loss(
     estimation = _estimation(fn, options)
     return expected_term(
         fn,
-        lambda fn, model, batch: estimation.term(fn, model, batch)[0],
+        lambda batch: estimation.term(batch)[0],
         model,
         x,
         to_device(levels, x),

@@ -20,6 +20,7 @@ from fastscore._support.checks import (
 )
 from fastscore._support.eager import compiled_parts_run_eagerly
 from fastscore._support.reach import Statistics
+from fastscore.derivatives.call import Call
 from fastscore.derivatives.forward.forms import forms_of_layer, inner_products
 from fastscore.derivatives.forward.state import Unsupported, evaluate
 from fastscore.derivatives.forward.tensor import DualTensor, Run
@@ -63,7 +64,8 @@ def jvp(model: Model, x: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> tuple[
     check_tensor("jvp", "v", v)
     check_shape("jvp", "v", v, x.shape, "x's shape")
     _check_like("jvp", "v", v, x)
-    output, tangents = _value_and_tangents("jvp", model, x, v.unsqueeze(0), args, kwargs)
+    call = Call("jvp", model, args, kwargs)
+    output, tangents = _split(dual_output(call, x, v.unsqueeze(0), lazy=False))
     return output, tangents.squeeze(0)
 
 
@@ -115,7 +117,7 @@ def jvps(model: Model, x: Tensor, vs: Tensor, *args: Any, **kwargs: Any) -> tupl
         (torch.Size([5, 3]), torch.Size([4, 5, 3]))
     """
     _check_tangents("jvps", model, x, vs)
-    return _value_and_tangents("jvps", model, x, vs, args, kwargs)
+    return _split(dual_output(Call("jvps", model, args, kwargs), x, vs, lazy=False))
 
 
 def quadratic_forms(
@@ -152,14 +154,14 @@ def quadratic_forms(
     _check_tangents(fn, model, x, vs)
     if x.dim() < 1:
         fail(fn, "x", "of shape (batch, ...)", f"shape {tuple(x.shape)}")
-    result = _dual_output(fn, model, x, vs, args, kwargs, lazy=True, transposed=True)
+    result = dual_output(Call(fn, model, args, kwargs), x, vs, lazy=True, transposed=True)
     deferred = result.deferred if isinstance(result, DualTensor) else None
     shape = result.shape if isinstance(result, DualTensor) else result[0].shape
     if shape != x.shape:
         fail(fn, "the model's output", f"of shape {tuple(x.shape)} (x's shape)", tuple(shape))
     if deferred is not None:
         return forms_of_layer(deferred, vs)
-    output, tangents = _split(result, vs)
+    output, tangents = _split(result)
     return output, inner_products(vs, tangents)
 
 
@@ -186,57 +188,38 @@ def _check_like(fn: str, name: str, v: Tensor, x: Tensor) -> None:
         fail(fn, name, f"of dtype {x.dtype} (x's dtype)", v.dtype)
 
 
-def _value_and_tangents(
-    fn: str, model: Model, x: Tensor, vs: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Tensor, Tensor]:
-    return _split(_dual_output(fn, model, x, vs, args, kwargs, lazy=False), vs)
-
-
-def _split(result: DualTensor | tuple[Tensor, Tensor], vs: Tensor) -> tuple[Tensor, Tensor]:
+def _split(result: DualTensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return result.parts() if isinstance(result, DualTensor) else result
 
 
-def _dual_output(
-    fn: str,
-    model: Model,
-    x: Tensor,
-    vs: Tensor,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    *,
-    lazy: bool,
-    transposed: bool = False,
+def dual_output(
+    call: Call, x: Tensor, vs: Tensor, *, lazy: bool, transposed: bool = False
 ) -> DualTensor | tuple[Tensor, Tensor]:
     """The model's output as a dual tensor; as value and tangents where it needed another way.
 
     With ``transposed`` these may be J'v in place of J v, where only v'J v is wanted.
     """
     with compiled_parts_run_eagerly():
-        if not _needs_another_way(model):
-            statistics = Statistics(model)
+        if not _needs_another_way(call.model):
+            statistics = Statistics(call.model)
             try:
-                return _on_dual_tensors(fn, model, x, vs, args, kwargs, lazy)
+                return on_dual_tensors(call, x, vs, lazy=lazy)
             except Unsupported as error:
                 statistics.restore()
-                _remember(model)
+                _remember(call.model)
                 message = f"can't be given tangents ({error}); the whole model goes another way"
                 warn_once(error.function, message)
-        return whole_model(fn, model, x, vs, args, kwargs, transposed=transposed)
+        return whole_model(call, x, vs, transposed=transposed)
 
 
-def _on_dual_tensors(
-    fn: str,
-    model: Model,
-    x: Tensor,
-    vs: Tensor,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    lazy: bool,
+def on_dual_tensors(
+    call: Call, x: Tensor, vs: Tensor, *, lazy: bool
 ) -> DualTensor | tuple[Tensor, Tensor]:
-    run = Run(vs.shape[0], lazy=lazy, given=(model, args, kwargs))
-    output = evaluate(model, DualTensor(_stack(x, vs), run), args, kwargs)
+    """The model's output as a dual tensor; as value and zeros where it is a constant."""
+    run = Run(vs.shape[0], lazy=lazy, given=tuple(call[1:]))
+    output = evaluate(call, DualTensor(_stack(x, vs), run))
     if not isinstance(output, Tensor):
-        fail_type(fn, "model", "a function that returns a tensor", output)
+        fail_type(call.fn, "model", "a function that returns a tensor", output)
     if isinstance(output, DualTensor):
         return output
     if run.detached:

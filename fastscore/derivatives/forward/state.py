@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_flatten
 
 from fastscore._support.lending import lent
 from fastscore._support.scripted import scripted_calls
+from fastscore.derivatives.call import Call
 
 # The autograd.Function whose forward a code object is, or None.
 _FUNCTIONS: dict[CodeType, type | None] = {}
@@ -53,14 +54,9 @@ class _Caller(threading.local):
 CALLER = _Caller()
 
 
-def evaluate(
-    model: Callable[..., Any], x: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    """``model(x, *args, **kwargs)``, in a frame of its own that bounds the search below.
-
-    The arguments are lent: what the model does to them nobody sees, nor the next call.
-    """
-    args, kwargs = tuple(map(lent, args)), lent(kwargs)
+def evaluate(call: Call, x: torch.Tensor) -> Any:
+    """The model's output at x, in a frame of its own that bounds the search below."""
+    args, kwargs = tuple(map(lent, call.args)), lent(call.kwargs)
     before = CALLER.record, CALLER.inference, CALLER.answering, CALLER.writes
     CALLER.record, CALLER.inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
     CALLER.answering, CALLER.writes = False, None
@@ -68,7 +64,7 @@ def evaluate(
     succeeded = False
     try:
         with scripted_calls(_refuse_scripted):
-            output = model(x, *args, **kwargs)
+            output = call.model(x, *args, **kwargs)
         if CALLER.writes is not None:
             output = CALLER.writes.of_output(output)
         succeeded = True

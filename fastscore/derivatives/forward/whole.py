@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,10 +17,11 @@ from torch.utils._pytree import tree_leaves
 
 from fastscore._support.checks import fail_type
 from fastscore._support.inference import recordable, recording
-from fastscore._support.lending import lend, lent
+from fastscore._support.lending import lend
 from fastscore._support.once import marked_once, only_once, refuse
 from fastscore._support.reach import Statistics
 from fastscore._support.tangents import refuse_tangents
+from fastscore.derivatives.call import Call
 from fastscore.derivatives.forward.elementary import ELEMENTARY
 from fastscore.derivatives.forward.state import (
     Unsupported,
@@ -34,47 +36,33 @@ Model = Callable[..., Tensor]
 
 
 def whole_model(
-    fn: str,
-    model: Model,
-    x: Tensor,
-    vs: Tensor,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    *,
-    transposed: bool = False,
+    call: Call, x: Tensor, vs: Tensor, *, transposed: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Output and tangents by torch.func.jvp or, where a function has no forward mode, by reverse
     mode: applied twice or, with ``transposed``, once for J'v in place of J v."""
-
-    def call(point: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        with differentiable_to_third_order():
-            output = model(lend(point), *args, **kwargs)
-        if not isinstance(output, Tensor):
-            fail_type(fn, "model", "a function that returns a tensor", output)
-        return output
-
     if not torch._C._are_functorch_transforms_active():
-        refuse_tangents(fn, (x, vs))
-    statistics = Statistics(model)
+        refuse_tangents(call.fn, (x, vs))
+    call = call._replace(model=partial(_to_third_order, call.fn, call.model))
+    statistics = Statistics(call.model)
     try:
-        return _forward(call, x, vs, args, kwargs, statistics)
+        return _forward(call, x, vs, statistics)
     except Exception:  # whatever a transform can't do; an error of the model's own comes again
         statistics.restore()
-        reverse = _reverse_once if transposed else _reverse_twice
-        return reverse(fn, lambda at: call(at, *map(lent, args), **lent(kwargs)), x, vs)
+        return _reverse_once(call, x, vs) if transposed else _reverse_twice(call, x, vs)
 
 
-def _forward(
-    call: Model,
-    x: Tensor,
-    vs: Tensor,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    statistics: Statistics,
-) -> tuple[Tensor, Tensor]:
+def _to_third_order(fn: str, model: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+    with differentiable_to_third_order():
+        output = model(*args, **kwargs)
+    if not isinstance(output, Tensor):
+        fail_type(fn, "model", "a function that returns a tensor", output)
+    return output
+
+
+def _forward(call: Call, x: Tensor, vs: Tensor, statistics: Statistics) -> tuple[Tensor, Tensor]:
     def guarded(point: Tensor) -> Tensor:
         with _WithoutConstants():
-            return evaluate(call, point, args, kwargs)
+            return evaluate(call, lend(point))
 
     def along(v: Tensor) -> Any:
         output, tangent = torch.func.jvp(guarded, (x,), (v,))[:2]
@@ -115,7 +103,7 @@ def _has_tangent(x: Any) -> bool:
     return isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None
 
 
-def _reverse_twice(fn: str, call: Model, x: Tensor, vs: Tensor) -> tuple[Tensor, Tensor]:
+def _reverse_twice(call: Call, x: Tensor, vs: Tensor) -> tuple[Tensor, Tensor]:
     """J v as the derivative of u -> J' u, which is linear, along v."""
     record = torch.is_grad_enabled()
     with recording():
@@ -123,14 +111,14 @@ def _reverse_twice(fn: str, call: Model, x: Tensor, vs: Tensor) -> tuple[Tensor,
         point = x if x.requires_grad else x.detach().requires_grad_()
         output = call(point)
         if any(marked_once(output)):
-            refuse(fn)
+            refuse(call.fn)
         u = torch.zeros_like(output, requires_grad=True)
         pulled = _gradient(output, point, u, create_graph=True)
         tangents = torch.stack([_gradient(pulled, u, v, create_graph=record) for v in vs])
     return (output, tangents) if record else (output.detach(), tangents.detach())
 
 
-def _reverse_once(fn: str, call: Model, x: Tensor, vs: Tensor) -> tuple[Tensor, Tensor]:
+def _reverse_once(call: Call, x: Tensor, vs: Tensor) -> tuple[Tensor, Tensor]:
     """The output and J'v, where only v'(J'v) = v'(J v) is wanted."""
     record = torch.is_grad_enabled()
     with recording():
@@ -141,7 +129,7 @@ def _reverse_once(fn: str, call: Model, x: Tensor, vs: Tensor) -> tuple[Tensor, 
             return output, torch.zeros_like(vs)
         once = marked_once(output)
         if once.derivatives:
-            refuse(fn)
+            refuse(call.fn)
         vs = vs.to(output.dtype)
         products = torch.stack([_gradient(output, point, v, create_graph=record) for v in vs])
         if record and once.functions:
