@@ -55,6 +55,24 @@ LISTED: dict[str, Listed] = {
     )
     for n, k in ((1, 1), (2, 1), (3, 0))
 } | {
+    "linalg_eig": Listed(
+        "gradients",
+        "eigenvectors are known up to a phase, on which the test's own sum depends",
+        F64,
+        "linalg_eig function sample 4 by 0",
+    ),
+    "linalg_eigh": Listed(
+        "gradients",
+        "equal eigenvalues: the eigenvectors have no derivative",
+        F64,
+        "linalg_eigh function sample 0 by 0",
+    ),
+    "linalg_norm_subgradients_at_zero": Listed(
+        "gradients",
+        "a norm at 0 has no second derivative",
+        F64,
+        "linalg_norm_subgradients_at_zero function sample 5 by 0",
+    ),
     "nn_functional_linear_cross_entropy_chunked": Listed(
         "raises",
         UNWEIGHTED,

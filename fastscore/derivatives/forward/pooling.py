@@ -164,3 +164,10 @@ def binary_cross_entropy(
     if size_average is not None or reduce is not None:
         reduction = "none" if reduce is False else "sum" if size_average is False else "mean"
     return loss if reduction == "none" else loss.sum() if reduction == "sum" else loss.mean()
+
+
+@rule("embedding")
+def embedding(input: Any, weight: Any, *args: Any, **kwargs: Any) -> Any:
+    if weight.dim() != 2:
+        check_as_plain(F.embedding, input, weight, *args, **kwargs)
+    return by_forward_ad(F.embedding, (input, weight, *args), kwargs)
