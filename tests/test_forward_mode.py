@@ -55,7 +55,7 @@ def test_refused(name: str) -> None:
 
 def test_in_place_and_energies() -> None:
     x = randn(4, 3)
-    energy = EnergyScore(lambda x: x.square().sum(1), takes_sigma=False)
+    energy = EnergyScore(lambda x: x.square().sum(1), conditioning="none")
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(x, torch.ones_like(x))
         with pytest.raises(NotImplementedError, match=r"^langevin_step_: "):

@@ -64,7 +64,7 @@ REACHED: dict[str, Callable[[nn.Sequential], Any]] = {
         lambda x: net[3](torch.tanh(F.batch_norm(net[0](x), None, None, training=True)))
     ),
     "centred": lambda net: lambda x: net[3](torch.tanh(net[0](x - x.mean(0)))),
-    "energy": lambda net: EnergyScore(lambda x: net(x).sum(1), takes_sigma=False),
+    "energy": lambda net: EnergyScore(lambda x: net(x).sum(1), conditioning="none"),
     "attention": lambda net: lambda x: torch.softmax(x @ x.mT, dim=1) @ x,
 }
 MESSAGE = "model must be one whose samples do not depend on one another"

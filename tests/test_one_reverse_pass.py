@@ -95,7 +95,7 @@ def test_a_function_that_is_once_differentiable() -> None:
 
 
 def test_an_energy_that_is_once_differentiable() -> None:
-    score = EnergyScore(lambda x: Square.apply(x * WEIGHT).sum(1), takes_sigma=False)
+    score = EnergyScore(lambda x: Square.apply(x * WEIGHT).sum(1), conditioning="none")
     x = torch.ones(2, 1, dtype=F64)
     torch.testing.assert_close(score(x).detach(), -2 * x)
     with torch.no_grad():
