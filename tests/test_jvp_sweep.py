@@ -24,6 +24,7 @@ from jvp_sweep import (
     operator_cases,
     operator_errors,
 )
+from fastscore.derivatives.forward import tensor as dual_tensor
 
 EVERYTHING = os.environ.get("FASTSCORE_TEST_JVP_SWEEP") == "all"
 SHARDS = 16
@@ -136,7 +137,9 @@ def entries() -> Iterator[list[tuple[str, Any]]]:
     operators, modules = databases()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # several cost these small tensors more than they give
-    yield [(op.formatted_name, op) for op in operators] + [(m.name, m) for m in modules]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dual_tensor, "_WARNED", set())  # other tests wait for the same warnings
+        yield [(op.formatted_name, op) for op in operators] + [(m.name, m) for m in modules]
     torch.set_num_threads(threads)
 
 
