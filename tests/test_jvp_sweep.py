@@ -24,6 +24,7 @@ from jvp_sweep import (
     operator_cases,
     operator_errors,
 )
+
 from fastscore.derivatives.forward import tensor as dual_tensor
 
 EVERYTHING = os.environ.get("FASTSCORE_TEST_JVP_SWEEP") == "all"
