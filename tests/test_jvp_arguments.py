@@ -12,12 +12,18 @@ from torch import Tensor
 
 from fastscore.derivatives.call import Call
 from fastscore.derivatives.forward import jvp, jvps
+from fastscore.derivatives.forward import tensor as dual_tensor
 from fastscore.derivatives.forward.whole import whole_model
 from fastscore.losses import ssm_loss
 
 C = torch.linspace(-1.0, 2.0, 72, dtype=torch.float64).sin().reshape(2, 4, 9)
 W = torch.linspace(-2.0, 1.0, 20, dtype=torch.float64).cos().reshape(5, 4)
 STATE = torch.linspace(0.5, 1.5, 4, dtype=torch.float64)
+
+
+@pytest.fixture(autouse=True)
+def _forget_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dual_tensor, "_WARNED", set())
 
 
 def check(function: Callable[[Tensor], Tensor], x: Tensor) -> None:
