@@ -36,6 +36,7 @@ from fastscore._support.checks import (
     fail_type,
 )
 from fastscore._support.lending import lend, lent
+from fastscore._support.reach import modules_of
 
 CONDITIONINGS = ("sigma", "index", "log_sigma", "none")
 
@@ -123,18 +124,40 @@ def call_model(
         fail_type(fn, "model", "callable", model)
     check_choice(fn, "conditioning", conditioning, CONDITIONINGS)
     args = condition(conditioning, sigma, labels)
-    with explained(fn, model, x, conditioning):
+    with explained(fn, model, x, conditioning, model_kwargs):
         output = model(lend(x), *map(lend, args), **lent(model_kwargs or {}))
     return check_output(fn, output, x)
 
 
 @contextmanager
-def explained(fn: str, model: Callable[..., Any], x: Tensor, conditioning: str) -> Iterator[None]:
-    """A failure of the model's is raised in this library's words where its reason can be told."""
+def explained(
+    fn: str,
+    model: Callable[..., Any],
+    x: Tensor,
+    conditioning: str,
+    model_kwargs: dict[str, Any] | None = None,
+    *,
+    by_index: bool = True,
+) -> Iterator[None]:
+    """A failure of the model's is raised in this library's words where its reason can be told.
+
+    ``by_index`` says whether ``fn`` can call a model with labels.
+    """
     try:
         yield
     except Exception as error:
-        explain_failure(fn, model, x, conditioning, error)
+        message = str(error)
+        explain_dtypes(fn, model, x, message, error)
+        floating = [v for v in (model_kwargs or {}).values() if isinstance(v, Tensor)]
+        if any(v.is_floating_point() for v in floating):  # which may be what is no index
+            raise
+        if conditioning in ("sigma", "log_sigma") and _WANTS_INDEX.search(message):
+            expected = '"index" for a model that takes labels'
+            if not by_index:
+                expected = f"{conditioning!r} for a model of noise levels: {fn} gives no labels"
+                raise ValueError(f"{fn}: model must be one called by {expected}") from error
+            fail_from = f"{fn}: conditioning must be {expected}, got {conditioning!r}"
+            raise ValueError(fail_from) from error
         raise
 
 
@@ -144,21 +167,20 @@ def parameter_dtypes(model: Any) -> set[torch.dtype]:
     return {p.dtype for p in parameters if p.is_floating_point()}
 
 
-def explain_failure(
-    fn: str, model: Callable[..., Any], x: Tensor, conditioning: str, error: Exception
+def explain_dtypes(
+    fn: str, model: Callable[..., Any], x: Tensor, message: str, error: Exception
 ) -> None:
-    """Raise in this library's words where the model failed for a reason that can be told."""
-    message = str(error)
-    dtypes = parameter_dtypes(model)
-    if dtypes and dtypes != {x.dtype} and _MIXED_DTYPES.search(message):
-        kinds = " and ".join(sorted(map(str, dtypes)))
-        half = next((str(kind) for kind in _HALF if kind in dtypes), None)
-        way = f'under autocast (samplers: autocast={half}; else torch.autocast("{x.device.type}"))'
-        expected = f"of the model's dtype {kinds}" + (f", or the model run {way}" if half else "")
-        raise ValueError(f"{fn}: x must be {expected}, got {x.dtype}") from error
-    if conditioning in ("sigma", "log_sigma") and _WANTS_INDEX.search(message):
-        expected = '"index" for a model that takes labels'
-        raise ValueError(f"{fn}: conditioning must be {expected}, got {conditioning!r}") from error
+    """Say so where the model failed because x is not of the dtype of its parameters."""
+    if not _MIXED_DTYPES.search(message):
+        return
+    dtypes = set().union(*map(parameter_dtypes, modules_of(model)))
+    if not dtypes or dtypes == {x.dtype}:
+        return
+    kinds = " and ".join(sorted(map(str, dtypes)))
+    half = next((str(kind) for kind in _HALF if kind in dtypes), None)
+    way = f'under autocast (samplers: autocast={half}; else torch.autocast("{x.device.type}"))'
+    expected = f"of the model's dtype {kinds}" + (f", or the model run {way}" if half else "")
+    raise ValueError(f"{fn}: x must be {expected}, got {x.dtype}") from error
 
 
 def as_sigma(fn: str, x: Tensor, sigma: Tensor | float) -> Tensor:

@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -38,6 +40,7 @@ from fastscore.ops._library import mapped_like, traced
 __all__ = ["Stream", "key", "normal", "rademacher", "uniform"]
 
 Seed = int | Sequence[int] | Tensor | None
+SEED = "an integer, a sequence of them, an int64 tensor (batch,) or None"
 
 _FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -83,13 +86,16 @@ def _check_draw(fn: str, draw: int) -> None:
         fail(fn, "draw", "below 2^32", draw)
 
 
-def _signed(fn: str, seed: int) -> int:
+def _signed(fn: str, seed: Any) -> int:
     """A seed of 64 bits as int64 holds it."""
+    if isinstance(seed, Tensor) and seed.dim() == 0 and not seed.is_floating_point():
+        seed = seed.item()
     if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
-        fail_type(fn, "seed", "an integer or None", seed)
-    if not -(2**63) <= seed < 2**64:
-        fail(fn, "seed", "an integer of 64 bits", seed)
-    return int(seed) - 2**64 if seed >= 2**63 else int(seed)
+        fail_type(fn, "seed", SEED, seed)
+    number = int(seed)
+    if not -(2**63) <= number < 2**64:
+        fail(fn, "seed", "an integer of 64 bits", number)
+    return number - 2**64 if number >= 2**63 else number
 
 
 def make_key(
@@ -112,6 +118,8 @@ def make_key(
         return drawn if device is None or drawn.device == device else drawn.to(device)
     if generator is not None:
         fail(fn, "generator", "None when a seed is given", "both")
+    if isinstance(seed, numpy.ndarray) and seed.ndim == 1:
+        seed = seed.tolist()
     if isinstance(seed, (Tensor, Sequence)):
         seeds = _seeds(fn, seed, device)
         return torch.stack([seeds, torch.full_like(seeds, draw)], dim=1)
@@ -125,7 +133,7 @@ def _seeds(fn: str, seed: Tensor | Sequence[int], device: torch.device | str | N
             fail(fn, "seed", "an int64 tensor of shape (batch,)", describe(seed))
         return seed.detach().to(device)
     if isinstance(seed, (str, bytes)):
-        fail_type(fn, "seed", "an integer, a sequence of them, an int64 tensor or None", seed)
+        fail_type(fn, "seed", SEED, seed)
     return torch.tensor([_signed(fn, each) for each in seed], dtype=torch.int64, device=device)
 
 

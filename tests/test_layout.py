@@ -117,6 +117,15 @@ def test_modules_that_have_moved_keep_their_old_names():
         assert measure.__module__ == "fastscore.apps.bench.measure"
         assert fastscore.divergence(lambda x: -x, fastscore.random.normal(
             fastscore.random.key(0), (1, 2))).tolist() == [-2.0]
+        warnings.simplefilter("ignore")
+        from fastscore.samplers.langevin import langevin
+        from fastscore.ops.dual import dual_silu
+        from fastscore.jvp import *
+        assert jvps is fastscore.jvps and langevin is fastscore.langevin
+        try:
+            from fastscore.metrics import nonsense
+        except ImportError as error:
+            assert "cannot import name" in str(error)
         try:
             import fastscore.nonsense
         except ModuleNotFoundError:
@@ -124,6 +133,9 @@ def test_modules_that_have_moved_keep_their_old_names():
         """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.stdout.strip() == "right", run.stderr
+    command = [sys.executable, "-m", "fastscore.cli", "--version"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stdout.startswith("fastscore ")
 
 
 @pytest.mark.parametrize("name", fastscore.ops.__all__)

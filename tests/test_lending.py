@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 import pytest
@@ -222,3 +223,108 @@ def test_lending_copies_nothing_where_nobody_writes() -> None:
     assert is_untouched(lent)
     lent.add_(1)
     assert not is_untouched(lent)
+
+
+# ---- what is lent by name -----------------------------------------------------------------------
+
+
+class Attributes(dict):
+    """A dictionary of a class of its own, as configurations are."""
+
+    __getattr__ = dict.__getitem__
+
+
+class Pair(NamedTuple):
+    a: Tensor
+    b: str
+
+
+def everything_by_name() -> dict[str, Any]:
+    factor = torch.full((4, 1), 2.0)
+    return {
+        "plain": factor,
+        "same": factor,
+        "listed": [torch.full((4, 1), 0.5), "name"],
+        "pair": Pair(torch.full((4, 1), 1.5), "name"),
+        "inner": Attributes(deep={"deeper": (torch.full((4, 1), 0.25),)}),
+        "collected": [],
+        "table": fastscore.shared(torch.ones(4, 1)),
+    }
+
+
+def takes_everything(x: Tensor, *sigma: Tensor, **given: Any) -> Tensor:
+    assert given["plain"] is given["same"]
+    assert isinstance(given["pair"], Pair)
+    assert type(given["inner"]) is Attributes
+    tensors = (
+        given["plain"],
+        given["listed"][0],
+        given["pair"].a,
+        given["inner"].deep["deeper"][0],
+        given["table"],
+    )
+    out = -x
+    for tensor in tensors:
+        assert type(tensor) is Tensor
+        tensor.mul_(4.0)
+        tensor.unsqueeze_(0)
+        out = out * (tensor[0] / 4)
+    given["inner"].pop("deep")
+    given["collected"].append(len(x))
+    return out
+
+
+def test_whatever_a_network_does_to_what_it_gets_by_name() -> None:
+    x, given, before = randn(4, 3), everything_by_name(), everything_by_name()
+    calls: list[Callable[..., Any]] = [
+        lambda f, **o: run_annealed(x, f, seed=0, **o),
+        lambda f, **o: fastscore.dsm_loss(f, x, SIGMAS, seed=0, **o),
+        lambda f, **o: fastscore.divergence(f, x, seed=0, **o),
+        lambda f, **o: fastscore.fisher_divergence(f, lambda x: -x, x, **o),
+        *(
+            lambda f, m=method, **o: fastscore.ssm_loss(f, x, seed=0, method=m, **o)
+            for method in ("forward", "reverse", "finite_difference", "exact", "auto")
+        ),
+    ]
+    for call in calls:
+        want = call(lambda x, *sigma: -x * (2 * 0.5 * 1.5 * 0.25))
+        torch.testing.assert_close(call(takes_everything, model_kwargs=given), want)
+    assert given["collected"]  # a list without tensors is the caller's own
+    given["collected"] = []
+    for name, value in before.items():
+        if isinstance(value, fastscore._support.model_kwargs.Shared):
+            value, given[name] = value.value, given[name].value
+        torch.testing.assert_close(given[name], value)
+
+
+def test_shapes_changed_in_place_are_no_ones_business() -> None:
+    def turns(x: Tensor, sigma: Tensor, *, c: Tensor) -> Tensor:
+        c.transpose_(1, 2)
+        sigma.unsqueeze_(1)
+        return -x / (1 + sigma) * c[:, :, 0]
+
+    def good(x: Tensor, sigma: Tensor, *, c: Tensor) -> Tensor:
+        return -x / (1 + sigma[:, None]) * c[:, 0]
+
+    c = randn(4, 3, 3).abs()
+    got, want = (run_annealed(randn(4, 3), f, seed=0, model_kwargs={"c": c}) for f in (turns, good))
+    assert_same_bytes(got, want)
+
+
+def test_arguments_that_share_no_memory() -> None:
+    x, sparse = randn(4, 3), torch.eye(4).to_sparse()
+    quantised = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
+    for given in ({"c": sparse}, {"c": quantised}):
+
+        def model(x: Tensor, *sigma: Tensor, c: Tensor) -> Tensor:
+            return -x * c.dequantize() if c.is_quantized else -(c @ x)
+
+        for call in (
+            lambda f, **o: run_annealed(x, f, seed=0, **o),
+            lambda f, **o: fastscore.dsm_loss(f, x, SIGMAS, seed=0, **o),
+            lambda f, **o: fastscore.divergence(f, x, seed=0, **o),
+        ):
+            want = call(lambda x, *sigma: -x)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                torch.testing.assert_close(call(model, model_kwargs=given), want)

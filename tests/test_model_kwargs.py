@@ -162,3 +162,35 @@ def test_functions_around_the_labels_of_a_batch() -> None:
         for _ in range(3):
             got = fastscore.ssm_loss(closed_over(net), x, method="finite_difference", **options)
             torch.testing.assert_close(got, want, rtol=2e-3, atol=2e-3)
+
+
+class Graph(nn.Module):
+    """A network of edges between samples' places in the batch."""
+
+    def forward(self, x: Tensor, *, edges: Tensor) -> Tensor:
+        source, target = edges
+        return -x + torch.zeros_like(x).index_add(0, target, torch.tanh(x[source] - x[target]))
+
+
+class Centred(nn.Module):
+    def forward(self, x: Tensor, *, mix: float) -> Tensor:
+        return -x - mix * x.mean(0)
+
+
+def test_finite_differences_of_networks_that_look_at_other_samples() -> None:
+    x = randn(6, 3, dtype=torch.float64)
+    edges = torch.tensor([[0, 1, 2, 3, 4, 5, 0, 2], [1, 0, 3, 2, 5, 4, 4, 5]])
+    models: list[tuple[Any, dict[str, Any]]] = [
+        (Graph(), {"edges": edges}),
+        (lambda x: Graph()(x, edges=edges), {}),
+        (Centred(), {"mix": 0.0}),
+        (Centred(), {"mix": 10.0}),
+        (lambda x, mix: Centred()(x, mix=mix), {"mix": 10.0}),
+    ]
+    network = models[2][0]
+    for model, extra in [*models, (network, {"mix": 10.0})]:
+        forward, differences = (
+            fastscore.ssm_loss(model, x, seed=0, method=method, model_kwargs=extra)
+            for method in ("forward", "finite_difference")
+        )
+        torch.testing.assert_close(differences, forward, rtol=1e-6, atol=1e-6)

@@ -136,3 +136,20 @@ def test_an_energy_with_a_compiled_part() -> None:
         grads.append(torch.autograd.grad(loss, list(net.parameters())[:3]))
     torch.testing.assert_close(*grads)
     torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore:fastscore.jvp")
+@pytest.mark.parametrize("include_self", [True, False])
+def test_products_that_are_scattered(include_self: bool) -> None:
+    """Whose tangents PyTorch's forward mode has wrong."""
+    index = torch.tensor([[0, 0, 2, 2]] * 3)
+
+    def model(x: Tensor) -> Tensor:
+        return x.scatter_reduce(1, index, x * x, "prod", include_self=include_self)
+
+    x, v = (torch.randn(3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    output, tangent = jvps(model, x, v[None])
+    want = torch.autograd.functional.jvp(model, x, v)
+    torch.testing.assert_close((output, tangent[0]), want)
+    _, form = quadratic_forms(model, x, v[None])
+    torch.testing.assert_close(form[0], (v * want[1]).sum(1))

@@ -90,6 +90,41 @@ def test_half_precision_networks_are_sampled(half: torch.dtype) -> None:
     run_annealed(x0, mixed, autocast=half)
 
 
+class Embedding(nn.Module):
+    """A half-precision network that does not convert the noise level."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.level, self.layer = nn.Linear(1, 2), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self.layer(x) + self.level(sigma[:, None])
+
+
+def test_dtypes_that_do_not_meet_are_explained_everywhere() -> None:
+    net, x = Embedding().bfloat16(), randn(4, 2)
+    for fn, call in {
+        "annealed_langevin": lambda: annealed_langevin(net, SIGMAS, x),
+        "langevin": lambda: langevin(lambda x: net.layer(x), x, steps=2, step_size=0.1),
+        "divergence": lambda: fastscore.divergence(net, x, 1.0),
+        "jvp": lambda: fastscore.jvp(net.layer, x, x),
+        "dsm_loss": lambda: fastscore.dsm_loss(net, x, SIGMAS),
+        "ssm_loss": lambda: fastscore.ssm_loss(net.layer, x, method="reverse"),
+    }.items():
+        with pytest.raises(ValueError, match=rf"^{fn}: x must be .* autocast=torch.bfloat16"):
+            call()
+    assert annealed_langevin(net, SIGMAS, x, autocast=torch.bfloat16).shape == x.shape
+
+
+def test_labels_are_not_suggested_where_they_can_not_be_given() -> None:
+    x = randn(4, 2)
+    with pytest.raises(ValueError, match=r"^langevin: model must be .* gives no labels"):
+        langevin(lambda x, y: -x / SIGMAS[y][:, None], x, steps=2, step_size=0.1, sigma=0.5)
+    table = nn.Embedding(3, 2)
+    with pytest.raises(RuntimeError, match="scalar types: Long"):  # of what is given by name
+        run_annealed(x, lambda x, s, y: table(y) - x, model_kwargs={"y": torch.ones(4)})
+
+
 # ---- chains that diverge ------------------------------------------------------------------------
 
 
@@ -120,6 +155,14 @@ def test_a_forgotten_adapter_is_said_and_right_chains_say_nothing(
         sampler(randn(4, 2), lambda x, sigma: 1e3 * x)
 
 
+def test_chains_far_from_0_by_right_say_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        x = torch.full((3, 2), 1e8)
+        langevin(lambda x: 1e8 - x, x, steps=3, step_size=0.1)
+        run_annealed(1e7 * x, start_step=17, seed=0)
+
+
 # ---- numbers ------------------------------------------------------------------------------------
 
 
@@ -140,6 +183,14 @@ def test_step_sizes_of_any_kind_of_number(number: Any) -> None:
         lambda size: annealed_langevin(gaussian_score, SIGMAS, randn(4, 2), step_size=size, seed=0),
     ):
         torch.testing.assert_close(run(number), run(0.1))
+
+
+def test_seeds_of_any_kind_of_integers() -> None:
+    want = run_annealed(randn(2, 3), seed=[3, 4])
+    for seeds in (numpy.array([3, 4]), (3, 4), range(3, 5), [torch.tensor(3), numpy.int64(4)]):
+        assert_same_bytes(run_annealed(randn(2, 3), seed=seeds), want)
+    with pytest.raises(TypeError, match="seed must be an integer, a sequence of them"):
+        run_annealed(randn(2, 3), seed=[3, None])
 
 
 def test_step_sizes_for_each_step_from_numpy() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastscore._support.model_kwargs import Shared
+from fastscore._support.model_kwargs import Shared, rebuilt
 
 lend_own: Callable[[Tensor], Tensor] = getattr(torch, "_lazy_clone", torch.clone)
 """As :func:`lend`, for memory that is PyTorch's own, outside of compiled code and transforms."""
@@ -28,48 +28,35 @@ def lend(x: Tensor) -> Tensor:
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return x.clone()
-    try:
-        return lend_own(x)
-    except (RuntimeError, NotImplementedError):  # memory that is not PyTorch's own; a subclass
+    if x.is_quantized:  # whose scale PyTorch loses
         return x.clone()
+    try:
+        handed = lend_own(x)
+    except (RuntimeError, NotImplementedError):  # memory that is not PyTorch's own; a subclass
+        handed = x.clone()
+    if x.__dict__:
+        handed.__dict__.update(x.__dict__)
+    return handed
 
 
 is_untouched: Callable[[Tensor], bool] = getattr(torch._C, "_is_cow_tensor", lambda x: False)
 """Whether it is certain that nobody has written to what :func:`lend` returned."""
 
 
-class Loan:
-    """The same arguments for call after call: lent anew where the last call has written to them."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-        self.renew()
-
-    def renew(self) -> None:
-        self.tensors: list[Tensor] = []
-        self.handed = lent(self.value, self.tensors)
-
-    def again(self) -> Any:
-        """What the next call gets."""
-        for tensor in self.tensors:
-            if not is_untouched(tensor):
-                self.renew()
-                break
-        return self.handed
-
-
-def lent(value: Any, tensors: list[Tensor] | None = None) -> Any:
+def lent(value: Any) -> Any:
     """Arguments as a network gets them: tensors lent, marks of :func:`shared` taken off.
 
-    ``tensors`` collects what has been lent.
+    So too in dictionaries, lists and tuples, which are made anew where there are tensors in them;
+    a tensor in two places is one for the network as well.
     """
+    return _lent(value, {})
+
+
+def _lent(value: Any, memo: dict[int, Tensor]) -> Any:
     if isinstance(value, Tensor):
-        handed = lend(value)
-        if tensors is not None:
-            tensors.append(handed)
-        return handed
+        if id(value) not in memo:
+            memo[id(value)] = lend(value)
+        return memo[id(value)]
     if isinstance(value, Shared):
-        return lent(value.value, tensors)
-    if isinstance(value, dict):
-        return {name: lent(entry, tensors) for name, entry in value.items()}
-    return value
+        return _lent(value.value, memo)
+    return rebuilt(value, lambda entry: _lent(entry, memo))

@@ -6,6 +6,7 @@ arguments that the network is called with each time.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -58,6 +59,28 @@ def shared(value: Any) -> Any:
     return Shared(value)
 
 
+def rebuilt(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A dictionary, list or tuple with ``change`` applied to its entries; itself if none changes.
+
+    A class of its own is kept. Anything else is returned as it is.
+    """
+    if isinstance(value, dict):
+        changed = {name: change(entry) for name, entry in value.items()}
+        if all(changed[name] is entry for name, entry in value.items()):
+            return value
+        result = copy.copy(value)
+        result.update(changed)
+        return result
+    if type(value) is list or isinstance(value, tuple):
+        entries = [change(entry) for entry in value]
+        if all(new is old for new, old in zip(entries, value, strict=True)):
+            return value
+        if hasattr(value, "_make"):  # a named tuple
+            return value._make(entries)
+        return type(value)(entries)
+    return value
+
+
 def per_batch(
     kwargs: dict[str, Any], batch: int, change: Callable[[Tensor], Tensor]
 ) -> dict[str, Any]:
@@ -68,7 +91,7 @@ def per_batch(
 
     def walk(value: Any) -> Any:
         if isinstance(value, dict):
-            return {name: walk(entry) for name, entry in value.items()}
+            return rebuilt(value, walk)
         if isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch:
             return change(value)
         return value

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 _MOVED = {
@@ -23,7 +23,10 @@ _MOVED = {
     "jvp": "derivatives.forward",
     "memory": "_support.memory",
     "metrics": "evaluation.fisher",
+    "ops.dual": "ops.duals",
     "quality": "evaluation.distances",
+    "reference.dual": "reference.duals",
+    "samplers.langevin": "samplers.unadjusted",
     "slicing": "derivatives.projections",
     "traces": "derivatives.traces",
 }
@@ -33,9 +36,12 @@ class _Moved(ModuleType):
     """A module's old name. Where a function has that name too, it can be called as the function."""
 
     def __getattr__(self, name: str) -> Any:
+        module = importlib.import_module(self.__dict__["new"])
+        if name == "__all__":
+            return getattr(module, name, [n for n in vars(module) if n[0] != "_"])
         if name.startswith("__"):
             raise AttributeError(name)
-        return getattr(importlib.import_module(self.__dict__["new"]), name)
+        return getattr(module, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return getattr(self, self.__name__.rpartition(".")[2])(*args, **kwargs)
@@ -46,9 +52,16 @@ class _Finder(MetaPathFinder, Loader):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         new = _new_name(fullname)
-        if new is None or importlib.util.find_spec(new) is None:
+        found = None if new is None else importlib.util.find_spec(new)
+        if found is None:
             return None
-        return ModuleSpec(fullname, self, is_package=True)
+        is_package = found.submodule_search_locations is not None
+        return ModuleSpec(fullname, self, is_package=is_package)
+
+    def get_code(self, fullname: str) -> CodeType:
+        """For ``python -m``."""
+        run = f"import runpy; runpy.run_module({_new_name(fullname)!r}, run_name='__main__')"
+        return compile(run, fullname, "exec")
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         new = _new_name(spec.name)
@@ -63,10 +76,12 @@ class _Finder(MetaPathFinder, Loader):
 
 def _new_name(fullname: str) -> str | None:
     package, _, rest = fullname.partition(".")
-    first, dot, inside = rest.partition(".")
-    if package != "fastscore" or first not in _MOVED:
+    if package != "fastscore":
         return None
-    return f"fastscore.{_MOVED[first]}{dot}{inside}"
+    for old, new in _MOVED.items():
+        if rest == old or rest.startswith(f"{old}."):
+            return f"fastscore.{new}{rest[len(old) :]}"
+    return None
 
 
 def keep_old_names() -> None:

@@ -20,7 +20,7 @@ from fastscore._support.checks import check_choice, check_floating, check_int, f
 from fastscore._support.common_options import KeyOptions, ModelOptions
 from fastscore._support.model_kwargs import check_model_kwargs
 from fastscore._support.options import Option, takes_options
-from fastscore.conditioning import as_sigma
+from fastscore.conditioning import as_sigma, explained
 from fastscore.derivatives.call import Call
 from fastscore.derivatives.projections import DISTRIBUTIONS, Batch, Slicing, forward
 from fastscore.derivatives.traces import output_and_trace
@@ -155,13 +155,15 @@ def _evaluate(
     offset, samples = options["sample_offset"], options["samples"]
     if options["method"] == "exact":
         check_int(fn, "sample_offset", offset, minimum=0)
-        output, trace = output_and_trace(call, x, chunk_size=options["chunk_size"])
+        with explained(fn, model, x, "none"):
+            output, trace = output_and_trace(call, x, chunk_size=options["chunk_size"])
         return output, trace, torch.zeros_like(trace) if with_stderr else None
     if with_stderr and probes < 2:
         fail(fn, "probes", "at least 2 with return_stderr=True", probes)
     key = noise_key(fn, x, options["key"], options["seed"], options["generator"])
     check_numbering(fn, key, samples, offset, len(x), x.device)
     batch = Batch(x, call, None, key, offset, samples)
-    vjv, _, output = forward(batch, Slicing(probes, distribution))
+    with explained(fn, model, x, "none"):
+        vjv, _, output = forward(batch, Slicing(probes, distribution))
     stderr = vjv.detach().std(dim=0) / math.sqrt(probes) if with_stderr else None
     return output, vjv.mean(dim=0), stderr

@@ -154,27 +154,37 @@ def two_probes(x: Tensor) -> Tensor:
 
 
 def values_depend_on_one_another(call: Call, x: Tensor) -> bool:
-    """Whether the model gives another output, or none, for x among other samples.
+    """Whether a module gives other outputs, or none, where two batches come as one.
 
-    False where it draws random numbers. What is found out is remembered for the model and the modes
-    of the modules that it reaches.
+    Of a function, which may be around anything, it is taken for granted. What is found out is
+    remembered for the module, the modes of all modules that it reaches, and its arguments by name.
     """
-    if mixes_samples(call.model):
+    if not isinstance(call.model, nn.Module) or mixes_samples(call.model):
         return True
     if torch._C._are_functorch_transforms_active() or not len(x):
         return False
-    situation = "mixes", modes_of(call.model)
+    situation = "mixes", modes_of(call.model), _outline(call.kwargs)
     known = known_of(call.model)
     if situation not in known:
         rewind = Rewind(call.model, x)
         with torch.no_grad(), compiled_parts_run_eagerly():
-            alone = call.output(x)
+            other = 1 - 2 * x
+            apart = torch.cat([call.output(x), call.output(other)])
             twice = call.changed(len(x), lambda value: torch.cat([value, value]))
             try:
-                among = twice.output(torch.cat([x, 1 - 2 * x]))[: len(x)]
-                differ = _differ(alone, among, _largest(alone))
-            except Exception:  # a function around what belongs to the samples of this batch
+                together = twice.output(torch.cat([x, other]))
+                differ = _differ(apart, together, _largest(apart))
+            except Exception:  # what belongs to the samples is held by the module
                 differ = True
         known[situation] = differ and not rewind.has_drawn()
         rewind()
     return bool(known[situation])
+
+
+def _outline(value: Any) -> Any:
+    """What can be told of arguments without reading tensors: their shapes, and numbers."""
+    if isinstance(value, dict):
+        return tuple((name, _outline(entry)) for name, entry in value.items())
+    if isinstance(value, Tensor):
+        return value.shape, value.dtype
+    return value if isinstance(value, (bool, int, float, str)) else type(value)

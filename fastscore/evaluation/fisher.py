@@ -149,7 +149,7 @@ def _difference(
         fail_type(fn, "model", "callable", model)
     args = () if sigma is None else (as_sigma(fn, x, sigma),)
     named = lent(check_model_kwargs(fn, model_kwargs))
-    with explained(fn, model, x, "sigma" if args else "none"):
+    with explained(fn, model, x, "sigma" if args else "none", by_index=False):
         score = check_output(fn, model(lend(x), *map(lend, args), **named), x)
     if isinstance(true_score, Tensor):
         check_floating(fn, "true_score", true_score)

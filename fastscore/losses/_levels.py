@@ -89,12 +89,12 @@ def expected_term(
     if levels is None:
         key = noise_key(fn, x, draws) if random_terms or draws["key"] is not None else None
         batch = Batch(x, Call(fn, model, (), model_kwargs), None, key, *numbering)
-        with explained(fn, model, x, conditioning):
+        with explained(fn, model, x, conditioning, model_kwargs):
             return reduced(estimator(batch), reduction)
     key = noise_key(fn, x, draws)
     at = perturbed(x, levels.sigmas, levels.table, key, draws)
     call = Call(fn, model, condition(conditioning, at.sigma, at.labels), model_kwargs)
-    with explained(fn, model, x, conditioning):
+    with explained(fn, model, x, conditioning, model_kwargs):
         terms = estimator(Batch(at.x, call, at.sigma, key, *numbering))
     return reduced(terms * levels.weights.index_select(0, at.labels).to(terms.dtype), reduction)
 

@@ -113,7 +113,8 @@ def sample(
         use_graph=use_graph,
     )
     final = chain.x.detach()  # a callback may have asked for gradients with respect to it
-    warn_of_divergence(fn, final, taken, plan)
+    if taken > start_step:
+        warn_of_divergence(fn, final, x, taken, plan)
     return final if record is None else (final, states)
 
 
@@ -181,10 +182,12 @@ def draw_state(
     return noise.normal(shape, dtype).mul_(scale)
 
 
-def warn_of_divergence(fn: str, x: Tensor, steps: int, plan: Plan) -> None:
+def warn_of_divergence(fn: str, x: Tensor, start: Tensor | None, steps: int, plan: Plan) -> None:
     """Say that a chain has left the finite numbers, or all reason: looked at once, at the end."""
-    largest = float(torch.linalg.vector_norm(x, math.inf)) if x.numel() else 0.0
+    largest = _largest(x)
     if largest <= FAR_OFF * max(plan.init_scale, 1.0):  # False for NaN
+        return
+    if start is not None and largest <= FAR_OFF * _largest(start):
         return
     if math.isfinite(largest):
         what = f"elements of up to {largest:.1e} after {steps} steps"
@@ -203,6 +206,10 @@ def warn_of_divergence(fn: str, x: Tensor, steps: int, plan: Plan) -> None:
         UserWarning,
         stacklevel=4,
     )
+
+
+def _largest(x: Tensor) -> float:
+    return float(torch.linalg.vector_norm(x, math.inf)) if x.numel() else 0.0
 
 
 # ---- checks ------------------------------------------------------------------------------------

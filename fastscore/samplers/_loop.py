@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fastscore._support.checks import check_output
-from fastscore._support.lending import Loan, is_untouched, lend_own
+from fastscore._support.lending import is_untouched, lend_own, lent
 from fastscore.conditioning import condition, explained, parameter_dtypes
 from fastscore.ops._library import ops
 from fastscore.samplers._graph import capture
@@ -56,8 +56,6 @@ class Chain:
     sigma: Tensor = field(init=False)  # (B,): the level of the current step
     labels: Tensor = field(init=False)  # (B,) int64: its index
     arguments: tuple[Tensor, ...] = field(init=False)  # what the model is called with, besides x
-    handed: tuple[Tensor, ...] = field(init=False)  # the same, as it gets them
-    extra: Loan = field(init=False)  # and by name
     model_dtype: torch.dtype | None = field(init=False)  # what the state is cast to for the model
     checked: bool = field(init=False, default=False)  # whether the model's output has been
     writes: bool = field(init=False, default=False)  # whether the model writes to its arguments
@@ -68,35 +66,23 @@ class Chain:
         self.draw = self.key[..., 1:]
         self.sigma = self.sigmas.new_empty(batch)
         self.labels = self.key.new_empty(batch)
-        self.extra = Loan(self.model_kwargs)
         self.model_dtype = half_dtype(self.model) if self.autocast is None else None
         if self.key.device.type == "cpu" and self.key.dim() == 1:
             self.host_key = memoryview(cast(Any, self.key.numpy()))
 
     def set_level(self, level: int) -> None:
         """Fill ``sigma`` and ``labels`` with the level that the host knows."""
-        self.handed = ()
         self.labels.fill_(level)
         self.sigma.fill_(self.levels[level])
-        self.lend_level()
+        self.arguments = condition(self.conditioning, self.sigma, self.labels)
 
     def set_level_of_draw(self) -> None:
         """Fill them for the current step, whose number stays on the device."""
-        self.handed = ()
         step = self.draw.flatten()[:1]
         level = (step // self.steps_per_level).clamp_(max=self.sigmas.shape[0] - 1)
         self.labels.copy_(level)
         self.sigma.copy_(self.sigmas.index_select(0, level))
-        self.lend_level()
-
-    def lend_level(self) -> None:
-        """What the model is told of its level, until it writes to that.
-
-        Memory that is lent moves when it is written to, where a graph would not find it.
-        """
         self.arguments = condition(self.conditioning, self.sigma, self.labels)
-        hand = torch.clone if self.static else lend_own
-        self.handed = tuple(map(hand, self.arguments))
 
     def score(self) -> Tensor:
         """The score at the state. A half-precision score is left to the kernel to convert."""
@@ -109,21 +95,27 @@ class Chain:
         return score.to(self.x.dtype) if torch.float64 in (score.dtype, self.x.dtype) else score
 
     def call_model(self) -> Tensor:
-        """The model's output, looked at closely the first time; later the kernel's checks do."""
+        """The model's output, looked at closely the first time; later the kernel's checks do.
+
+        What it gets is lent, anew each time. Memory that is lent moves when it is written to, where
+        a CUDA graph would not find it: there the model gets copies, but of the state only if it
+        writes to that.
+        """
         x = self.x if self.model_dtype is None else self.x.to(self.model_dtype)
-        if not self.static and not all(map(is_untouched, self.handed)):
-            self.handed = tuple(map(lend_own, self.arguments))
-        model_kwargs = self.extra.again() if self.model_kwargs else {}
+        hand = torch.clone if self.static else lend_own
+        arguments = map(hand, self.arguments)
+        model_kwargs = lent(self.model_kwargs) if self.model_kwargs else {}
         if self.checked:
-            if not self.static:
-                x = lend_own(x)
-            elif self.writes:
-                x = x.clone()
-            return self.model(x, *self.handed, **model_kwargs)
+            if not self.static or self.writes:
+                x = hand(x)
+            return self.model(x, *arguments, **model_kwargs)
         self.checked = True
         handed = lend_own(x)
-        with explained(self.fn, self.model, x, self.conditioning):
-            output = self.model(handed, *self.handed, **model_kwargs)
+        by_index = self.fn != "langevin"
+        with explained(
+            self.fn, self.model, self.x, self.conditioning, self.model_kwargs, by_index=by_index
+        ):
+            output = self.model(handed, *arguments, **model_kwargs)
         self.writes = not is_untouched(handed)
         return check_output(self.fn, output, x)
 

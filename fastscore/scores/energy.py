@@ -99,7 +99,7 @@ class EnergyScore(Adapter):
         return -gradient(x, level, model_kwargs)
 
     def _values(self, x: Tensor, level: tuple[Tensor, ...], model_kwargs: dict[str, Any]) -> Tensor:
-        with explained("EnergyScore", self.energy, x, self.conditioning):
+        with explained("EnergyScore", self.energy, x, self.conditioning, model_kwargs):
             values = self.energy(lend(x), *map(lend, level), **lent(model_kwargs))
         if not isinstance(values, Tensor):
             fail_type("EnergyScore", "energy", "a function that returns a tensor", values)

@@ -20,6 +20,7 @@ from fastscore._support.checks import (
 )
 from fastscore._support.eager import compiled_parts_run_eagerly
 from fastscore._support.reach import Statistics
+from fastscore.conditioning import explained
 from fastscore.derivatives.call import Call
 from fastscore.derivatives.forward.forms import forms_of_layer, inner_products
 from fastscore.derivatives.forward.state import Unsupported, evaluate
@@ -65,7 +66,8 @@ def jvp(model: Model, x: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> tuple[
     check_shape("jvp", "v", v, x.shape, "x's shape")
     _check_like("jvp", "v", v, x)
     call = Call("jvp", model, args, kwargs)
-    output, tangents = _split(dual_output(call, x, v.unsqueeze(0), lazy=False))
+    with explained("jvp", model, x, "none"):
+        output, tangents = _split(dual_output(call, x, v.unsqueeze(0), lazy=False))
     return output, tangents.squeeze(0)
 
 
@@ -117,7 +119,8 @@ def jvps(model: Model, x: Tensor, vs: Tensor, *args: Any, **kwargs: Any) -> tupl
         (torch.Size([5, 3]), torch.Size([4, 5, 3]))
     """
     _check_tangents("jvps", model, x, vs)
-    return _split(dual_output(Call("jvps", model, args, kwargs), x, vs, lazy=False))
+    with explained("jvps", model, x, "none"):
+        return _split(dual_output(Call("jvps", model, args, kwargs), x, vs, lazy=False))
 
 
 def quadratic_forms(
@@ -154,7 +157,8 @@ def quadratic_forms(
     _check_tangents(fn, model, x, vs)
     if x.dim() < 1:
         fail(fn, "x", "of shape (batch, ...)", f"shape {tuple(x.shape)}")
-    result = dual_output(Call(fn, model, args, kwargs), x, vs, lazy=True, transposed=True)
+    with explained(fn, model, x, "none"):
+        result = dual_output(Call(fn, model, args, kwargs), x, vs, lazy=True, transposed=True)
     deferred = result.deferred if isinstance(result, DualTensor) else None
     shape = result.shape if isinstance(result, DualTensor) else result[0].shape
     if shape != x.shape:
@@ -204,7 +208,11 @@ def dual_output(
             statistics = Statistics(call.model)
             try:
                 return on_dual_tensors(call, x, vs, lazy=lazy)
-            except Unsupported as error:
+            except (Unsupported, RuntimeError, NotImplementedError) as error:
+                if not isinstance(error, Unsupported):
+                    if "parse" not in str(error):
+                        raise
+                    error = Unsupported("a product", "with a sparse tensor")
                 statistics.restore()
                 _remember(call.model)
                 message = f"can't be given tangents ({error}); the whole model goes another way"

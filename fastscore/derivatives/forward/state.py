@@ -76,6 +76,12 @@ def evaluate(call: Call, x: torch.Tensor) -> Any:
         CALLER.record, CALLER.inference, CALLER.answering, CALLER.writes = before
 
 
+def has_wrong_tangents(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether PyTorch's forward mode is known to be wrong: of products that are scattered."""
+    given = (*args, *kwargs.values())
+    return name.startswith("scatter_reduce") and any(type(x) is str and x == "prod" for x in given)
+
+
 def in_callers_mode(rule: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """A rule's answer, recorded or not as the caller has it."""
     if CALLER.record or CALLER.answering:

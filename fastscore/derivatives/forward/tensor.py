@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from fastscore.derivatives.forward.state import (
     CALLER,
     Unsupported,
+    has_wrong_tangents,
     in_callers_mode,
     model_is_without_gradients,
     refuse_custom_function,
@@ -434,6 +435,8 @@ def by_forward_ad(
 ) -> Any:
     """``func`` through torch.func.jvp, over all tangents at once; warns when a name is given."""
     run = run_of(args, kwargs)
+    if has_wrong_tangents(str(getattr(func, "__name__", "")), args, kwargs):
+        raise Unsupported(func.__name__, "its tangents are wrong in PyTorch")
     call, duals = as_function_of(is_dual, func, args, kwargs)
     primals, tangents = zip(*(x.parts() for x in duals), strict=True)
 

@@ -27,6 +27,7 @@ from fastscore.derivatives.forward.state import (
     Unsupported,
     custom_function,
     evaluate,
+    has_wrong_tangents,
     model_is_without_gradients,
 )
 from fastscore.derivatives.forward.tensor import along_all
@@ -90,6 +91,8 @@ class _WithoutConstants(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if has_wrong_tangents(getattr(func, "__name__", ""), args, kwargs):
+            raise Unsupported(func.__name__, "its tangents are wrong in PyTorch")
         if (
             model_is_without_gradients()
             and any(map(_has_tangent, tree_leaves((args, kwargs))))
