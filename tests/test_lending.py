@@ -291,10 +291,8 @@ def test_whatever_a_network_does_to_what_it_gets_by_name() -> None:
         torch.testing.assert_close(call(takes_everything, model_kwargs=given), want)
     assert given["collected"]  # a list without tensors is the caller's own
     given["collected"] = []
-    for name, value in before.items():
-        if isinstance(value, fastscore._support.model_kwargs.Shared):
-            value, given[name] = value.value, given[name].value
-        torch.testing.assert_close(given[name], value)
+    now, then = repr(given), repr(before)  # with every number
+    assert now == then
 
 
 def test_shapes_changed_in_place_are_no_ones_business() -> None:
