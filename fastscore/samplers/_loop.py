@@ -22,13 +22,13 @@ from torch import Tensor
 
 from fastscore._support.checks import check_output
 from fastscore._support.lending import is_untouched, lend_own, lent
-from fastscore.conditioning import condition, explained, parameter_dtypes
+from fastscore.conditioning import condition, explain, parameter_dtypes
 from fastscore.ops._library import ops
 from fastscore.samplers._graph import capture
 from fastscore.samplers._plan import Callback, Clamp, Model
 
 # What fastscore.ops.langevin_step_ calls, without its checks: everything here has been checked.
-update = ops.langevin_step_.default
+update = ops.langevin_step_.default._op
 
 
 @dataclass
@@ -102,22 +102,27 @@ class Chain:
         writes to that.
         """
         x = self.x if self.model_dtype is None else self.x.to(self.model_dtype)
-        hand = torch.clone if self.static else lend_own
-        arguments = map(hand, self.arguments)
-        model_kwargs = lent(self.model_kwargs) if self.model_kwargs else {}
+        named = lent(self.model_kwargs) if self.model_kwargs else {}
+        if self.checked and not self.static:
+            return self.model(lend_own(x), *map(lend_own, self.arguments), **named)
         if self.checked:
-            if not self.static or self.writes:
-                x = hand(x)
-            return self.model(x, *arguments, **model_kwargs)
+            x = x.clone() if self.writes else x
+            return self.model(x, *map(torch.clone, self.arguments), **named)
         self.checked = True
-        handed = lend_own(x)
-        by_index = self.fn != "langevin"
-        with explained(
-            self.fn, self.model, self.x, self.conditioning, self.model_kwargs, by_index=by_index
-        ):
-            output = self.model(handed, *arguments, **model_kwargs)
+        handed, arguments = lend_own(x), map(torch.clone, self.arguments)
+        try:
+            output = self.model(handed, *arguments, **named)
+        except Exception as error:
+            self.explain(error)
+            raise
         self.writes = not is_untouched(handed)
         return check_output(self.fn, output, x)
+
+    def explain(self, error: Exception) -> None:
+        """What the model's failure may come from."""
+        by_index = self.fn != "langevin"
+        given = (self.x, self.conditioning, self.model_kwargs)
+        explain(self.fn, self.model, *given, error, by_index=by_index)
 
     def step(self) -> None:
         """One model call, one fused update, one step further."""
