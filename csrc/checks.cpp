@@ -92,9 +92,10 @@ void check_same_dtype(const char* op, const char* arg, const Tensor& x, const Te
 }
 
 void check_key(const char* op, const Tensor& key, const Tensor& like, int64_t batch) {
-  const bool one = key.dim() == 1 && key.size(0) == 2 && key.stride(0) == 1;
-  const bool each = key.dim() == 2 && key.size(0) == batch && key.size(1) == 2;
-  if (key.scalar_type() != ScalarType::Long || !(one || each)) {
+  const int64_t dims = key.dim();
+  const bool one = dims == 1 && key.size(0) == 2 && key.stride(0) == 1;
+  const bool each = dims == 2 && key.size(0) == batch && key.size(1) == 2;
+  if (!(one || each) || key.scalar_type() != ScalarType::Long) {
     fail(op, "key", "a contiguous int64 tensor [seed, draw] (see fastscore.random.key), or (",
          batch, ", 2) for a key of each sample's own, got ", describe(key));
   }
