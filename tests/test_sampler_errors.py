@@ -35,6 +35,7 @@ BAD_COMMON: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"x": None, "shape": (2, 3), "dtype": "float32"}, TypeError, "dtype must be"),
     ({"init": "zeros"}, ValueError, "init must be one of"),
     ({"conditioning": "time"}, ValueError, "conditioning must be one of"),
+    ({"conditioning": ""}, ValueError, "conditioning must be one of"),
     ({"model": None}, TypeError, "must be callable"),
     ({"known": torch.zeros(2, 3)}, ValueError, "mask must be given together with known"),
     ({"mask": torch.ones(2, 3) > 0}, ValueError, "known must be given together with mask"),

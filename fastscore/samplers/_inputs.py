@@ -57,7 +57,8 @@ def sample(
     start_step, seed = options["start_step"], options["seed"]
     if not callable(model):
         fail_type(fn, "model", "callable", model)
-    conditioning = options["conditioning"] or plan.conditioning
+    conditioning = options["conditioning"]
+    conditioning = plan.conditioning if conditioning is None else conditioning
     check_choice(fn, "conditioning", conditioning, CONDITIONINGS)
     check_choice(fn, "init", options["init"], INITS)
     model_kwargs = check_model_kwargs(fn, options["model_kwargs"])
@@ -193,11 +194,7 @@ def warn_of_divergence(fn: str, x: Tensor, start: Tensor | None, steps: int, pla
     if math.isfinite(size):
         what = f"elements of up to {size:.1e} after {steps} steps"
     else:
-        bad = (
-            int((~torch.isfinite(x)).flatten(1).any(1).sum())
-            if x.dim() > 1
-            else int((~torch.isfinite(x)).sum())
-        )
+        bad = int((~torch.isfinite(x)).reshape(len(x), -1).any(1).sum())
         what = f"NaN or infinity in {bad} of {len(x)} samples after {steps} steps"
     warnings.warn(
         f"{fn}: {what}. The chain diverges where {plan.step_size} is too large, where the model "

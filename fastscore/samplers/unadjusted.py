@@ -114,7 +114,9 @@ def langevin(
     fn = "langevin"
     check_choice(fn, "convention", convention, CONVENTIONS)
     steps = check_int(fn, "steps", steps, minimum=1)
-    conditioning = options.get("conditioning") or ("none" if sigma is None else "sigma")
+    conditioning = options["conditioning"]
+    if conditioning is None:
+        conditioning = "none" if sigma is None else "sigma"
     check_choice(fn, "conditioning", conditioning, ("none", "sigma", "log_sigma"))
     if sigma is None and conditioning != "none":
         fail(fn, "sigma", f'a positive number for conditioning="{conditioning}"', None)
