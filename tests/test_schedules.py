@@ -316,3 +316,20 @@ def test_step_size_bad_input(args, error, message) -> None:
 
 def test_docstring_examples() -> None:
     assert doctest.testmod(schedules).failed == 0
+
+
+@pytest.mark.parametrize(
+    ("steps", "spread"), [(1, "0.355"), (2, "0.289"), (5, "0.264"), (10, "0.257")]
+)
+def test_spread_left_at_few_steps_is_what_the_docstring_says(steps: int, spread: str) -> None:
+    """Of N(0, 0.25^2), whose variance a chain with the exact score maps linearly."""
+    sigmas = schedules.geometric_sigmas(50.0, 0.01, 1000, dtype=torch.float64).tolist()
+    step_size = schedules.langevin_step_size(sigmas, steps, convention="full")
+    variance = sigmas[0] ** 2
+    for sigma in sigmas:
+        alpha = step_size * (sigma / sigmas[-1]) ** 2
+        for _ in range(steps):
+            variance = variance * (1 - alpha / (0.25**2 + sigma**2)) ** 2 + 2 * alpha
+    variance *= (1 - sigmas[-1] ** 2 / (0.25**2 + sigmas[-1] ** 2)) ** 2  # the denoising step
+    assert f"{variance**0.5:.3f}" == spread
+    assert spread in str(schedules.langevin_step_size.__doc__)
