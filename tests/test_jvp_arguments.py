@@ -11,8 +11,7 @@ from jvp_checks import SEQUENCE, point, tangents_of
 from torch import Tensor
 
 from fastscore.derivatives.call import Call
-from fastscore.derivatives.forward import jvp, jvps
-from fastscore.derivatives.forward import tensor as dual_tensor
+from fastscore.derivatives.forward import jvp, jvps, warned
 from fastscore.derivatives.forward.whole import whole_model
 from fastscore.losses import ssm_loss
 
@@ -23,7 +22,7 @@ STATE = torch.linspace(0.5, 1.5, 4, dtype=torch.float64)
 
 @pytest.fixture(autouse=True)
 def _forget_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dual_tensor, "_WARNED", set())
+    monkeypatch.setattr(warned, "_WARNED", set())
 
 
 def check(function: Callable[[Tensor], Tensor], x: Tensor) -> None:

@@ -25,7 +25,7 @@ from jvp_sweep import (
     operator_errors,
 )
 
-from fastscore.derivatives.forward import tensor as dual_tensor
+from fastscore.derivatives.forward import warned
 
 EVERYTHING = os.environ.get("FASTSCORE_TEST_JVP_SWEEP") == "all"
 SHARDS = 16
@@ -139,7 +139,7 @@ def entries() -> Iterator[list[tuple[str, Any]]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # several cost these small tensors more than they give
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dual_tensor, "_WARNED", set())  # other tests wait for the same warnings
+        patch.setattr(warned, "_WARNED", set())  # other tests wait for the same warnings
         yield [(op.formatted_name, op) for op in operators] + [(m.name, m) for m in modules]
     torch.set_num_threads(threads)
 

@@ -326,3 +326,17 @@ def test_arguments_that_share_no_memory() -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 torch.testing.assert_close(call(model, model_kwargs=given), want)
+
+
+class Tagged(torch.Tensor):
+    """A class of tensors of its own."""
+
+
+def test_what_is_written_on_a_tensor_is_lent_with_it() -> None:
+    for x in (torch.ones(2), torch.ones(2).as_subclass(Tagged)):
+        x.note = "this"  # type: ignore[attr-defined]
+        lent = lend(x)
+        assert lent.note == "this"  # type: ignore[attr-defined]
+        assert type(lent) is type(x)
+        lent.mul_(2)
+        assert x.tolist() == [1.0, 1.0]

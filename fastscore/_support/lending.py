@@ -7,6 +7,7 @@ and where it behaves that costs nothing: what it gets is copied at the first wri
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,16 @@ lend_own: Callable[[Tensor], Tensor] = getattr(torch, "_lazy_clone", torch.clone
 """As :func:`lend`, for memory that is PyTorch's own, outside of compiled code and transforms."""
 
 
+@functools.cache
+def _is_ordinary(kind: Any) -> bool:
+    """Whether tensors of this class leave PyTorch's functions as they are."""
+
+    def function_of(kind: Any) -> Any:
+        return getattr(kind.__torch_function__, "__func__", kind.__torch_function__)
+
+    return function_of(kind) in (function_of(Tensor), function_of(torch.nn.Parameter))
+
+
 def lend(x: Tensor) -> Tensor:
     """``x`` for a network to do with as it likes: neither sees what the other writes.
 
@@ -28,13 +39,14 @@ def lend(x: Tensor) -> Tensor:
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return x.clone()
-    if x.is_quantized:  # whose scale PyTorch loses
+    ordinary = _is_ordinary(type(x))
+    if ordinary and x.is_quantized:  # whose scale PyTorch loses
         return x.clone()
     try:
         handed = lend_own(x)
     except (RuntimeError, NotImplementedError):  # memory that is not PyTorch's own; a subclass
         handed = x.clone()
-    if x.__dict__:
+    if ordinary and x.__dict__:
         handed.__dict__.update(x.__dict__)
     return handed
 
