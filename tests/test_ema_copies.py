@@ -194,7 +194,7 @@ def test_layer_that_is_called_module() -> None:
 
 def test_scripted_and_parametrised_networks() -> None:
     plain = small()
-    with pytest.warns(DeprecationWarning, match="torch.jit.script"):
+    with pytest.warns((DeprecationWarning, FutureWarning), match="torch.jit.script"):
         scripted = torch.jit.script(copy.deepcopy(plain))
     parametrised = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)))
     for model in (scripted, parametrised):

@@ -298,9 +298,13 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...]]] = {
 def test_refused_as_by_pytorch(name: str) -> None:
     function, shape = REFUSED[name]
     x = point(shape, torch.float32)
-    with pytest.raises(Exception) as plain:  # noqa: PT011  whichever it is
+    try:
         function(x)
-    with pytest.raises(plain.type):
+    except Exception as error:
+        plain = type(error)
+    else:
+        pytest.skip("this PyTorch accepts it")
+    with pytest.raises(plain):
         jvps(function, x, tangents_of(x, 2))
 
 
