@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from fastscore._support.checks import check_output
+from fastscore._support.inference import recordable
 from fastscore._support.lending import lend, lent
 from fastscore._support.model_kwargs import per_batch
 
@@ -27,6 +28,10 @@ class Call(NamedTuple):
     def output(self, x: Tensor) -> Tensor:
         """The same, a tensor of x's shape."""
         return check_output(self.fn, self(x), x)
+
+    def recordable(self) -> Call:
+        """With arguments that autograd can take part in, also those made in inference mode."""
+        return self._replace(args=tuple(map(recordable, self.args)))
 
     def changed(self, batch: int, change: Callable[[Tensor], Tensor]) -> Call:
         """For points of another batch: ``change`` makes of what belongs to the samples theirs."""

@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastscore._support.inference import recordable
 from fastscore.derivatives.call import Call
 from fastscore.derivatives.forward.state import (
     Unsupported,
@@ -148,6 +149,9 @@ def jacobian(model: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any)
         >>> bool(torch.allclose(jacobian(model, x).trace(), exact))
         True
     """
+    if torch.is_inference_mode_enabled():  # where PyTorch 2.11's own forward mode has no tangents
+        with torch.inference_mode(False), torch.no_grad():
+            return jacobian(model, recordable(x), *map(recordable, args), **kwargs)
     try:
         output: Any = evaluate(Call("jacobian", model, args, kwargs), JacobianTensor(x, (Term(),)))
     except Unsupported as error:

@@ -49,7 +49,7 @@ def output_and_pullback(call: Call, x: Tensor) -> tuple[Tensor, Callable[[Tensor
     record = torch.is_grad_enabled()
     # Compiled code has no second derivatives.
     with recording(), differentiable_to_third_order(), compiled_parts_run_eagerly():
-        x, call = recordable(x), call._replace(args=tuple(map(recordable, call.args)))
+        x, call = recordable(x), call.recordable()
         # The caller's own tensor only where its graph has to go on through it.
         point = x if record and x.requires_grad else x.detach().requires_grad_()
         output = call.output(point)

@@ -19,6 +19,7 @@ from fastscore._support.checks import (
     fail_type,
 )
 from fastscore._support.eager import compiled_parts_run_eagerly
+from fastscore._support.inference import recordable
 from fastscore._support.reach import Statistics
 from fastscore.conditioning import explained
 from fastscore.derivatives.call import Call
@@ -203,6 +204,10 @@ def dual_output(
 
     With ``transposed`` these may be J'v in place of J v, where only v'J v is wanted.
     """
+    if torch.is_inference_mode_enabled():  # where PyTorch 2.11's own forward mode has no tangents
+        with torch.inference_mode(False), torch.no_grad():
+            call, x, vs = call.recordable(), recordable(x), recordable(vs)
+            return dual_output(call, x, vs, lazy=lazy, transposed=transposed)
     with compiled_parts_run_eagerly():
         if not _needs_another_way(call.model):
             statistics = Statistics(call.model)
