@@ -213,16 +213,22 @@ def dual_output(
             statistics = Statistics(call.model)
             try:
                 return on_dual_tensors(call, x, vs, lazy=lazy)
-            except (Unsupported, RuntimeError, NotImplementedError) as error:
-                if not isinstance(error, Unsupported):
-                    if "parse" not in str(error):
-                        raise
-                    error = Unsupported("a product", "with a sparse tensor")
+            except (Unsupported, RuntimeError) as error:
+                reason = _unsupported(error)
+                if reason is None:
+                    raise
                 statistics.restore()
                 _remember(call.model)
-                message = f"can't be given tangents ({error}); the whole model goes another way"
-                warn_once(error.function, message)
+                message = f"can't be given tangents ({reason}); the whole model goes another way"
+                warn_once(reason.function, message)
         return whole_model(call, x, vs, transposed=transposed)
+
+
+def _unsupported(error: Exception) -> Unsupported | None:
+    """What keeps a model from dual tensors: a function, or the layout of a sparse tensor."""
+    if isinstance(error, Unsupported):
+        return error
+    return Unsupported("a product", "of a sparse tensor") if "parse" in str(error) else None
 
 
 def on_dual_tensors(
