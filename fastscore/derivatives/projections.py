@@ -35,8 +35,6 @@ from fastscore.ops import projections, sliced_terms
 DISTRIBUTIONS = ("rademacher", "gaussian", "sphere")
 LOST = "(the difference of two half-precision scores is lost to rounding)"
 
-Model = Callable[..., Tensor]
-
 
 class Batch(NamedTuple):
     """The points that a model is evaluated at, how, and the noise that belongs to them."""

@@ -33,8 +33,6 @@ from fastscore.derivatives.forward.state import (
 from fastscore.derivatives.forward.tensor import along_all
 from fastscore.derivatives.forward.warned import warn_once
 
-Model = Callable[..., Tensor]
-
 
 def whole_model(
     call: Call, x: Tensor, vs: Tensor, *, transposed: bool = False
