@@ -1,4 +1,4 @@
-"""How a score model is told the noise level: the one place where samplers and losses call it.
+"""How a score model is called: the one place where samplers and losses call it.
 
 A model of this library is called ``model(x, sigma)`` with ``sigma`` of shape (batch,) and returns
 the score, the gradient of the log density, in the shape of ``x``. Networks from elsewhere plug in
@@ -8,20 +8,33 @@ by naming what they expect instead:
 ``conditioning`` call                     who expects it
 ===============  =======================  ==================================================
 ``"sigma"``      ``model(x, sigma)``      NCSNv2-style networks, everything in this library
-``"index"``      ``model(x, labels)``     NCSN's networks: int64 labels, 0 for the largest sigma
+``"index"``      ``model(x, i)``          NCSN's networks: int64 indices, 0 for the largest sigma
 ``"log_sigma"``  ``model(x, log sigma)``  NCSN++-style networks with a Fourier embedding
 ``"none"``       ``model(x)``             one noise level, or an energy or score of x alone
 ===============  =======================  ==================================================
 
-What else a network takes (classes, context, molecules) is given by name in ``model_kwargs``.
+and what they return, at x = x_0 + sigma z:
+
+==============  ========================================  ===================================
+``prediction``  output                                    score
+==============  ========================================  ===================================
+``"score"``     the score s                               s
+``"eps"``       the noise z (DDPM's networks)             -eps / sigma
+``"x0"``        the clean data x_0 (a denoiser, EDM's D)  (D - x) / sigma^2
+==============  ========================================  ===================================
+
+It is said once: to the samplers and losses, or by the model itself, in attributes ``conditioning``
+and ``prediction``, or to an adapter of :mod:`fastscore.scores`, which then is a score of
+(x, sigma). What else a network takes (classes, context, molecules) is given by name in
+``model_kwargs``.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -34,11 +47,14 @@ from fastscore._support.checks import (
     describe,
     fail,
     fail_type,
+    per_sample,
 )
 from fastscore._support.lending import lend, lent
 from fastscore._support.reach import modules_of
+from fastscore._support.wrappers import unwrapped
 
 CONDITIONINGS = ("sigma", "index", "log_sigma", "none")
+PREDICTIONS = ("score", "eps", "x0")
 
 # What PyTorch says where operands have several dtypes,
 _MIXED_DTYPES = re.compile(
@@ -53,13 +69,101 @@ _WANTS_INDEX = re.compile(
 )
 
 
-def condition(conditioning: str, sigma: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+def conditioning_of(fn: str, model: Any, given: str | None, default: str) -> str:
+    """How a model is called: as ``given``, or as it says itself, or ``default``.
+
+    Args:
+        fn: the public function on whose behalf this is asked, for messages.
+        model: the score model. Its attribute ``conditioning``, where it has one, is how it is
+            called; one whose ``sigma_optional`` is True may be called without sigma as well.
+        given: what the caller says; None for nothing.
+        default: what holds where nobody says anything.
+
+    Raises:
+        ValueError: neither of ``CONDITIONINGS``, or another one than the model's own.
+
+    Example:
+        >>> conditioning_of("dsm_loss", lambda x, sigma: -x, None, "sigma")
+        'sigma'
+    """
+    own = _own(model, "conditioning")
+    if given is not None:
+        check_choice(fn, "conditioning", given, CONDITIONINGS)
+    if own is None:
+        return default if given is None else given
+    accepted: tuple[str, ...] = (own,)
+    if own == "sigma" and getattr(unwrapped(model), "sigma_optional", False):
+        accepted = ("sigma", "none")
+    if given is None:
+        _check_own(fn, "conditioning", own, CONDITIONINGS)
+        return default if default in accepted else own
+    if own in CONDITIONINGS and given not in accepted:
+        _refuse_another(fn, "conditioning", model, own, given)
+    return given
+
+
+def prediction_of(fn: str, model: Any, given: str | None) -> str:
+    """What a model returns: as ``given``, or as it says itself, or the score.
+
+    Args, Raises: as :func:`conditioning_of`, of the attribute ``prediction``.
+
+    Example:
+        >>> prediction_of("dsm_loss", lambda x, sigma: -x, None)
+        'score'
+    """
+    own = _own(model, "prediction")
+    if given is not None:
+        check_choice(fn, "prediction", given, PREDICTIONS)
+    if own is None:
+        return "score" if given is None else given
+    if given is None:
+        return _check_own(fn, "prediction", own, PREDICTIONS)
+    if own in PREDICTIONS and given != own:
+        _refuse_another(fn, "prediction", model, own, given)
+    return given
+
+
+def refuse_other_than_score(fn: str, model: Any, arg: str = "model") -> None:
+    """Of a function that calls ``model(x)`` or ``model(x, sigma)``, for a score.
+
+    Raises:
+        ValueError: the model says that it is called otherwise, or returns something else.
+    """
+    for name, plain in (("conditioning", ("sigma", "none")), ("prediction", ("score",))):
+        own = _own(model, name)
+        if own is not None and own not in plain:
+            expected = "a score of x or of (x, sigma), as fastscore.scores.NetworkScore makes one"
+            fail(fn, arg, expected, f"one of {name}={own!r}")
+
+
+def _own(model: Any, name: str) -> str | None:
+    value = getattr(unwrapped(model), name, None)
+    return value if isinstance(value, str) else None
+
+
+def _check_own(fn: str, name: str, own: str, choices: Sequence[str]) -> str:
+    if own not in choices:
+        expected = f"given for a model whose own {name!r} is none of {choices}"
+        fail(fn, name, expected, f"None, and {own!r} of the model")
+    return own
+
+
+def _refuse_another(fn: str, name: str, model: Any, own: str, given: str) -> NoReturn:
+    kind = type(unwrapped(model)).__name__
+    expected = f"left out for {kind}, a model of {name}={own!r}"
+    if hasattr(unwrapped(model), "net_conditioning"):
+        adapter = kind if name == "conditioning" else "NetworkScore"
+        expected += f" (its network's is said to the adapter: {adapter}(network, {name}={given!r}))"
+    fail(fn, name, expected, repr(given))
+
+
+def condition(conditioning: str, sigma: Tensor, index: Tensor) -> tuple[Tensor, ...]:
     """What a model is given after ``x``: a tuple of one tensor, or an empty one for ``"none"``.
 
     Args:
         conditioning: one of ``CONDITIONINGS``.
         sigma: noise levels of the samples, shape (batch,).
-        labels: their indices into the sigmas, shape (batch,), int64.
+        index: their indices into the sigmas, shape (batch,), int64.
 
     Raises:
         ValueError: ``conditioning`` is not one of ``CONDITIONINGS``.
@@ -75,7 +179,7 @@ def condition(conditioning: str, sigma: Tensor, labels: Tensor) -> tuple[Tensor,
     if conditioning == "sigma":
         return (sigma,)
     if conditioning == "index":
-        return (labels,)
+        return (index,)
     if conditioning == "log_sigma":
         return (sigma.log(),)
     return ()
@@ -86,7 +190,7 @@ def call_model(
     model: Callable[..., Tensor],
     x: Tensor,
     sigma: Tensor,
-    labels: Tensor,
+    index: Tensor,
     conditioning: str,
     model_kwargs: dict[str, Any] | None = None,
 ) -> Tensor:
@@ -101,7 +205,7 @@ def call_model(
         model: the score model.
         x: points, shape (batch, ...).
         sigma: their noise levels, shape (batch,).
-        labels: the indices of those levels, shape (batch,), int64.
+        index: the indices of those levels, shape (batch,), int64.
         conditioning: one of ``CONDITIONINGS``.
         model_kwargs: what else the model is given, by name.
 
@@ -111,19 +215,19 @@ def call_model(
     Raises:
         ValueError: an unknown ``conditioning``, or an output of another shape, device or kind; a
             model that fails because x has another dtype than its parameters, or because it expects
-            labels.
+            indices.
         TypeError: a model that can't be called, or an output that is not a tensor.
 
     Example:
         >>> import torch
-        >>> x, sigma, labels = torch.ones(2, 3), torch.full((2,), 2.0), torch.tensor([0, 0])
-        >>> call_model("dsm_loss", lambda x, s: -x / s[:, None], x, sigma, labels, "sigma")[0]
+        >>> x, sigma, index = torch.ones(2, 3), torch.full((2,), 2.0), torch.tensor([0, 0])
+        >>> call_model("dsm_loss", lambda x, s: -x / s[:, None], x, sigma, index, "sigma")[0]
         tensor([-0.5000, -0.5000, -0.5000])
     """
     if not callable(model):
         fail_type(fn, "model", "callable", model)
     check_choice(fn, "conditioning", conditioning, CONDITIONINGS)
-    args = condition(conditioning, sigma, labels)
+    args = condition(conditioning, sigma, index)
     named = lent(model_kwargs) if model_kwargs else {}
     try:
         output = model(lend(x), *map(lend, args), **named)
@@ -131,6 +235,19 @@ def call_model(
         explain(fn, model, x, conditioning, model_kwargs, error)
         raise
     return check_output(fn, output, x)
+
+
+def score_of_denoised(denoised: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+    """(D - x)/sigma^2 for sigma (batch,), in 32 bits at least: the difference is small.
+
+    Example:
+        >>> import torch
+        >>> score_of_denoised(torch.zeros(1, 2), torch.ones(1, 2), torch.tensor([2.0]))
+        tensor([[-0.2500, -0.2500]])
+    """
+    dtype = torch.promote_types(torch.promote_types(denoised.dtype, x.dtype), torch.float32)
+    level = per_sample(sigma, x).to(dtype)
+    return (denoised.to(dtype) - x.to(dtype)) / level.square()
 
 
 @contextmanager
@@ -145,7 +262,7 @@ def explained(
 ) -> Iterator[None]:
     """A failure of the model's is raised in this library's words where its reason can be told.
 
-    ``by_index`` says whether ``fn`` can call a model with labels.
+    ``by_index`` says whether ``fn`` can call a model with indices.
     """
     try:
         yield
@@ -171,9 +288,9 @@ def explain(
     if any(v.is_floating_point() for v in floating):  # which may be what is no index
         return
     if conditioning in ("sigma", "log_sigma") and _WANTS_INDEX.search(message):
-        expected = 'conditioning must be "index" for a model that takes labels'
+        expected = 'conditioning must be "index" for a model that takes the index of a level'
         if not by_index:
-            expected = f"model must be one of noise levels, for {fn} gives no labels"
+            expected = f"model must be one of noise levels, for {fn} gives no indices"
         raise ValueError(f"{fn}: {expected}, got {conditioning!r}") from error
 
 
@@ -212,7 +329,7 @@ def as_sigma(fn: str, x: Tensor, sigma: Tensor | float) -> Tensor:
 
     Raises:
         ValueError: a negative or non-finite number; a tensor of another shape, on another device
-            or of integers (the labels of ``conditioning="index"``).
+            or of integers (the indices of ``conditioning="index"``).
         TypeError: neither a number nor a tensor.
 
     Example:

@@ -116,6 +116,7 @@ class ScoreConvNet(nn.Module):
         }
         self.data_shape = (int(channels), int(image_size), int(image_size))
         self.data_std = data_std
+        self.conditioning = "sigma"
         low, embedding = 2 * base_channels, 4 * base_channels
 
         def stage(width: int) -> nn.ModuleList:

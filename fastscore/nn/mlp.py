@@ -93,6 +93,7 @@ class ScoreMLP(nn.Module):
         self.data_shape = (int(dim),)
         self.data_std = data_std
         self.noise_conditional = noise_conditional
+        self.conditioning, self.sigma_optional = "sigma", not noise_conditional
         layers: list[nn.Module] = []
         width = dim + int(noise_conditional)
         for next_width in widths:
