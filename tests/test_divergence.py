@@ -54,7 +54,7 @@ def test_the_estimate_is_the_mean_over_probes(
 ) -> None:
     make, shape = NETWORKS[name]
     model, x = make().to(device), randn(3, *shape, dtype=F64).to(device)
-    options: dict[str, Any] = {"probes": 5, "distribution": distribution, "seed": 2}
+    options: dict[str, Any] = {"projections": 5, "distribution": distribution, "seed": 2}
     got, stderr = divergence(model, x, return_stderr=True, **options)
     key = make_key(2, device=device)
     v = projections(key, x.shape, 5, distribution=distribution, dtype=F64).flatten(2)
@@ -94,7 +94,7 @@ def test_mean_and_variance_for_a_random_matrix(distribution: str) -> None:
 def test_a_rademacher_trace_of_a_diagonal_is_exact() -> None:
     scales = torch.tensor([1.0, -2.0, 3.0], dtype=F64)
     x = randn(50, 3, dtype=F64)
-    got, stderr = divergence(lambda x: x * scales, x, probes=3, return_stderr=True, seed=0)
+    got, stderr = divergence(lambda x: x * scales, x, projections=3, return_stderr=True, seed=0)
     torch.testing.assert_close(got, torch.full((50,), 2.0, dtype=F64))
     assert float(stderr.max()) < 1e-12
     for distribution in ("rademacher", "sphere"):
@@ -107,7 +107,7 @@ def test_the_standard_error_covers_the_error() -> None:
     n, probes = 4_000, 64
     model, x = mlp(8, seed=3), randn(n, 8, dtype=F64)
     with torch.no_grad():
-        value, stderr = divergence(model, x, probes=probes, return_stderr=True, seed=0)
+        value, stderr = divergence(model, x, projections=probes, return_stderr=True, seed=0)
         ratio = (value - divergence(model, x, method="exact")) / stderr
     assert abs(float(ratio.mean())) < 0.1
     assert 0.9 < float(ratio.std()) < 1.1
@@ -119,7 +119,7 @@ def test_the_divergence_of_an_exact_score() -> None:
     x, sigma = randn(6, 2, dtype=F64), torch.linspace(0.5, 2, 6, dtype=F64)
     want = exact_trace(mixture, x, sigma)
     torch.testing.assert_close(divergence(mixture, x, sigma, method="exact"), want)
-    estimate = divergence(mixture, x, sigma, probes=2_000, distribution="sphere", seed=0)
+    estimate = divergence(mixture, x, sigma, projections=2_000, distribution="sphere", seed=0)
     torch.testing.assert_close(estimate, want, rtol=0.1, atol=0.1)
     torch.testing.assert_close(
         divergence(mixture, x, 0.5, method="exact"), exact_trace(mixture, x, torch.full((6,), 0.5))
@@ -159,11 +159,11 @@ def test_other_dtypes(dtype: torch.dtype) -> None:
 
 def test_seeds_and_shards() -> None:
     model, x = mlp(hidden=(5, 5, 5)), randn(6, 4, dtype=F64)
-    whole = divergence(model, x, seed=1, probes=3)
-    assert not torch.equal(divergence(model, x, seed=2, probes=3), whole)
+    whole = divergence(model, x, seed=1, projections=3)
+    assert not torch.equal(divergence(model, x, seed=2, projections=3), whole)
     parts = [
-        divergence(model, x[:2], seed=1, probes=3),
-        divergence(model, x[2:], seed=1, probes=3, sample_offset=2),
+        divergence(model, x[:2], seed=1, projections=3),
+        divergence(model, x[2:], seed=1, projections=3, sample_offset=2),
     ]
     torch.testing.assert_close(torch.cat(parts), whole)
     torch.manual_seed(0)
@@ -174,7 +174,7 @@ def test_seeds_and_shards() -> None:
     generator = torch.Generator().manual_seed(4)
     b = divergence(model, x, generator=generator)
     assert_same_bytes(divergence(model, x, generator=generator.manual_seed(4)), b)
-    assert_same_bytes(divergence(model, x, key=make_key(1), probes=3), whole)
+    assert_same_bytes(divergence(model, x, key=make_key(1), projections=3), whole)
     assert divergence(model, x[:0]).shape == (0,)
     assert not x.requires_grad
 
@@ -185,9 +185,9 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"x": torch.tensor(0.0)}, ValueError, "x must be a tensor with at least 1"),
     ({"method": "skilling"}, ValueError, "method must be one of 'hutchinson', 'exact'"),
     ({"distribution": "normal"}, ValueError, "distribution must be one of 'rademacher'"),
-    ({"probes": 0}, ValueError, "probes must be at least 1"),
-    ({"probes": "many"}, TypeError, "probes must be an integer"),
-    ({"return_stderr": True}, ValueError, "probes must be at least 2 with return_stderr=True"),
+    ({"projections": 0}, ValueError, "projections must be at least 1"),
+    ({"projections": "many"}, TypeError, "projections must be an integer"),
+    ({"return_stderr": True}, ValueError, "projections must be at least 2 with return_stderr=True"),
     ({"chunk_size": 0, "method": "exact"}, ValueError, "chunk_size must be at least 1"),
     ({"sigma": -1.0}, ValueError, "sigma must be at least 0"),
     ({"sigma": torch.ones(3)}, ValueError, r"sigma must be .* of shape \(2,\)"),

@@ -42,7 +42,7 @@ def test_forms_and_traces_of_a_network_with_cdist() -> None:
     for chunk_size in (None, 1):
         got = divergence(model, x, method="exact", chunk_size=chunk_size)
         torch.testing.assert_close(got, trace)
-    mean, stderr = divergence(model, x, probes=4000, return_stderr=True, seed=0)
+    mean, stderr = divergence(model, x, projections=4000, return_stderr=True, seed=0)
     assert bool(((mean - trace).abs() < 5 * stderr).all())
     torch.testing.assert_close(output_and_divergence(model, x, seed=0)[0], model(x))
     torch.testing.assert_close(

@@ -78,7 +78,7 @@ LOSSES = {
         lambda x: -x, lambda x: x, x, projections=3, reduction="none", **o
     ),
     "divergence": lambda x, **o: fastscore.divergence(
-        lambda x: torch.stack([x[:, 1] ** 2, x[:, 0], x[:, 2]], 1), x, probes=3, **o
+        lambda x: torch.stack([x[:, 1] ** 2, x[:, 0], x[:, 2]], 1), x, projections=3, **o
     ),
 }
 

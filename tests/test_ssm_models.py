@@ -128,7 +128,7 @@ def test_projections_have_the_right_expectation_under_batch_norm() -> None:
     model, x = with_batch_norm(4), randn(8, 4, dtype=torch.float64)
     jacobian = torch.autograd.functional.jacobian(model, x)  # (8, 4, 8, 4)
     trace = torch.einsum("bibi->b", jacobian)
-    estimate, error = divergence(model, x, probes=4000, return_stderr=True, seed=0)
+    estimate, error = divergence(model, x, projections=4000, return_stderr=True, seed=0)
     assert bool(((estimate - trace).abs() < 5 * error).all())
 
 

@@ -12,8 +12,10 @@ import functools
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple, ParamSpec, TypeVar, get_type_hints
+
+from fastscore._support.renamed import with_new_names
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -21,10 +23,11 @@ C = TypeVar("C", bound=type)
 
 
 class Option(NamedTuple):
-    """The default of an option, and what ``help`` says of it."""
+    """The default of an option, what ``help`` says of it, and the name that it once had."""
 
     default: Any
     doc: str
+    was: str | None = None  # works for one more version
 
 
 class Declared(NamedTuple):
@@ -33,6 +36,7 @@ class Declared(NamedTuple):
     options: dict[str, Option]
     parameters: list[inspect.Parameter]
     defaults: dict[str, Any]
+    renamed: dict[str, str]  # old names, and the new
 
 
 @functools.cache
@@ -49,7 +53,9 @@ def declared(kind: type) -> Declared:
         )
         for name, option in options.items()
     ]
-    return Declared(options, parameters, {name: o.default for name, o in options.items()})
+    defaults = {name: option.default for name, option in options.items()}
+    renamed = {option.was: name for name, option in options.items() if option.was is not None}
+    return Declared(options, parameters, defaults, renamed)
 
 
 def takes_options(kind: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -60,7 +66,7 @@ def takes_options(kind: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        defaults = declared(kind).defaults
+        defaults, renamed = declared(kind).defaults, declared(kind).renamed
         own = list(inspect.signature(function).parameters.values())[:-1]
         known = {p.name for p in own} | set(defaults)
         name = public_name(function)
@@ -68,7 +74,8 @@ def takes_options(kind: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
         @functools.wraps(function)
         def complete(*args: Any, **kwargs: Any) -> Any:
             if not known.issuperset(kwargs):
-                refuse_unknown(name, known, kwargs)
+                kwargs = with_new_names(name, renamed, kwargs)
+                refuse_unknown(name, known, kwargs, renamed)
             return function(*args, **{**defaults, **kwargs})
 
         parameters = sorted([*own, *declared(kind).parameters], key=lambda p: p.kind)
@@ -99,13 +106,15 @@ def set_signature(function: Callable[..., Any], parameters: Iterable[inspect.Par
     setattr(function, "__signature__", inspect.Signature(list(parameters)))  # noqa: B010
 
 
-def refuse_unknown(fn: str, known: Iterable[str], given: Mapping[str, Any]) -> None:
+def refuse_unknown(
+    fn: str, known: Collection[str], given: Iterable[str], renamed: Mapping[str, str]
+) -> None:
     """The TypeError that names an option which is not there, and the one that was meant."""
-    names = sorted(known)
+    names = sorted([*known, *renamed])
     for name in given:
-        if name not in names:
+        if name not in known:
             close = difflib.get_close_matches(name, names, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            hint = f" (did you mean {renamed.get(close[0], close[0])!r}?)" if close else ""
             raise TypeError(f"{fn}: there is no option {name!r}{hint}")
 
 

@@ -20,7 +20,7 @@ from fastscore._support.checks import check_choice, check_floating, check_int, f
 from fastscore._support.common_options import KeyOptions, ModelOptions
 from fastscore._support.model_kwargs import check_model_kwargs
 from fastscore._support.options import Option, takes_options
-from fastscore.conditioning import as_sigma, explained
+from fastscore.conditioning import as_sigma, explained, refuse_other_than_score
 from fastscore.derivatives.call import Call
 from fastscore.derivatives.projections import DISTRIBUTIONS, Batch, Slicing, forward
 from fastscore.derivatives.traces import output_and_trace
@@ -33,7 +33,9 @@ class DivergenceOptions(ModelOptions, KeyOptions, total=False):
     """How a divergence is taken."""
 
     method: Annotated[str, Option("hutchinson", '"hutchinson" or "exact".')]
-    probes: Annotated[int, Option(1, "M, at least 1; at least 2 for a standard error.")]
+    projections: Annotated[
+        int, Option(1, "M, at least 1; at least 2 for a standard error.", was="probes")
+    ]
     distribution: Annotated[
         str,
         Option("rademacher", 'of v: "rademacher", "gaussian" or "sphere" (of radius sqrt(d)).'),
@@ -73,14 +75,14 @@ def divergence(
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""The divergence tr J of a vector field at each sample, J being its Jacobian.
 
-    ``"hutchinson"`` is the mean of v'J v over M probes v with E[v v'] = I, without bias (Hutchinson
-    1989). With the symmetric part A of J and d dimensions, the variance of one probe is
+    ``"hutchinson"`` is the mean of v'J v over M projections v with E[v v'] = I, without bias
+    (Hutchinson 1989). With the symmetric part A of J and d dimensions, the variance of one is
 
         gaussian      2 |A|_F^2
         rademacher    2 (|A|_F^2 - sum_i a_ii^2)
         sphere        2d/(d+2) (|A|_F^2 - tr(A)^2/d)
 
-    All probes are carried through the model in one pass (:func:`fastscore.jvps`). ``"exact"``
+    All projections are carried through the model in one pass (:func:`fastscore.jvps`). ``"exact"``
     takes a closed form for multilayer perceptrons of one or two hidden layers and one tangent for
     each dimension for everything else, as :func:`fastscore.losses.score_matching_loss` does.
 
@@ -90,7 +92,7 @@ def divergence(
         x: points, (batch, ...), float32, float64, bfloat16 or float16; never changed.
         sigma: noise level(s) for the model, a number or (batch,).
         return_stderr: also return the standard error of each sample's estimate, from the spread
-            of its probes; 0 for "exact".
+            of its projections; 0 for "exact".
 
     Returns:
         (batch,), float32, or float64 for a float64 output; with ``return_stderr`` a pair of them.
@@ -105,7 +107,8 @@ def divergence(
         >>> from fastscore import divergence
         >>> divergence(lambda x: -x, torch.randn(2, 5))
         tensor([-5., -5.])
-        >>> value, stderr = divergence(torch.tanh, torch.zeros(1, 3), probes=4, return_stderr=True)
+        >>> x = torch.zeros(1, 3)
+        >>> value, stderr = divergence(torch.tanh, x, projections=4, return_stderr=True)
         >>> value, stderr
         (tensor([3.]), tensor([0.]))
     """
@@ -143,13 +146,15 @@ def _evaluate(
     with_stderr: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Output, trace and, when asked for, its standard error."""
-    probes, distribution = options["probes"], options["distribution"]
+    count, distribution = options["projections"], options["distribution"]
     check_floating(fn, "x", x, min_dim=1)
     check_choice(fn, "method", options["method"], METHODS)
     check_choice(fn, "distribution", distribution, DISTRIBUTIONS)
-    check_int(fn, "probes", probes, minimum=1)
+    check_int(fn, "projections", count, minimum=1)
     if not callable(model):
         fail_type(fn, "model", "callable", model)
+    if sigma is not None:
+        refuse_other_than_score(fn, model)
     model_kwargs = check_model_kwargs(fn, options["model_kwargs"])
     call = Call(fn, model, () if sigma is None else (as_sigma(fn, x, sigma),), model_kwargs)
     offset, samples = options["sample_offset"], options["samples"]
@@ -158,12 +163,12 @@ def _evaluate(
         with explained(fn, model, x, "none"):
             output, trace = output_and_trace(call, x, chunk_size=options["chunk_size"])
         return output, trace, torch.zeros_like(trace) if with_stderr else None
-    if with_stderr and probes < 2:
-        fail(fn, "probes", "at least 2 with return_stderr=True", probes)
+    if with_stderr and count < 2:
+        fail(fn, "projections", "at least 2 with return_stderr=True", count)
     key = noise_key(fn, x, options["key"], options["seed"], options["generator"])
     check_numbering(fn, key, samples, offset, len(x), x.device)
     batch = Batch(x, call, None, key, offset, samples)
     with explained(fn, model, x, "none"):
-        vjv, _, output = forward(batch, Slicing(probes, distribution))
-    stderr = vjv.detach().std(dim=0) / math.sqrt(probes) if with_stderr else None
+        vjv, _, output = forward(batch, Slicing(count, distribution))
+    stderr = vjv.detach().std(dim=0) / math.sqrt(count) if with_stderr else None
     return output, vjv.mean(dim=0), stderr
