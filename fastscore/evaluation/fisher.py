@@ -30,7 +30,7 @@ from fastscore._support.common_options import SeedOptions
 from fastscore._support.lending import lend, lent
 from fastscore._support.model_kwargs import check_model_kwargs
 from fastscore._support.options import takes_options
-from fastscore.conditioning import as_sigma, explained
+from fastscore.conditioning import as_sigma, explained, refuse_other_than_score
 from fastscore.derivatives.projections import DISTRIBUTIONS, half_square
 from fastscore.derivatives.traces import sum_over_sample
 from fastscore.ops import projections as draw_projections
@@ -147,6 +147,8 @@ def _difference(
     check_floating(fn, "x", x, min_dim=1)
     if not callable(model):
         fail_type(fn, "model", "callable", model)
+    refuse_other_than_score(fn, model)
+    refuse_other_than_score(fn, true_score, "true_score")
     args = () if sigma is None else (as_sigma(fn, x, sigma),)
     named = lent(check_model_kwargs(fn, model_kwargs))
     with explained(fn, model, x, "sigma" if args else "none", by_index=False):

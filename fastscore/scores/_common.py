@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
-from fastscore._support.checks import check_device, check_floating, check_int, fail, fail_type
+from fastscore._support.checks import (
+    check_device,
+    check_floating,
+    check_int,
+    check_tensor,
+    fail,
+    fail_type,
+)
 
 
 def float_tensor(fn: str, arg: str, value: Any, like: Tensor | None = None) -> Tensor:
@@ -17,6 +25,8 @@ def float_tensor(fn: str, arg: str, value: Any, like: Tensor | None = None) -> T
     of torch's default one for anything else.
     """
     dtype = torch.get_default_dtype() if like is None else like.dtype
+    if isinstance(value, numpy.ndarray):  # refused as data are everywhere
+        check_tensor(fn, arg, value)
     if not isinstance(value, Tensor):
         try:
             value = torch.as_tensor(value, dtype=dtype)

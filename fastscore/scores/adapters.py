@@ -9,44 +9,53 @@ from torch import Tensor
 
 from fastscore._support.buffers import ExactBuffers
 from fastscore._support.checks import (
-    check_choice,
     check_floating,
     check_sigmas,
     fail,
     fail_type,
     per_sample,
 )
-from fastscore.conditioning import CONDITIONINGS, as_sigma, call_model, condition
+from fastscore._support.wrappers import unwrapped
+from fastscore.conditioning import (
+    as_sigma,
+    call_model,
+    condition,
+    conditioning_of,
+    prediction_of,
+    score_of_denoised,
+)
 
 
 class Adapter(ExactBuffers):
-    """A score made of another model, and how that one is told the noise level."""
+    """A score of (x, sigma) made of another model, and how that one is told the noise level."""
 
+    conditioning = "sigma"  # how the adapter itself is called
+    prediction = "score"  # what it returns
     sigmas: Tensor | None
 
     def __init__(
         self,
         arg: str,
         model: Callable[..., Tensor],
-        conditioning: str,
+        conditioning: str | None,
         sigmas: Tensor | Sequence[float] | None,
     ) -> None:
         super().__init__()
         name = type(self).__name__
         if not callable(model):
             fail_type(name, arg, "callable", model)
-        self.conditioning = check_choice(name, "conditioning", conditioning, CONDITIONINGS)
-        if (sigmas is None) != (conditioning != "index"):
+        self.net_conditioning = conditioning_of(name, model, conditioning, "sigma")
+        if (sigmas is None) != (self.net_conditioning != "index"):
             fail(name, "sigmas", 'given with conditioning="index", and only then', sigmas)
         levels = None if sigmas is None else check_sigmas(name, sigmas).detach().double()
         self.register_buffer("sigmas", levels, persistent=False)
-        self.data_shape: tuple[int, ...] | None = getattr(model, "data_shape", None)
+        self.data_shape: tuple[int, ...] | None = getattr(unwrapped(model), "data_shape", None)
 
     def _conditioned(self, level: Tensor) -> tuple[Tensor, ...]:
         """What the model is given beside x for noise levels (batch,)."""
-        return condition(self.conditioning, level, self._labels(level))
+        return condition(self.net_conditioning, level, self._index(level))
 
-    def _labels(self, level: Tensor) -> Tensor:
+    def _index(self, level: Tensor) -> Tensor:
         """The index of the sigma that is nearest to each level; without sigmas nobody asks."""
         if self.sigmas is None:
             return level
@@ -55,52 +64,85 @@ class Adapter(ExactBuffers):
         return (level.unsqueeze(-1) - self.sigmas).abs().argmin(dim=-1)
 
 
-class _NetworkAdapter(Adapter):
-    """A score made of what a network predicts at (x, sigma)."""
+class NetworkScore(Adapter):
+    """The score of (x, sigma) of a network called otherwise, or that predicts something else.
+
+    At x = x_0 + sigma z the score is -eps/sigma of a network that predicts the noise z (Ho et al.
+    2020, https://arxiv.org/abs/2006.11239, in the variance-exploding scaling of Song et al. 2021),
+    and (D - x)/sigma^2, Tweedie's formula, of one that predicts the data x_0 (Vincent 2011; the
+    denoiser D of Karras et al. 2022, https://arxiv.org/abs/2206.00364).
+
+    The samplers and losses take such networks as they are, with ``conditioning=`` and
+    ``prediction=``; the adapter is for everything else that asks for a score, and for levels
+    between those that the network was trained with.
+
+    Args:
+        net: a module or function, called ``net(x, sigma)`` with sigma of shape (batch,).
+        prediction: what it returns: "score", "eps" or "x0"; by default what its own attribute
+            ``prediction`` says, else "score".
+        conditioning: what it is given beside x: "sigma", "log_sigma", "none" or "index"; by
+            default what its own attribute ``conditioning`` says, else "sigma".
+        sigmas: for ``conditioning="index"``, the noise levels (L,) that the index counts; a sigma
+            between two of them gets the index of the nearer one.
+
+    Attributes:
+        data_shape: that of ``net``, None if it has none.
+        conditioning, prediction: "sigma" and "score": how the adapter is called, what it returns.
+        net_conditioning, net_prediction: those of ``net``.
+
+    Raises:
+        ValueError: an unknown ``conditioning`` or ``prediction``, or another than the network's
+            own; ``sigmas`` without "index" or the reverse; on call, an output that has not the
+            shape of x, or a sigma of a wrong shape.
+        TypeError: ``net`` can't be called.
+
+    Example:
+        >>> import torch
+        >>> model = NetworkScore(lambda x, sigma: torch.ones_like(x), prediction="eps")
+        >>> model(torch.zeros(2, 1), torch.tensor([1.0, 4.0]))
+        tensor([[-1.0000],
+                [-0.2500]])
+    """
 
     def __init__(
         self,
         net: Callable[..., Tensor],
         *,
-        conditioning: str = "sigma",
+        prediction: str | None = None,
+        conditioning: str | None = None,
         sigmas: Tensor | Sequence[float] | None = None,
     ) -> None:
         super().__init__("net", net, conditioning, sigmas)
+        self.net_prediction = prediction_of(type(self).__name__, net, prediction)
         self.net = net
 
-    def _predict(
-        self, x: Tensor, sigma: Tensor | float, model_kwargs: dict[str, Any]
-    ) -> tuple[Tensor, Tensor]:
-        """The network's output and sigma, shaped to broadcast against it."""
+    def forward(self, x: Tensor, sigma: Tensor | float, **model_kwargs: Any) -> Tensor:
+        """The score at ``x``, shape (batch, ...), of noise level ``sigma``, shape (batch,).
+
+        What else is given by name goes to the network.
+        """
         name = type(self).__name__
         check_floating(name, "x", x, min_dim=1)
         level = as_sigma(name, x, sigma)
-        labels = self._labels(level)
-        output = call_model(name, self.net, x, level, labels, self.conditioning, model_kwargs)
-        return output, per_sample(level, x)
+        index = self._index(level)
+        output = call_model(name, self.net, x, level, index, self.net_conditioning, model_kwargs)
+        if self.net_prediction == "score":
+            return output.to(x.dtype)
+        if self.net_prediction == "eps":
+            return (-output / per_sample(level, x)).to(x.dtype)
+        return score_of_denoised(output, x, level).to(x.dtype)
 
 
-class EpsScore(_NetworkAdapter):
+class EpsScore(NetworkScore):
     """The score of a network that predicts the noise: s(x, sigma) = -eps(x, sigma) / sigma.
 
-    Here x = x_0 + sigma z and eps predicts z, of unit variance (Ho et al. 2020, "Denoising
-    Diffusion Probabilistic Models", https://arxiv.org/abs/2006.11239, in the variance-exploding
-    scaling of Song et al. 2021).
+    :class:`NetworkScore` with ``prediction="eps"``.
 
     Args:
         net: eps network, a module or function ``net(x, sigma)``, sigma of shape (batch,).
-        conditioning: what ``net`` is given beside x: ``"sigma"``, ``"log_sigma"``, ``"none"`` or
-            ``"index"``. The adapter itself is always called ``model(x, sigma)``.
-        sigmas: for ``conditioning="index"``, the noise levels (L,) that the labels count; a sigma
-            between two of them gets the label of the nearer one.
+        conditioning, sigmas: how it is called; see :class:`NetworkScore`.
 
-    Attributes:
-        data_shape: that of ``net``, None if it has none.
-
-    Raises:
-        ValueError: an unknown ``conditioning``, ``sigmas`` without "index" or the reverse; on
-            call, an output that has not the shape of x, or a sigma of a wrong shape.
-        TypeError: ``net`` can't be called.
+    Attributes, Raises: as :class:`NetworkScore`.
 
     Example:
         >>> import torch
@@ -110,35 +152,26 @@ class EpsScore(_NetworkAdapter):
                 [-0.2500]])
     """
 
-    def forward(self, x: Tensor, sigma: Tensor | float, **model_kwargs: Any) -> Tensor:
-        """The score at ``x``, shape (batch, ...), of noise level ``sigma``, shape (batch,).
+    def __init__(
+        self,
+        net: Callable[..., Tensor],
+        *,
+        conditioning: str | None = None,
+        sigmas: Tensor | Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(net, prediction="eps", conditioning=conditioning, sigmas=sigmas)
 
-        What else is given by name goes to the network.
-        """
-        eps, level = self._predict(x, sigma, model_kwargs)
-        return (-eps / level).to(x.dtype)
 
-
-class DenoiserScore(_NetworkAdapter):
+class DenoiserScore(NetworkScore):
     """The score of a denoiser: s(x, sigma) = (D(x, sigma) - x) / sigma^2.
 
-    Tweedie's formula: D(x, sigma) predicts the clean sample behind x = x_0 + sigma z (Vincent
-    2011; the parametrisation of Karras et al. 2022, https://arxiv.org/abs/2206.00364).
+    :class:`NetworkScore` with ``prediction="x0"``.
 
     Args:
         net: denoiser, a module or function ``net(x, sigma)``, sigma of shape (batch,).
-        conditioning: what ``net`` is given beside x: ``"sigma"``, ``"log_sigma"``, ``"none"`` or
-            ``"index"``. The adapter itself is always called ``model(x, sigma)``.
-        sigmas: for ``conditioning="index"``, the noise levels (L,) that the labels count; a sigma
-            between two of them gets the label of the nearer one.
+        conditioning, sigmas: how it is called; see :class:`NetworkScore`.
 
-    Attributes:
-        data_shape: that of ``net``, None if it has none.
-
-    Raises:
-        ValueError: an unknown ``conditioning``, ``sigmas`` without "index" or the reverse; on
-            call, an output that has not the shape of x, or a sigma of a wrong shape.
-        TypeError: ``net`` can't be called.
+    Attributes, Raises: as :class:`NetworkScore`.
 
     Example:
         >>> import torch
@@ -148,10 +181,11 @@ class DenoiserScore(_NetworkAdapter):
                 [-0.2500]])
     """
 
-    def forward(self, x: Tensor, sigma: Tensor | float, **model_kwargs: Any) -> Tensor:
-        """The score at ``x``, shape (batch, ...), of noise level ``sigma``, shape (batch,).
-
-        What else is given by name goes to the network.
-        """
-        clean, level = self._predict(x, sigma, model_kwargs)
-        return ((clean - x) / level.square()).to(x.dtype)
+    def __init__(
+        self,
+        net: Callable[..., Tensor],
+        *,
+        conditioning: str | None = None,
+        sigmas: Tensor | Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(net, prediction="x0", conditioning=conditioning, sigmas=sigmas)

@@ -36,10 +36,11 @@ class EnergyScore(Adapter):
         energy: a module or function ``energy(x, sigma)`` that returns one number per sample, of
             shape (batch,) or (batch, 1), with sigma of shape (batch,).
         conditioning: what ``energy`` is given beside x: ``"sigma"``, ``"log_sigma"``, ``"index"``
-            or, for an energy of x alone, ``"none"``. The score itself is always called
+            or, for an energy of x alone, ``"none"``; by default what its own attribute
+            ``conditioning`` says, else "sigma". The score itself is always called
             ``model(x, sigma)``, or ``model(x)`` with "none".
-        sigmas: for ``conditioning="index"``, the noise levels (L,) that the labels count; a sigma
-            between two of them gets the label of the nearer one.
+        sigmas: for ``conditioning="index"``, the noise levels (L,) that the index counts; a sigma
+            between two of them gets the index of the nearer one.
         takes_sigma: deprecated; False is ``conditioning="none"``.
 
     Attributes:
@@ -66,7 +67,7 @@ class EnergyScore(Adapter):
         self,
         energy: Callable[..., Tensor],
         *,
-        conditioning: str = "sigma",
+        conditioning: str | None = None,
         sigmas: Tensor | Sequence[float] | None = None,
         takes_sigma: bool | None = None,
     ) -> None:
@@ -78,9 +79,14 @@ class EnergyScore(Adapter):
         self.energy = energy
 
     @property
+    def sigma_optional(self) -> bool:
+        """Whether the score may be called as ``model(x)``."""
+        return not self.takes_sigma
+
+    @property
     def takes_sigma(self) -> bool:
         """Whether the energy is told the noise level."""
-        return self.conditioning != "none"
+        return self.net_conditioning != "none"
 
     def forward(
         self, x: Tensor, sigma: Tensor | float | None = None, **model_kwargs: Any
@@ -99,7 +105,7 @@ class EnergyScore(Adapter):
         return -gradient(x, level, model_kwargs)
 
     def _values(self, x: Tensor, level: tuple[Tensor, ...], model_kwargs: dict[str, Any]) -> Tensor:
-        with explained("EnergyScore", self.energy, x, self.conditioning, model_kwargs):
+        with explained("EnergyScore", self.energy, x, self.net_conditioning, model_kwargs):
             values = self.energy(lend(x), *map(lend, level), **lent(model_kwargs))
         if not isinstance(values, Tensor):
             fail_type("EnergyScore", "energy", "a function that returns a tensor", values)

@@ -53,6 +53,9 @@ class GaussianMixture(nn.Module):
         torch.Size([3, 2])
     """
 
+    conditioning = "sigma"
+    sigma_optional = True
+    prediction = "score"
     weights: Tensor
     means: Tensor
     variances: Tensor

@@ -56,6 +56,9 @@ class Parzen(nn.Module):
         tensor([0.0702, 0.1121, 0.0879, 0.0660, 0.0753, 0.0553])
     """
 
+    conditioning = "sigma"
+    sigma_optional = True
+    prediction = "score"
     data: Tensor
     center: Tensor
 
