@@ -38,7 +38,7 @@ def by_function(model: Any, x: Tensor, sigmas: Any = SIGMAS, **options: Any) -> 
 
 
 def by_module(model: Any, x: Tensor, sigmas: Any = SIGMAS, **options: Any) -> Tensor:
-    call = ("labels", "seed", "generator", "key", "sample_offset")
+    call = ("levels", "seed", "generator", "key", "sample_offset")
     ours = {name: options.pop(name) for name in call if name in options}
     loss = DSMLoss(sigmas, **options)
     return loss.to(x.device)(model, x, **ours) if isinstance(x, Tensor) else loss(model, x, **ours)
@@ -61,7 +61,7 @@ def test_closed_form_of_the_exact_score(device: torch.device, level: int, scale:
         return -x / (scale**2 + expand(sigma, x) ** 2)
 
     labels = torch.full((100_000,), level, device=device)
-    values = dsm_loss(score, x, SIGMAS, labels=labels, reduction="none", seed=1)
+    values = dsm_loss(score, x, SIGMAS, levels=labels, reduction="none", seed=1)
     expected = 1.5 * scale**2 / (scale**2 + sigma**2)
     error = float(values.double().mean()) - expected
     assert abs(error) < 5 * float(values.double().std()) / math.sqrt(100_000)
@@ -103,7 +103,7 @@ def test_value_and_gradient_against_the_formula(
 
     labels = torch.tensor([0, 1, 2, 3, 3, 2, 0], device=device)
     options: dict[str, Any] = {"weighting": weighting, "prediction": prediction}
-    got = loss(model, x, labels=labels, seed=5, reduction="none", sample_offset=2, **options)
+    got = loss(model, x, levels=labels, seed=5, reduction="none", sample_offset=2, **options)
     key = make_key(5, 0, device)
     want = expected_losses(model, x, labels, key, weighting, prediction, 2)
     assert got.dtype == torch.float64
@@ -221,7 +221,7 @@ def test_what_the_model_is_told(device: torch.device, loss: Loss) -> None:
     spread = (seen["x"][0] / sigma[:, None]).square().mean()
     assert abs(float(spread) - 1) < 5 * math.sqrt(2 / 8000)
     given = labels.flip(0)
-    loss(lambda x, labels: seen.update(index=(labels,)) or x, x, labels=given, conditioning="index")
+    loss(lambda x, index: seen.update(index=(index,)) or x, x, levels=given, conditioning="index")
     assert torch.equal(seen["index"][0], given)
 
 
@@ -341,13 +341,13 @@ def test_memory_beyond_the_model_is_the_noisy_data_and_one_gradient(given: bool)
         return Free.apply(x, parameter, output)
 
     def step() -> None:
-        loss_fn(model, x, labels=labels).backward()
+        loss_fn(model, x, levels=labels).backward()
 
     step()
     size = x.numel() * x.element_size()
     assert size <= peak_bytes(step) < 2 * size + 100_000
     with torch.no_grad():
-        assert size <= peak_bytes(lambda: loss_fn(model, x, labels=labels)) < size + 100_000
+        assert size <= peak_bytes(lambda: loss_fn(model, x, levels=labels)) < size + 100_000
 
 
 @pytest.mark.cuda
@@ -395,11 +395,11 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"sigmas": np.array([2j, 1j])}, TypeError, "sigmas must be a torch.Tensor, or a sequence"),
     ({"sigmas": {2.0, 1.0}}, TypeError, "sigmas must be a torch.Tensor, or a sequence"),
     ({"weighting": "sigma"}, ValueError, "weighting must be one of .* or a function of the sigmas"),
-    ({"labels": [0, 1]}, TypeError, "labels must be a torch.Tensor"),
-    ({"labels": torch.zeros(2)}, ValueError, "labels must be a tensor of torch.int64"),
-    ({"labels": torch.zeros(3, dtype=torch.int64)}, ValueError, r"labels must be of shape \(2,\)"),
-    ({"labels": torch.tensor([0, 4])}, ValueError, r"labels must be in \[0, 4\), got .* 0 to 4"),
-    ({"labels": torch.tensor([0, -1])}, ValueError, r"labels must be in \[0, 4\), got .* -1 to 0"),
+    ({"levels": [0, 1]}, TypeError, "levels must be a torch.Tensor"),
+    ({"levels": torch.zeros(2)}, ValueError, "levels must be a tensor of torch.int64"),
+    ({"levels": torch.zeros(3, dtype=torch.int64)}, ValueError, r"levels must be of shape \(2,\)"),
+    ({"levels": torch.tensor([0, 4])}, ValueError, r"levels must be in \[0, 4\), got .* 0 to 4"),
+    ({"levels": torch.tensor([0, -1])}, ValueError, r"levels must be in \[0, 4\), got .* -1 to 0"),
     ({"weighting": "sigma"}, ValueError, "weighting must be one of 'sigma2'"),
     ({"weighting": 2}, TypeError, "weighting must be one of"),
     ({"weighting": lambda s: 1.0}, TypeError, "weighting must be a function that returns"),
@@ -408,7 +408,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"weighting": lambda s: s / 0}, ValueError, "weighting must be finite and at least 0"),
     ({"weighting": "likelihood", "sigmas": [1.0]}, ValueError, "sigmas must be at least 2 levels"),
     ({"reduction": "max"}, ValueError, "reduction must be one of"),
-    ({"prediction": "x0"}, ValueError, "prediction must be one of"),
+    ({"prediction": "noise"}, ValueError, "prediction must be one of"),
     ({"conditioning": "time"}, ValueError, "conditioning must be one of"),
     ({"sample_offset": -1}, ValueError, "sample_offset must be at least 0"),
     ({"key": 3}, TypeError, "key must be a torch.Tensor"),
@@ -448,7 +448,7 @@ def test_large_finite_data_pass() -> None:
 def test_on_a_gpu_a_bad_label_makes_its_sample_nan() -> None:
     x = torch.zeros(4, 3, device="cuda")
     labels = torch.tensor([0, 4, -1, 3], device="cuda")
-    each = DSMLoss(SIGMAS, reduction="none").cuda()(gaussian_score, x, labels=labels)
+    each = DSMLoss(SIGMAS, reduction="none").cuda()(gaussian_score, x, levels=labels)
     assert each.isnan().tolist() == [False, True, True, False]
     with pytest.raises(ValueError, match="x must be on cpu"):
         DSMLoss(SIGMAS)(gaussian_score, x)

@@ -45,7 +45,7 @@ def by_function(model: Any, x: Tensor, **options: Any) -> Tensor:
 
 
 def by_module(model: Any, x: Tensor, **options: Any) -> Tensor:
-    call = ("labels", "seed", "generator", "key", "sample_offset")
+    call = ("levels", "seed", "generator", "key", "sample_offset")
     ours = {name: options.pop(name) for name in call if name in options}
     return ScoreMatchingLoss(**options)(model, x, **ours)
 
@@ -363,7 +363,7 @@ def test_over_noise_levels(loss: Loss, weighting: Any) -> None:
         weight = weights.get(weighting, SIGMAS.sqrt())[labels]
         want = weight * expected(model, noisy, SIGMAS[labels])
         options: dict[str, Any] = {"sigmas": SIGMAS, "weighting": weighting, "reduction": "none"}
-        got = loss(model, x, labels=labels, seed=5, **options)
+        got = loss(model, x, levels=labels, seed=5, **options)
         assert_same_training(got, want, model)
 
 
@@ -465,7 +465,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"sigmas": [0.5, 1.0]}, ValueError, "sigmas must be strictly decreasing"),
     ({"reduction": "max"}, ValueError, "reduction must be one of"),
     ({"conditioning": "index"}, ValueError, "conditioning must be 'none' without sigmas"),
-    ({"labels": torch.tensor([0, 0])}, ValueError, "labels must be None without sigmas"),
+    ({"levels": torch.tensor([0, 0])}, ValueError, "levels must be None without sigmas"),
     ({"key": make_key(1), "seed": 1}, ValueError, "seed must be None when key is given"),
     ({"model": 3}, TypeError, "model must be callable"),
 ]

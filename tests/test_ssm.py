@@ -40,7 +40,7 @@ def by_function(model: Any, x: Tensor, **options: Any) -> Tensor:
 
 
 def by_module(model: Any, x: Tensor, **options: Any) -> Tensor:
-    call = ("labels", "seed", "generator", "key", "sample_offset")
+    call = ("levels", "seed", "generator", "key", "sample_offset")
     ours = {name: options.pop(name) for name in call if name in options}
     loss_fn = SSMLoss(**options)
     return (loss_fn.to(x.device) if isinstance(x, Tensor) else loss_fn)(model, x, **ours)
@@ -174,7 +174,7 @@ def test_over_noise_levels(device: torch.device, loss: Loss, method: str, weight
         model,
         x,
         sigmas=SIGMAS,
-        labels=labels,
+        levels=labels,
         weighting=weighting,
         method=method,
         projections=2,
@@ -204,7 +204,7 @@ def test_over_noise_levels_for_images_and_energies(method: str, kind: str) -> No
         model = energy_of(model, takes_sigma=True)
     x, labels = randn(*shape, dtype=F64), torch.tensor([0, 1, 2, 1])
     loss_fn = SSMLoss(SIGMAS, method=method, reduction="none", weighting="none")
-    got = loss_fn(model, x, labels=labels, seed=5)
+    got = loss_fn(model, x, levels=labels, seed=5)
     key = make_key(5)
     table = torch.stack([torch.ones_like(SIGMAS), SIGMAS], dim=1)
     noisy, _ = perturb(x, table, key, labels=labels)

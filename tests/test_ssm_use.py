@@ -40,7 +40,7 @@ def by_function(model: Any, x: Tensor, **options: Any) -> Tensor:
 
 
 def by_module(model: Any, x: Tensor, **options: Any) -> Tensor:
-    call = ("labels", "seed", "generator", "key", "sample_offset")
+    call = ("levels", "seed", "generator", "key", "sample_offset")
     ours = {name: options.pop(name) for name in call if name in options}
     return SSMLoss(**options)(model, x, **ours)
 
@@ -389,11 +389,11 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"reduction": "max"}, ValueError, "reduction must be one of"),
     ({"conditioning": "time", "sigmas": [1.0]}, ValueError, "conditioning must be one of"),
     ({"conditioning": "sigma"}, ValueError, "conditioning must be 'none' without sigmas"),
-    ({"labels": torch.tensor([0, 0])}, ValueError, "labels must be None without sigmas"),
+    ({"levels": torch.tensor([0, 0])}, ValueError, "levels must be None without sigmas"),
     (
-        {"labels": torch.tensor([0, 4]), "sigmas": [1.0]},
+        {"levels": torch.tensor([0, 4]), "sigmas": [1.0]},
         ValueError,
-        r"labels must be in \[0, 1\), got .* 0 to 4",
+        r"levels must be in \[0, 1\), got .* 0 to 4",
     ),
     ({"sample_offset": -1}, ValueError, "sample_offset must be at least 0"),
     ({"key": 3}, TypeError, "key must be a torch.Tensor"),

@@ -17,13 +17,20 @@ from typing_extensions import Unpack
 from fastscore._support.checks import check_choice, check_floating, check_sigmas, fail, fail_type
 from fastscore._support.model_kwargs import check_model_kwargs
 from fastscore._support.options import takes_options
-from fastscore.conditioning import CONDITIONINGS, condition, explained
+from fastscore.conditioning import condition, conditioning_of, explained, prediction_of
 from fastscore.derivatives.call import Call
 from fastscore.derivatives.projections import Batch
-from fastscore.losses._options import DrawOptions, LossOptions
-from fastscore.losses._perturbed import check_data, check_labels, noise_key, perturbed
+from fastscore.losses._options import DrawOptions, LossOptions, check_call
+from fastscore.losses._perturbed import (
+    check_data,
+    check_levels,
+    noise_key,
+    perturbed,
+    with_levels,
+)
 from fastscore.losses.dsm import REDUCTIONS, WEIGHTINGS, Loss, weights
 from fastscore.ops.dsm import reduced
+from fastscore.scores import NetworkScore
 
 
 class Levels(NamedTuple):
@@ -50,14 +57,47 @@ def prepare_levels(fn: str, sigmas: Any, options: LossOptions) -> Levels | None:
     return Levels(values, table, weights(fn, values, weighting))
 
 
-def check_conditioning(fn: str, conditioning: str | None, levels: Levels | None) -> str:
-    """The way the model is called; by default ``model(x)`` on clean data, else with sigma."""
-    if conditioning is None:
-        return "none" if levels is None else "sigma"
-    check_choice(fn, "conditioning", conditioning, CONDITIONINGS)
-    if levels is None and conditioning != "none":
-        fail(fn, "conditioning", "'none' without sigmas", repr(conditioning))
-    return conditioning
+class How(NamedTuple):
+    """How the model is called, what it returns, and how the terms are reduced; checked."""
+
+    conditioning: str | None
+    prediction: str | None
+    reduction: str
+
+    @classmethod
+    def of(cls, fn: str, options: LossOptions, *, clean: bool) -> How:
+        """As the options say; ``clean`` is whether there are no noise levels."""
+        check_call(fn, options)
+        how = cls(options["conditioning"], options["prediction"], options["reduction"])
+        if clean and how.conditioning not in (None, "none"):
+            fail(fn, "conditioning", "'none' without sigmas", repr(how.conditioning))
+        if clean and how.prediction not in (None, "score"):
+            fail(fn, "prediction", "'score' without sigmas", repr(how.prediction))
+        return how
+
+    def for_model(self, fn: str, model: Any, *, clean: bool) -> How:
+        """With what the model says of itself."""
+        default = "none" if clean else "sigma"
+        conditioning = conditioning_of(fn, model, self.conditioning, default)
+        prediction = prediction_of(fn, model, self.prediction)
+        if clean and (conditioning, prediction) != ("none", "score"):
+            expected = f"given for a model of {conditioning=}, {prediction=}"
+            fail(fn, "sigmas", expected, None)
+        return How(conditioning, prediction, self.reduction)
+
+
+class _AsScore(NetworkScore):
+    """A network as a score, for one call; what is known of it is known of the network."""
+
+    def __init__(self, net: Callable[..., Tensor], how: How, sigmas: Tensor) -> None:
+        given = sigmas if how.conditioning == "index" else None
+        super().__init__(
+            net, prediction=how.prediction, conditioning=how.conditioning, sigmas=given
+        )
+
+    @property
+    def known_as(self) -> Callable[..., Tensor]:
+        return self.net
 
 
 def expected_term(
@@ -66,8 +106,7 @@ def expected_term(
     model: Callable[..., Tensor],
     x: Tensor,
     levels: Levels | None,
-    conditioning: str,
-    reduction: str,
+    how: How,
     draws: DrawOptions,
     *,
     random_terms: bool = True,
@@ -80,23 +119,26 @@ def expected_term(
     if not callable(model):
         fail_type(fn, "model", "callable", model)
     model_kwargs = check_model_kwargs(fn, draws["model_kwargs"])
+    conditioning, prediction, reduction = how.for_model(fn, model, clean=levels is None)
     check_data(fn, x, x if levels is None else levels.sigmas)
-    if draws["labels"] is not None:
-        if levels is None:
-            fail(fn, "labels", "None without sigmas", "labels")
-        check_labels(fn, draws["labels"], x, len(levels.sigmas))
+    draws = with_levels(fn, model, str(conditioning), draws)
+    check_levels(fn, draws, x, 0 if levels is None else len(levels.sigmas))
     numbering = draws["sample_offset"], draws["samples"]
     if levels is None:
         key = noise_key(fn, x, draws) if random_terms or draws["key"] is not None else None
         batch = Batch(x, Call(fn, model, (), model_kwargs), None, key, *numbering)
-        with explained(fn, model, x, conditioning, model_kwargs):
+        with explained(fn, model, x, str(conditioning), model_kwargs):
             return reduced(estimator(batch), reduction)
     key = noise_key(fn, x, draws)
     at = perturbed(x, levels.sigmas, levels.table, key, draws)
-    call = Call(fn, model, condition(conditioning, at.sigma, at.labels), model_kwargs)
-    with explained(fn, model, x, conditioning, model_kwargs):
+    if prediction == "score":
+        call = Call(fn, model, condition(str(conditioning), at.sigma, at.levels), model_kwargs)
+    else:
+        score = _AsScore(model, How(conditioning, prediction, reduction), levels.sigmas)
+        call = Call(fn, score, (at.sigma,), model_kwargs)
+    with explained(fn, model, x, str(conditioning), model_kwargs):
         terms = estimator(Batch(at.x, call, at.sigma, key, *numbering))
-    return reduced(terms * levels.weights.index_select(0, at.labels).to(terms.dtype), reduction)
+    return reduced(terms * levels.weights.index_select(0, at.levels).to(terms.dtype), reduction)
 
 
 class ScoreMatchingModule(Loss):
@@ -113,8 +155,8 @@ class ScoreMatchingModule(Loss):
         fn = type(self).__name__
         levels = prepare_levels(fn, sigmas, options)
         self.weighting = options["weighting"]
-        self.conditioning = check_conditioning(fn, options["conditioning"], levels)
-        self.reduction = options["reduction"]
+        self.how = How.of(fn, options, clean=levels is None)
+        self.conditioning, self.prediction, self.reduction = self.how
         for name in Levels._fields:
             buffer = None if levels is None else getattr(levels, name)
             self.register_buffer(name, buffer, persistent=False)
@@ -130,8 +172,8 @@ class ScoreMatchingModule(Loss):
     def extra_repr(self) -> str:
         levels = 0 if self.sigmas is None else len(self.sigmas)
         return (
-            f"levels={levels}, weighting={self.weighting!r}, reduction={self.reduction!r}, "
-            f"conditioning={self.conditioning!r}"
+            f"levels={levels}, weighting={self.weighting!r}, reduction={self.how.reduction!r}, "
+            f"conditioning={self.how.conditioning!r}, prediction={self.how.prediction!r}"
         )
 
     @takes_options(DrawOptions)
@@ -145,8 +187,7 @@ class ScoreMatchingModule(Loss):
             model,
             x,
             self._levels(),
-            self.conditioning,
-            self.reduction,
+            self.how,
             draws,
             random_terms=self.random_terms,
         )

@@ -7,8 +7,10 @@ from typing import Annotated, TypedDict
 
 from torch import Tensor
 
+from fastscore._support.checks import check_choice
 from fastscore._support.common_options import KeyOptions, ModelOptions
 from fastscore._support.options import Option
+from fastscore.conditioning import CONDITIONINGS, PREDICTIONS
 
 Weighting = str | Callable[[Tensor], Tensor]
 
@@ -16,12 +18,20 @@ Weighting = str | Callable[[Tensor], Tensor]
 class DrawOptions(ModelOptions, KeyOptions, total=False):
     """What may differ from call to call: levels, random numbers, a network's extra arguments."""
 
+    levels: Annotated[
+        Tensor | None,
+        Option(
+            None,
+            """the noise level of each sample, as an index into ``sigmas``: (batch,), int64 in
+            [0, L); drawn uniformly when None.""",
+        ),
+    ]
     labels: Annotated[
         Tensor | None,
         Option(
             None,
-            """the noise level of each sample, (batch,), int64 in [0, L); drawn uniformly when
-            None.""",
+            """the old name of ``levels``, for one more version. Labels of classes go into
+            ``model_kwargs``.""",
         ),
     ]
 
@@ -44,11 +54,30 @@ class LossOptions(TypedDict, total=False):
         Option(
             None,
             """how the model is called: "sigma" for ``model(x, sigma)``; "index" for NCSN's
-            ``model(x, labels)`` with int64 labels, 0 for the largest sigma; "log_sigma"; or "none"
-            for ``model(x)``. By default "sigma" with sigmas, and "none" on clean data.""",
+            ``model(x, i)`` with int64 indices i, 0 for the largest sigma; "log_sigma"; or "none"
+            for ``model(x)``. By default as the model's own attribute ``conditioning`` says, else
+            "sigma" with sigmas, and "none" on clean data.""",
+        ),
+    ]
+    prediction: Annotated[
+        str | None,
+        Option(
+            None,
+            """what the model returns at x~ = x + sigma z: "score"; "eps", an estimate of z; or
+            "x0", one of x. By default what its own attribute ``prediction`` says, else "score".
+            The samplers take the same.""",
         ),
     ]
     reduction: Annotated[
         str,
         Option("mean", '"mean" or "sum" over the batch, or "none" for the loss of each sample.'),
     ]
+
+
+def check_call(fn: str, options: LossOptions) -> None:
+    """What the caller says of how the model is called, before there is one."""
+    conditioning, prediction = options["conditioning"], options["prediction"]
+    if conditioning is not None:
+        check_choice(fn, "conditioning", conditioning, CONDITIONINGS)
+    if prediction is not None:
+        check_choice(fn, "prediction", prediction, PREDICTIONS)

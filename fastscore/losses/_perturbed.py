@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -17,29 +19,30 @@ from fastscore._support.checks import (
     describe,
     fail,
 )
+from fastscore._support.renamed import warn_caller
 from fastscore.losses._options import DrawOptions
 from fastscore.ops import perturb
 from fastscore.ops._library import traced
 
 
 class Perturbed(NamedTuple):
-    """x~ = x + sigma_label z, and the levels."""
+    """x~ = x + sigma_i z, and the levels i."""
 
     x: Tensor  # (batch, ...)
     sigma: Tensor  # (batch,), float32, or float64 for float64 data
-    labels: Tensor  # (batch,), int64 in [0, L)
+    levels: Tensor  # (batch,), int64 in [0, L)
     drawn: Tensor  # the same as they came, for the kernel that makes NaN of those out of range
 
 
 def perturbed(
     x: Tensor, sigmas: Tensor, table: Tensor, key: Tensor, draws: DrawOptions
 ) -> Perturbed:
-    """Perturb ``x`` with the labels given, or drawn."""
-    labels = draws["labels"]
-    noisy, drawn = perturb(x, table, key, labels=labels, **numbering(draws))
+    """Perturb ``x`` at the levels given, or drawn."""
+    levels = draws["levels"]
+    noisy, drawn = perturb(x, table, key, labels=levels, **numbering(draws))
     valid = drawn
-    if labels is not None and labels.device.type != "cpu":
-        # A label out of range, unseen so far, has made its sample NaN; it must not read past the
+    if levels is not None and levels.device.type != "cpu":
+        # A level out of range, unseen so far, has made its sample NaN; it must not read past the
         # sigmas, nor past an embedding of the model's, as well.
         valid = drawn.clamp(0, len(sigmas) - 1)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -66,16 +69,64 @@ def check_data(fn: str, x: Any, sigmas: Tensor) -> None:
         check_finite(fn, "x", x)
 
 
-def check_labels(fn: str, labels: Any, x: Tensor, levels: int) -> None:
-    """A noise level of each sample; in range, where that can be looked at."""
-    check_tensor(fn, "labels", labels)
-    if labels.dtype != torch.int64:
-        fail(fn, "labels", "a tensor of torch.int64", describe(labels))
-    check_shape(fn, "labels", labels, x.shape[:1], "one label for each sample")
-    check_device(fn, "labels", labels, x.device, "where x is")
-    if _values_can_be_read(labels) and bool(((labels < 0) | (labels >= levels)).any()):
-        lo, hi = int(labels.min()), int(labels.max())
-        fail(fn, "labels", f"in [0, {levels})", f"labels from {lo} to {hi}")
+def check_levels(fn: str, draws: DrawOptions, x: Tensor, count: int) -> None:
+    """A noise level of each sample, or None; in range, where that can be looked at."""
+    levels = draws["levels"]
+    if levels is None:
+        return
+    arg = "levels" if draws["labels"] is None else "labels"
+    check_tensor(fn, arg, levels)
+    if levels.dtype != torch.int64:
+        fail(fn, arg, "a tensor of torch.int64", describe(levels))
+    check_shape(fn, arg, levels, x.shape[:1], "one level for each sample")
+    check_device(fn, arg, levels, x.device, "where x is")
+    if not count:
+        fail(fn, arg, "None without sigmas", describe(levels))
+    if _values_can_be_read(levels) and bool(((levels < 0) | (levels >= count)).any()):
+        lo, hi = int(levels.min()), int(levels.max())
+        fail(fn, arg, f"in [0, {count})", f"indices from {lo} to {hi}")
+
+
+def with_levels(
+    fn: str, model: Callable[..., Tensor], conditioning: str, draws: DrawOptions
+) -> DrawOptions:
+    """``draws`` with ``labels``, the old name of ``levels``, taken for that.
+
+    Raises:
+        TypeError: both names, or ``labels`` for a model with an argument that they may be meant
+            for: of its classes.
+    """
+    labels = draws["labels"]
+    if labels is None:
+        return draws
+    if draws["levels"] is not None:
+        raise TypeError(f"{fn}: levels is given twice, also by its old name labels")
+    named = draws["model_kwargs"] or {}
+    taken = 1 if conditioning == "none" else 2
+    free = [name for name in _parameters(model)[taken:] if name not in named]
+    if free:
+        raise TypeError(
+            f"{fn}: labels is the old name of levels, the index of each sample's noise level, and "
+            f"this model takes {free[0]!r} too: give classes as model_kwargs={{{free[0]!r}: ...}}, "
+            "and noise levels as levels="
+        )
+    warn_caller(
+        f"{fn}: labels= is now levels=, the index of each sample's noise level (labels of classes "
+        "go into model_kwargs)",
+        FutureWarning,  # which all users see: they may have meant classes
+    )
+    return {**draws, "levels": labels}
+
+
+def _parameters(model: Callable[..., Tensor]) -> list[str]:
+    """The names of what a model can be called with; none where it does not say."""
+    function = model.forward if isinstance(model, torch.nn.Module) else model
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.kind not in several]
 
 
 def _values_can_be_read(x: Tensor) -> bool:

@@ -14,7 +14,7 @@ gradient, draw the same numbers again.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,15 +30,27 @@ from fastscore._support.checks import (
     fail_type,
 )
 from fastscore._support.model_kwargs import check_model_kwargs
-from fastscore._support.options import Option, documents, takes_options
-from fastscore.conditioning import CONDITIONINGS, call_model
-from fastscore.losses._options import DrawOptions, LossOptions, Weighting
-from fastscore.losses._perturbed import check_data, check_labels, noise_key, numbering, perturbed
+from fastscore._support.options import documents, takes_options
+from fastscore.conditioning import (
+    PREDICTIONS,
+    call_model,
+    conditioning_of,
+    prediction_of,
+    score_of_denoised,
+)
+from fastscore.losses._options import DrawOptions, LossOptions, Weighting, check_call
+from fastscore.losses._perturbed import (
+    check_data,
+    check_levels,
+    noise_key,
+    numbering,
+    perturbed,
+    with_levels,
+)
 from fastscore.ops import dsm_residual
 from fastscore.ops.dsm import REDUCTIONS
 
 WEIGHTINGS = ("sigma2", "none", "likelihood")
-PREDICTIONS = ("score", "eps")
 
 
 def likelihood_weighting(sigmas: Tensor) -> Tensor:
@@ -47,7 +59,7 @@ def likelihood_weighting(sigmas: Tensor) -> Tensor:
     With lambda dt = g(t)^2 dt = d(sigma^2) the expected loss is, up to a constant that does not
     depend on the model, a bound on the Kullback-Leibler divergence of the model from the data
     perturbed by sigma_L (Song, Durkan, Murray and Ermon 2021, "Maximum likelihood training of
-    score-based diffusion models", theorem 1). With L labels drawn uniformly dt is 1/L, and
+    score-based diffusion models", theorem 1). With L levels drawn uniformly dt is 1/L, and
     d(sigma^2) = sigma^2 d(log sigma^2) is taken by the trapezoidal rule in log sigma:
 
         lambda_i = L sigma_i^2 (log sigma_{i-1}^2 - log sigma_{i+1}^2) / 2,
@@ -102,10 +114,11 @@ def dsm_tables(
 
     The loss of a sample at a level is w/2 |p out + q z|^2: (p, q, w) is
     (sigma, 1, lambda/sigma^2) for a score and (-1, 1, lambda/sigma^2) for predicted noise.
+    Predicted data are made a score first.
     """
     check_choice(fn, "prediction", prediction, PREDICTIONS)
     one = torch.ones_like(sigmas)
-    p = sigmas if prediction == "score" else -one
+    p = -one if prediction == "eps" else sigmas
     w = weights(fn, sigmas, weighting) / sigmas.square()
     return torch.stack([one, sigmas], dim=-1), torch.stack([p, one, w], dim=-1)
 
@@ -119,16 +132,6 @@ class Loss(ExactBuffers):
 
 class DSMOptions(LossOptions, total=False):
     """The options of denoising score matching."""
-
-    prediction: Annotated[
-        str,
-        Option(
-            "score",
-            """"score", or "eps" for a model that returns an estimate of z; sample from that one as
-            ``fastscore.scores.EpsScore(model)`` (with ``conditioning="index"`` give it the sigmas
-            too).""",
-        ),
-    ]
 
 
 class _EveryOption(DSMOptions, DrawOptions, total=False):
@@ -179,7 +182,7 @@ class DSMLoss(Loss):
         super().__init__()
         prepared = _prepare("DSMLoss", sigmas, options)
         self.reduction = options["reduction"]
-        self.conditioning = options["conditioning"] or "sigma"
+        self.conditioning = options["conditioning"]
         self.weighting = options["weighting"]
         self.prediction = options["prediction"]
         for name, table in prepared._asdict().items():
@@ -198,7 +201,8 @@ class DSMLoss(Loss):
     ) -> Tensor:
         """The loss of ``model`` on ``x``; see :func:`dsm_loss` for the arguments."""
         tables = Tables(self.sigmas, self.perturb_table, self.residual_table)
-        return _loss("DSMLoss", model, x, tables, self.conditioning, self.reduction, draws)
+        how = self.conditioning, self.prediction, self.reduction
+        return _loss("DSMLoss", model, x, tables, *how, draws)
 
 
 @takes_options(_EveryOption)
@@ -210,7 +214,7 @@ def dsm_loss(
 ) -> Tensor:
     r"""Denoising score matching loss over the noise levels ``sigmas``.
 
-    Every sample gets a level i, drawn uniformly unless ``labels`` are given, and normals z; with
+    Every sample gets a level i, drawn uniformly unless ``levels`` are given, and normals z; with
     x~ = x + sigma_i z its loss is
 
         1/2 lambda(sigma_i) |s(x~, sigma_i) + z / sigma_i|^2
@@ -235,7 +239,7 @@ def dsm_loss(
 
     Raises:
         ValueError: an argument out of its range, or a model output of another shape. On the CPU
-            also NaN or infinity in ``x`` and labels out of range; on a GPU, where looking would
+            also NaN or infinity in ``x`` and levels out of range; on a GPU, where looking would
             make the host wait, such samples have the loss NaN.
         TypeError: an argument of the wrong type.
 
@@ -253,8 +257,8 @@ def dsm_loss(
     fn = "dsm_loss"
     check_floating(fn, "x", x, min_dim=1)
     tables = Tables(*(table.to(x.device) for table in _prepare(fn, sigmas, options)))
-    conditioning = options["conditioning"] or "sigma"
-    return _loss(fn, model, x, tables, conditioning, options["reduction"], options)
+    how = options["conditioning"], options["prediction"], options["reduction"]
+    return _loss(fn, model, x, tables, *how, options)
 
 
 class Tables(NamedTuple):
@@ -268,10 +272,9 @@ class Tables(NamedTuple):
 def _prepare(fn: str, sigmas: Tensor | Sequence[float], options: DSMOptions) -> Tables:
     """Check what does not change from call to call, and make the tables."""
     values = check_sigmas(fn, sigmas).detach().double()
-    tables = dsm_tables(fn, values, options["weighting"], options["prediction"])
     check_choice(fn, "reduction", options["reduction"], REDUCTIONS)
-    if options["conditioning"] is not None:
-        check_choice(fn, "conditioning", options["conditioning"], CONDITIONINGS)
+    check_call(fn, options)
+    tables = dsm_tables(fn, values, options["weighting"], options["prediction"] or "score")
     return Tables(values, *tables)
 
 
@@ -280,16 +283,23 @@ def _loss(
     model: Callable[..., Tensor],
     x: Tensor,
     tables: Tables,
-    conditioning: str,
+    conditioning: str | None,
+    prediction: str | None,
     reduction: str,
     draws: DrawOptions,
 ) -> Tensor:
     check_data(fn, x, tables.sigmas)
-    if draws["labels"] is not None:
-        check_labels(fn, draws["labels"], x, len(tables.sigmas))
+    conditioning = conditioning_of(fn, model, conditioning, "sigma")
+    prepared_for, prediction = prediction, prediction_of(fn, model, prediction)
+    draws = with_levels(fn, model, conditioning, draws)
+    check_levels(fn, draws, x, len(tables.sigmas))
     model_kwargs = check_model_kwargs(fn, draws["model_kwargs"])
     key = noise_key(fn, x, draws)
     at = perturbed(x, tables.sigmas, tables.perturb_table, key, draws)
-    output = call_model(fn, model, at.x, at.sigma, at.labels, conditioning, model_kwargs)
+    output = call_model(fn, model, at.x, at.sigma, at.levels, conditioning, model_kwargs)
     table = tables.residual_table
+    if prediction == "eps" and prepared_for is None:  # the model has said so itself
+        table = torch.cat([torch.full_like(table[:, :1], -1), table[:, 1:]], dim=1)
+    if prediction == "x0":
+        output = score_of_denoised(output, at.x, at.sigma)
     return dsm_residual(output, table, at.drawn, key, reduction=reduction, **numbering(draws))

@@ -19,8 +19,8 @@ from fastscore._support.options import Option, documents, takes_options
 from fastscore.derivatives.projections import Batch, half_square
 from fastscore.derivatives.traces import output_and_trace
 from fastscore.losses._levels import (
+    How,
     ScoreMatchingModule,
-    check_conditioning,
     expected_term,
     prepare_levels,
     to_device,
@@ -143,8 +143,7 @@ def score_matching_loss(
         model,
         x,
         to_device(levels, x),
-        check_conditioning(fn, options["conditioning"], levels),
-        options["reduction"],
+        How.of(fn, options, clean=levels is None),
         options,
         random_terms=False,
     )

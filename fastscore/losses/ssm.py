@@ -32,8 +32,8 @@ from fastscore.derivatives.mixing import MixedSamples
 from fastscore.derivatives.projections import DISTRIBUTIONS, METHODS, Batch, Slicing
 from fastscore.losses._choice import choose_method, few_dimensions
 from fastscore.losses._levels import (
+    How,
     ScoreMatchingModule,
-    check_conditioning,
     expected_term,
     prepare_levels,
     to_device,
@@ -263,7 +263,6 @@ def ssm_loss(
         model,
         x,
         to_device(levels, x),
-        check_conditioning(fn, options["conditioning"], levels),
-        options["reduction"],
+        How.of(fn, options, clean=levels is None),
         options,
     )
