@@ -118,7 +118,7 @@ def test_dtypes_that_do_not_meet_are_explained_everywhere() -> None:
 
 def test_labels_are_not_suggested_where_they_can_not_be_given() -> None:
     x = randn(4, 2)
-    with pytest.raises(ValueError, match=r"^langevin: model must be .* gives no labels"):
+    with pytest.raises(ValueError, match=r"^langevin: model must be .* gives no indices"):
         langevin(lambda x, y: -x / SIGMAS[y][:, None], x, steps=2, step_size=0.1, sigma=0.5)
     table = nn.Embedding(3, 2)
     with pytest.raises(RuntimeError, match="scalar types: Long"):  # of what is given by name

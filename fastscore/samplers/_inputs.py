@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import numbers
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +16,7 @@ from fastscore import random
 from fastscore._support.checks import (
     check_choice,
     check_device,
+    check_device_there,
     check_finite,
     check_floating,
     check_int,
@@ -27,7 +29,8 @@ from fastscore._support.checks import (
     largest,
 )
 from fastscore._support.model_kwargs import check_model_kwargs
-from fastscore.conditioning import CONDITIONINGS, parameter_dtypes
+from fastscore._support.wrappers import unwrapped
+from fastscore.conditioning import conditioning_of, parameter_dtypes, prediction_of
 from fastscore.random import Stream
 from fastscore.samplers._graph import wants_graph
 from fastscore.samplers._loop import Chain, progress_bar_class, run
@@ -57,9 +60,8 @@ def sample(
     start_step, seed = options["start_step"], options["seed"]
     if not callable(model):
         fail_type(fn, "model", "callable", model)
-    conditioning = options["conditioning"]
-    conditioning = plan.conditioning if conditioning is None else conditioning
-    check_choice(fn, "conditioning", conditioning, CONDITIONINGS)
+    conditioning = conditioning_of(fn, model, options["conditioning"], plan.conditioning)
+    prediction = prediction_of(fn, model, options["prediction"])
     check_choice(fn, "init", options["init"], INITS)
     model_kwargs = check_model_kwargs(fn, options["model_kwargs"])
     check_start(fn, start_step, plan.steps, x, seed)
@@ -70,6 +72,9 @@ def sample(
         fail_type(fn, "callback", "callable", callback)
     if progress:
         progress_bar_class(fn)
+    batch_size = options["batch_size"]
+    if batch_size is not None:
+        check_int(fn, "batch_size", batch_size, minimum=1)
     shape, dtype, device = state_of(fn, model, x, plan, options)
     known, mask = check_known(fn, options["known"], options["mask"], shape, dtype, device)
     steps = plan.steps if shape.numel() else start_step  # nothing to do for no samples
@@ -92,11 +97,12 @@ def sample(
         conditioning,
         state,
         noise.key,
-        plan.table.to(device),
+        plan.table_for(prediction).to(device),
         plan.sigmas.to(device, dtype),
         plan.sigmas.to(dtype).tolist(),
         plan.steps_per_level,
         model_kwargs=model_kwargs,
+        batch_size=batch_size,
         known=known,
         mask=mask,
         clamp=bounds,
@@ -129,7 +135,7 @@ def state_of(
     if x is None:
         size = torch.Size(state_shape(fn, model, shape, num_samples))
         where = device if device is not None else model_device(model, plan.device)
-        return size, check_state_dtype(fn, dtype, model), full_device(where)
+        return size, check_state_dtype(fn, dtype, model), full_device(fn, where)
     check_given_state(fn, x, shape=shape, num_samples=num_samples, dtype=dtype, device=device)
     return x.shape, x.dtype if x.dtype in STATE_DTYPES else torch.float32, x.device
 
@@ -199,8 +205,8 @@ def warn_of_divergence(fn: str, x: Tensor, start: Tensor | None, steps: int, pla
     warnings.warn(
         f"{fn}: {what}. The chain diverges where {plan.step_size} is too large, where the model "
         "returns something else than the score (of a network that predicts the noise or the data, "
-        "fastscore.scores.EpsScore or DenoiserScore makes one), or where it is called with another "
-        "conditioning than it was trained with.",
+        'say prediction="eps" or "x0", or make it a score by fastscore.scores.EpsScore or '
+        "DenoiserScore), or where it is called with another conditioning than it was trained with.",
         UserWarning,
         stacklevel=4,
     )
@@ -238,16 +244,16 @@ def state_shape(
         if not len(shape):
             fail(fn, "shape", "at least 1-dimensional, (batch, ...)", tuple(shape))
         return tuple(check_int(fn, "shape", size, minimum=0) for size in shape)
-    data_shape = getattr(model, "data_shape", None)
+    data_shape = getattr(unwrapped(model), "data_shape", None)
     if data_shape is None:
         fail(fn, "shape", "given, or else x: this model has no data_shape to take it from", None)
     samples = DEFAULT_SAMPLES if num_samples is None else num_samples
     return (check_int(fn, "num_samples", samples, minimum=0), *map(int, data_shape))
 
 
-def full_device(device: torch.device | str) -> torch.device:
+def full_device(fn: str, device: torch.device | str) -> torch.device:
     """The device that a tensor made there says it is on: "cuda:0" for "cuda"."""
-    return torch.empty(0, device=device).device
+    return torch.empty(0, device=check_device_there(fn, device)).device
 
 
 def model_device(model: Any, default: torch.device | None) -> torch.device:
@@ -280,7 +286,7 @@ def check_given_state(fn: str, x: Tensor, **unused: Any) -> None:
 
 def check_known(
     fn: str,
-    known: Tensor | None,
+    known: Tensor | float | None,
     mask: Tensor | None,
     shape: torch.Size,
     dtype: torch.dtype,
@@ -292,7 +298,9 @@ def check_known(
     if known is None or mask is None:
         missing, other = ("known", "mask") if known is None else ("mask", "known")
         fail(fn, missing, f"given together with {other}", None)
-    check_floating(fn, "known", known)
+    if not isinstance(known, Tensor) and isinstance(known, numbers.Real):
+        known = torch.tensor(float(known), dtype=dtype, device=device)
+    known = check_floating(fn, "known", known)
     check_tensor(fn, "mask", mask)
     if mask.dtype != torch.bool:
         fail(fn, "mask", "a tensor of torch.bool, True where known", describe(mask))

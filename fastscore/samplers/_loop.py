@@ -24,6 +24,7 @@ from fastscore._support.checks import check_output
 from fastscore._support.lending import is_untouched, lend_own, lent
 from fastscore.conditioning import condition, explain, parameter_dtypes
 from fastscore.ops._library import ops
+from fastscore.samplers._batches import Batches
 from fastscore.samplers._graph import capture
 from fastscore.samplers._plan import Callback, Clamp, Model
 
@@ -45,6 +46,7 @@ class Chain:
     levels: list[float]  # the same, for the host
     steps_per_level: int
     model_kwargs: dict[str, Any] = field(default_factory=dict)
+    batch_size: int | None = None  # of each call of the model; None: all at once
     known: Tensor | None = None
     mask: Tensor | None = None
     clamp: Clamp = (None, None)
@@ -56,6 +58,7 @@ class Chain:
     sigma: Tensor = field(init=False)  # (B,): the level of the current step
     labels: Tensor = field(init=False)  # (B,) int64: its index
     arguments: tuple[Tensor, ...] = field(init=False)  # what the model is called with, besides x
+    batches: Batches | None = field(init=False, default=None)
     model_dtype: torch.dtype | None = field(init=False)  # what the state is cast to for the model
     checked: bool = field(init=False, default=False)  # whether the model's output has been
     writes: bool = field(init=False, default=False)  # whether the model writes to its arguments
@@ -67,6 +70,8 @@ class Chain:
         self.sigma = self.sigmas.new_empty(batch)
         self.labels = self.key.new_empty(batch)
         self.model_dtype = half_dtype(self.model) if self.autocast is None else None
+        if self.batch_size is not None and batch:
+            self.batches = Batches(self.fn, self.batch_size, batch, self.model_kwargs)
         if self.key.device.type == "cpu" and self.key.dim() == 1:
             self.host_key = memoryview(cast(Any, self.key.numpy()))
 
@@ -102,6 +107,8 @@ class Chain:
         writes to that.
         """
         x = self.x if self.model_dtype is None else self.x.to(self.model_dtype)
+        if self.batches is not None:
+            return self.call_in_batches(self.batches, x)
         named = lent(self.model_kwargs) if self.model_kwargs else {}
         if self.checked and not self.static:
             return self.model(lend_own(x), *map(lend_own, self.arguments), **named)
@@ -117,6 +124,14 @@ class Chain:
             raise
         self.writes = not is_untouched(handed)
         return check_output(self.fn, output, x)
+
+    def call_in_batches(self, batches: Batches, x: Tensor) -> Tensor:
+        """The model's output, from as many calls as it takes."""
+        try:
+            return batches(self.model, x, self.arguments)
+        except Exception as error:
+            self.explain(error)
+            raise
 
     def explain(self, error: Exception) -> None:
         """What the model's failure may come from."""

@@ -22,6 +22,7 @@ from fastscore._support.options import (
     set_signature,
     with_options,
 )
+from fastscore._support.renamed import with_new_names
 from fastscore.samplers._inputs import sample
 from fastscore.samplers._plan import Callback, Clamp, Plan
 
@@ -46,8 +47,17 @@ class SamplerOptions(ModelOptions, SeedOptions, total=False):
         Option(
             None,
             """how the model is called: "sigma" for ``model(x, sigma)``; "index" for NCSN's
-            ``model(x, labels)`` with int64 labels, 0 for the largest sigma; "log_sigma"; or "none"
-            for ``model(x)``. By default "sigma" where there are noise levels, else "none".""",
+            ``model(x, i)`` with int64 indices i, 0 for the largest sigma; "log_sigma"; or "none"
+            for ``model(x)``. By default as the model's own attribute ``conditioning`` says, else
+            "sigma" where there are noise levels and "none" where not.""",
+        ),
+    ]
+    prediction: Annotated[
+        str | None,
+        Option(
+            None,
+            """what the model returns: "score"; "eps", the noise; or "x0", the data (a denoiser).
+            By default what its own attribute ``prediction`` says, else "score".""",
         ),
     ]
     init: Annotated[
@@ -59,13 +69,15 @@ class SamplerOptions(ModelOptions, SeedOptions, total=False):
         ),
     ]
     known: Annotated[
-        Tensor | None,
+        Tensor | float | None,
         Option(
             None,
             """inpainting, together with ``mask``: where the mask is True the state is held at
-            ``known`` plus fresh noise of the current level, and ends as ``known`` exactly. It
-            broadcasts to the state's shape, and may be anything, NaN too, where the mask is
-            False.""",
+            ``known`` plus fresh noise of the current level, and ends as ``known`` exactly. A number
+            or a tensor that broadcasts to the state's shape; it may be anything, NaN too, where the
+            mask is False. The rest is then drawn given the known part only approximately: it sees
+            a noisy copy of that, at each step another. More steps at each level bring it nearer to
+            the conditional distribution.""",
         ),
     ]
     mask: Annotated[
@@ -112,6 +124,16 @@ class SamplerOptions(ModelOptions, SeedOptions, total=False):
             the state in its own dtype (and sigma in float32).""",
         ),
     ]
+    batch_size: Annotated[
+        int | None,
+        Option(
+            None,
+            """call the model with so many samples at a time, always with as many (the last call is
+            filled up), so that many can be drawn in little memory, and each is the same however
+            many are drawn with it; with entries of ``model_kwargs`` that belong to the samples. By
+            default all at once.""",
+        ),
+    ]
     progress: Annotated[
         bool,
         Option(
@@ -142,6 +164,8 @@ class SamplerOptions(ModelOptions, SeedOptions, total=False):
     ]
 
 
+OLD_NAMES = {"langevin": {"score_fn": "model"}}  # they work for one more version
+
 P = ParamSpec("P")
 
 
@@ -170,12 +194,14 @@ def sampler(make_plan: Callable[P, Plan]) -> Sampler[P]:
     own = list(inspect.signature(make_plan).parameters.values())[:-1]
     first, position = own[0].name, [p.name for p in own].index("x")
     options_of_all = declared(SamplerOptions)
+    renamed = OLD_NAMES.get(fn, {})
     known = {p.name for p in own} | {"trajectory"} | set(options_of_all.defaults)
 
     @functools.wraps(make_plan)
     def run(*args: Any, trajectory: Sequence[int] | None = None, **kwargs: Any) -> Any:
         if not known.issuperset(kwargs):
-            refuse_unknown(fn, known, kwargs)
+            kwargs = with_new_names(fn, renamed, kwargs)
+            refuse_unknown(fn, known, kwargs, renamed)
         options = {n: kwargs.pop(n, default) for n, default in options_of_all.defaults.items()}
         plan = make_plan(*args, **kwargs, **options)
         model = args[0] if args else kwargs[first]

@@ -35,6 +35,22 @@ class Plan:
     device: torch.device | None = None  # where to sample when nothing else says so
     records_steps: bool = False  # whether a trajectory counts steps, not levels
 
+    def table_for(self, prediction: str) -> Tensor:
+        """The table of a model that returns ``prediction``, whose conversion to a score it holds.
+
+        a x + b s is a x - b/sigma eps for predicted noise, (a - b/sigma^2) x + b/sigma^2 D for
+        predicted data.
+        """
+        if prediction == "score":
+            return self.table
+        level = torch.arange(len(self.table)) // self.steps_per_level
+        sigma = self.sigmas[level.clamp(max=len(self.sigmas) - 1)]
+        a, b, c, k = self.table.unbind(-1)
+        if prediction == "eps":
+            return torch.stack([a, -b / sigma, c, k], dim=-1)
+        b = b / sigma.square()
+        return torch.stack([a - b, b, c, k], dim=-1)
+
     def recorded(self, fn: str, trajectory: Sequence[int] | None) -> list[int] | None:
         """After how many steps the state is recorded, sorted; None where nothing is asked for."""
         if trajectory is None:

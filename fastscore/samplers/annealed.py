@@ -74,9 +74,8 @@ def annealed_langevin(
 
     Args:
         model: called ``model(x, sigma)`` with sigma of shape (batch,); returns the score, in x's
-            shape. Other ways of calling: see ``conditioning``. A network that predicts the noise,
-            or the data, is made a score by :class:`fastscore.scores.EpsScore` or
-            :class:`fastscore.scores.DenoiserScore`, an energy by
+            shape. Other ways of calling: see ``conditioning``; networks that return the noise or
+            the data: see ``prediction``. An energy is made a score by
             :class:`fastscore.scores.EnergyScore`.
         sigmas: noise levels, (L,), positive and strictly decreasing.
         x: initial state, (batch, ...), taken as it is; never changed. Half precision is continued

@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from fastscore._support.checks import check_choice, check_int, check_number, check_shape, fail
+from fastscore.conditioning import conditioning_of, prediction_of
 from fastscore.samplers._options import SamplerOptions, sampler
 from fastscore.samplers._plan import Model, Plan
 from fastscore.schedules import CONVENTIONS
@@ -50,7 +51,7 @@ def check_step_sizes(fn: str, step_size: float | Sequence[float] | Tensor, steps
 
 @sampler
 def langevin(
-    score_fn: Model,
+    model: Model,
     x: Tensor | None = None,
     *,
     steps: int,
@@ -63,8 +64,8 @@ def langevin(
 
     Each step is, with fresh standard normal ``z``,
 
-    - ``x <- x + step_size/2 * score_fn(x) + sqrt(step_size) * z`` (``convention="half"``),
-    - ``x <- x + step_size * score_fn(x) + sqrt(2 * step_size) * z`` (``convention="full"``).
+    - ``x <- x + step_size/2 * model(x) + sqrt(step_size) * z`` (``convention="half"``),
+    - ``x <- x + step_size * model(x) + sqrt(2 * step_size) * z`` (``convention="full"``).
 
     There is no Metropolis correction: on N(0, sigma^2) the chain settles at variance
     sigma^2 * 2/(2 - eta), with eta = step_size/sigma^2 in the full convention and half of that in
@@ -75,12 +76,12 @@ def langevin(
     a single level too.
 
     Args:
-        score_fn: ``score_fn(x)`` returns the gradient of the log density, in x's shape. With
-            ``sigma`` it is called ``score_fn(x, sigma)``, sigma of shape (batch,). It runs without
+        model: ``model(x)`` returns the gradient of the log density, in x's shape. With
+            ``sigma`` it is called ``model(x, sigma)``, sigma of shape (batch,). It runs without
             gradients: a log density to be differentiated goes into
             :class:`fastscore.scores.EnergyScore`, see the example.
         x: initial state, (batch, ...); never changed. Half precision is continued in float32.
-        steps: number of steps, each with one call of ``score_fn``.
+        steps: number of steps, each with one call of ``model``.
         step_size: a positive number, or ``steps`` of them.
         convention: "half" or "full", see above.
         sigma: noise level that a conditional score is asked for.
@@ -114,12 +115,13 @@ def langevin(
     fn = "langevin"
     check_choice(fn, "convention", convention, CONVENTIONS)
     steps = check_int(fn, "steps", steps, minimum=1)
-    conditioning = options["conditioning"]
-    if conditioning is None:
-        conditioning = "none" if sigma is None else "sigma"
+    default = "none" if sigma is None else "sigma"
+    conditioning = conditioning_of(fn, model, options["conditioning"], default)
     check_choice(fn, "conditioning", conditioning, ("none", "sigma", "log_sigma"))
-    if sigma is None and conditioning != "none":
-        fail(fn, "sigma", f'a positive number for conditioning="{conditioning}"', None)
+    prediction = prediction_of(fn, model, options["prediction"])
+    if sigma is None and (conditioning, prediction) != ("none", "score"):
+        expected = f"a positive number for a model of {conditioning=}, {prediction=}"
+        fail(fn, "sigma", expected, None)
     level = 1.0 if sigma is None else check_number(fn, "sigma", sigma, positive=True)
     known_noise = 0.0 if sigma is None else level
     sizes = check_step_sizes(fn, step_size, steps)

@@ -1,0 +1,50 @@
+"""Calling a network with a fixed number of samples at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastscore._support.checks import check_output
+from fastscore._support.lending import lent
+from fastscore._support.model_kwargs import per_batch
+
+
+class Batches:
+    """Calls of a network for ``batch`` samples, ``size`` of them at a time and always as many.
+
+    The last call is filled up with copies of the last sample: the same sample then meets the same
+    call, with however many others it is drawn. What belongs to the samples among ``model_kwargs``
+    goes with them.
+    """
+
+    def __init__(self, fn: str, size: int, batch: int, model_kwargs: dict[str, Any]) -> None:
+        self.fn, self.size, self.batch = fn, size, batch
+        self.kwargs = [
+            per_batch(model_kwargs, batch, partial(self._rows, start=start))
+            for start in range(0, batch, size)
+        ]
+
+    def _rows(self, value: Tensor, start: int) -> Tensor:
+        """``size`` rows from ``start`` on, a copy."""
+        rows = value[start : start + self.size]
+        missing = self.size - len(rows)
+        if not missing:
+            return rows.clone()
+        return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])])
+
+    def __call__(
+        self, model: Callable[..., Tensor], x: Tensor, arguments: Sequence[Tensor]
+    ) -> Tensor:
+        """The model's output for all samples, (batch, ...)."""
+        outputs = []
+        for start, named in zip(range(0, self.batch, self.size), self.kwargs, strict=True):
+            rows = self._rows(x, start)
+            given = [self._rows(each, start) for each in arguments]
+            output = model(rows.clone(), *given, **lent(named))
+            outputs.append(check_output(self.fn, output, rows))
+        return torch.cat(outputs)[: self.batch]

@@ -1,0 +1,274 @@
+"""How a model is called and what it returns, said once; options by their old names."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from helpers import assert_same_bytes, randn
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel
+
+import fastscore
+from fastscore.conditioning import PREDICTIONS
+from fastscore.scores import DenoiserScore, EnergyScore, EpsScore, GaussianMixture, NetworkScore
+
+SIGMAS = fastscore.geometric_sigmas(2.0, 0.1, 6)
+LOSSES = [fastscore.dsm_loss, fastscore.ssm_loss, fastscore.score_matching_loss]
+MODULES = [fastscore.DSMLoss, fastscore.SSMLoss, fastscore.ScoreMatchingLoss]
+
+
+class Net(nn.Module):
+    """A network of (x, c), whatever c is."""
+
+    def __init__(self, **said: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(3, 16), nn.SiLU(), nn.Linear(16, 2))
+        for name, value in said.items():
+            setattr(self, name, value)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        return self.layers(torch.cat([x, c[:, None].to(x.dtype)], 1))
+
+
+SAMPLERS: dict[str, Callable[..., Tensor]] = {
+    "langevin": lambda model, **options: fastscore.langevin(
+        model, steps=5, step_size=0.01, sigma=0.5, seed=3, shape=(6, 2), **options
+    ),
+    "annealed": lambda model, **options: fastscore.annealed_langevin(
+        model, SIGMAS, steps_per_sigma=2, seed=3, shape=(6, 2), **options
+    ),
+    "consistent": lambda model, **options: fastscore.consistent_annealed_langevin(
+        model, SIGMAS, eta=0.7, seed=3, shape=(6, 2), **options
+    ),
+}
+
+
+# ---- prediction ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=list(SAMPLERS))
+def test_samplers_take_a_prediction_as_the_adapter_does(sampler: Any, prediction: str) -> None:
+    """In float64: the conversion is in the table, and rounds elsewhere than the adapter's."""
+    net = Net().double()
+    want = sampler(NetworkScore(net, prediction=prediction))
+    assert want.dtype == torch.float64
+    torch.testing.assert_close(sampler(net, prediction=prediction), want, rtol=1e-12, atol=1e-12)
+    net.prediction = prediction
+    torch.testing.assert_close(sampler(net), want, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(sampler(DataParallel(net)), want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0"])
+@pytest.mark.parametrize("conditioning", ["sigma", "log_sigma", "index"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_losses_take_a_prediction_as_the_adapter_does(
+    loss: Any, conditioning: str, prediction: str
+) -> None:
+    net, x = Net(), randn(7, 2)
+    sigmas = SIGMAS if conditioning == "index" else None
+    adapter = NetworkScore(net, prediction=prediction, conditioning=conditioning, sigmas=sigmas)
+    want = loss(adapter, x, sigmas=SIGMAS, seed=0)
+    wanted = torch.autograd.grad(want, net.parameters())
+    said = Net(prediction=prediction, conditioning=conditioning)
+    module = MODULES[LOSSES.index(loss)](SIGMAS)
+    how = {"prediction": prediction, "conditioning": conditioning}
+    for network, got in [
+        (net, loss(net, x, sigmas=SIGMAS, seed=0, **how)),
+        (said, loss(said, x, sigmas=SIGMAS, seed=0)),
+        (said, module(said, x, seed=0)),
+    ]:
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+        gradients = torch.autograd.grad(got, network.parameters())
+        torch.testing.assert_close(gradients, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_dsm_of_an_exact_denoiser_is_that_of_its_score() -> None:
+    mixture = GaussianMixture([0.3, 0.7], [[-1.0, 0.0], [1.0, 1.0]], 0.05)
+    x = mixture.sample(500, seed=0)
+
+    def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
+        return x + sigma[:, None] ** 2 * mixture(x, sigma)
+
+    want = fastscore.dsm_loss(mixture, x, SIGMAS, seed=1, reduction="none")
+    got = fastscore.dsm_loss(denoiser, x, SIGMAS, seed=1, reduction="none", prediction="x0")
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
+    half = fastscore.dsm_loss(
+        lambda *at: denoiser(*at).bfloat16(), x, SIGMAS, seed=1, prediction="x0"
+    )
+    assert half.dtype == torch.float32  # the difference is taken there
+
+
+def test_eps_networks_sample_without_an_adapter() -> None:
+    """The issue's case: an eps network without an adapter went to 1e15."""
+    mixture = GaussianMixture([0.5, 0.5], [[-2.0, 0.0], [2.0, 0.0]], 0.01)
+
+    def eps(x: Tensor, sigma: Tensor) -> Tensor:
+        return -sigma[:, None] * mixture(x, sigma)
+
+    sigmas = fastscore.noise_scales(mixture.sample(100, seed=0).repeat(1, 3), sigma_min=0.05)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        x = fastscore.annealed_langevin(eps, sigmas, shape=(500, 2), seed=0, prediction="eps")
+    assert float((x.abs() - torch.tensor([2.0, 0.0])).norm(dim=1).median()) < 0.3
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: fastscore.langevin(Net(), steps=2, step_size=0.1, shape=(2, 2), prediction="eps"),
+        lambda: fastscore.langevin(Net(prediction="x0"), steps=2, step_size=0.1, shape=(2, 2)),
+        lambda: fastscore.langevin(Net(conditioning="sigma"), steps=2, step_size=1, shape=(2, 2)),
+        lambda: fastscore.ssm_loss(Net(prediction="eps"), randn(3, 2)),
+        lambda: fastscore.SSMLoss()(Net(conditioning="log_sigma"), randn(3, 2)),
+    ],
+)
+def test_what_needs_a_noise_level_says_so(call: Callable[[], Any]) -> None:
+    with pytest.raises(ValueError, match=r"^\w+: sigmas? must be .* for a model of conditioning="):
+        call()
+
+
+def test_a_prediction_on_clean_data_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match=r"^SSMLoss: prediction must be 'score' without sigmas"):
+        fastscore.SSMLoss(prediction="eps")
+    for make in (*MODULES, lambda *a, **k: SAMPLERS["annealed"](Net(), **k)):
+        with pytest.raises(ValueError, match=r"prediction must be one of .*'x0', got 'noise'"):
+            make(SIGMAS, prediction="noise")
+
+
+# ---- said once ----------------------------------------------------------------------------------
+
+OWN = {
+    "eps": lambda: EpsScore(Net(), conditioning="index", sigmas=SIGMAS),
+    "denoiser": lambda: DenoiserScore(Net(), conditioning="log_sigma"),
+    "energy": lambda: EnergyScore(lambda x, s: x.square().sum(1) / s),
+    "mixture": lambda: GaussianMixture([1.0], [[0.0, 0.0]], 1.0),
+    "mlp": lambda: fastscore.nn.ScoreMLP(2),
+    "said": lambda: Net(conditioning="sigma"),
+}
+
+
+@pytest.mark.parametrize("make", OWN.values(), ids=list(OWN))
+@pytest.mark.parametrize("conditioning", ["index", "log_sigma"])
+def test_conditioning_is_said_once(make: Callable[[], Any], conditioning: str) -> None:
+    model, x = make(), randn(4, 2)
+    expected = r"conditioning must be left out for \w+, a model of conditioning='sigma'.*got "
+    expected += f"'{conditioning}'"
+    for sampler in SAMPLERS.values():
+        with pytest.raises(ValueError, match=expected):
+            sampler(model, conditioning=conditioning)
+        with pytest.raises(ValueError, match=expected):
+            sampler(DataParallel(model), conditioning=conditioning)
+    for loss in LOSSES:
+        with pytest.raises(ValueError, match=expected):
+            loss(model, x, sigmas=SIGMAS, conditioning=conditioning)
+
+
+def test_the_error_says_where_it_belongs() -> None:
+    with pytest.raises(ValueError, match=r"adapter: EpsScore\(network, conditioning='index'\)"):
+        SAMPLERS["annealed"](EpsScore(Net()), conditioning="index")
+    with pytest.raises(ValueError, match=r"adapter: NetworkScore\(network, prediction='eps'\)"):
+        SAMPLERS["annealed"](EpsScore(Net()), prediction="eps")
+    with pytest.raises(ValueError, match=r"prediction must be left out for Net.*got 'x0'"):
+        fastscore.dsm_loss(Net(prediction="eps"), randn(3, 2), SIGMAS, prediction="x0")
+    with pytest.raises(ValueError, match=r"EpsScore: prediction must be left out for Net"):
+        EpsScore(Net(prediction="x0"))
+
+
+def test_what_a_model_says_of_itself_must_be_known() -> None:
+    for name in ("conditioning", "prediction"):
+        model = Net(**{name: "film"})
+        with pytest.raises(ValueError, match=rf"{name} must be given .* None, and 'film' of the"):
+            SAMPLERS["annealed"](model)
+        value = "sigma" if name == "conditioning" else "score"
+        assert_same_bytes(SAMPLERS["annealed"](model, **{name: value}), SAMPLERS["annealed"](Net()))
+    layer = Net()
+    layer.conditioning = nn.Linear(2, 2)  # somebody's own
+    assert_same_bytes(SAMPLERS["annealed"](layer), SAMPLERS["annealed"](Net()))
+
+
+def test_scores_that_need_no_sigma_are_called_either_way() -> None:
+    energy = EnergyScore(lambda x: x.square().sum(1) / 2, conditioning="none")
+    for model in (energy, GaussianMixture([1.0], [[0.0, 0.0]], 1.0)):
+        assert torch.isfinite(SAMPLERS["annealed"](model)).all()
+        assert torch.isfinite(SAMPLERS["annealed"](model, conditioning="none")).all()
+        assert torch.isfinite(
+            fastscore.langevin(model, steps=2, step_size=0.1, shape=(3, 2), seed=0)
+        ).all()
+        assert torch.isfinite(fastscore.ssm_loss(model, randn(3, 2)))
+
+
+def test_functions_of_a_score_refuse_what_is_none() -> None:
+    x = randn(3, 2)
+    for model in (Net(conditioning="index"), Net(prediction="eps")):
+        for call in (
+            lambda model=model: fastscore.fisher_divergence(model, x, x, 0.5),
+            lambda model=model: fastscore.sliced_fisher_divergence(model, x, x, 0.5),
+            lambda model=model: fastscore.divergence(model, x, 0.5),
+        ):
+            with pytest.raises(ValueError, match=r"model must be a score .*NetworkScore"):
+                call()
+    score = NetworkScore(Net(prediction="eps"))
+    assert torch.isfinite(fastscore.fisher_divergence(score, x, x, 0.5))
+
+
+def test_an_adapter_takes_what_the_network_says() -> None:
+    net = Net(conditioning="log_sigma", prediction="eps")
+    x, sigma = randn(3, 2), torch.tensor([0.5, 1.0, 2.0])
+    got = NetworkScore(net)(x, sigma)
+    assert_same_bytes(got, -net(x, sigma.log()) / sigma[:, None])
+    assert NetworkScore(net).conditioning == "sigma"
+    assert NetworkScore(net).prediction == "score"
+    assert NetworkScore(net).net_conditioning == "log_sigma"
+    assert NetworkScore(net).net_prediction == "eps"
+
+
+# ---- class labels -------------------------------------------------------------------------------
+
+
+class Classes(nn.Module):
+    def forward(self, x: Tensor, sigma: Tensor, y: Tensor | None = None) -> Tensor:
+        return -x if y is None else y[:, None] - x
+
+
+@pytest.mark.parametrize("loss", [*LOSSES, *(m(SIGMAS) for m in MODULES)], ids=str)
+def test_class_labels_do_not_pass_for_noise_levels(loss: Any) -> None:
+    x, classes = randn(4, 2), torch.tensor([0, 1, 1, 0])
+    sigmas = {} if isinstance(loss, nn.Module) else {"sigmas": SIGMAS}
+    with pytest.raises(TypeError, match=r"labels is the old name of levels.*model_kwargs={'y': "):
+        loss(Classes(), x, labels=classes, **sigmas)
+    with pytest.warns(FutureWarning, match=r"labels= is now levels=.*classes go into model_kwargs"):
+        old = loss(lambda x, s: -x, x, labels=classes, seed=0, **sigmas)
+    assert_same_bytes(old, loss(lambda x, s: -x, x, levels=classes, seed=0, **sigmas))
+    with pytest.warns(FutureWarning):  # both, and what is which is clear
+        both = loss(Classes(), x, labels=classes, model_kwargs={"y": classes}, seed=0, **sigmas)
+    with pytest.raises(TypeError, match="levels is given twice"):
+        loss(lambda x, s: -x, x, labels=classes, levels=classes, **sigmas)
+    new = loss(Classes(), x, levels=classes, model_kwargs={"y": classes}, seed=0, **sigmas)
+    assert_same_bytes(both, new)
+
+
+# ---- old names ----------------------------------------------------------------------------------
+
+
+def test_old_names_work_and_warn_at_the_callers_line() -> None:
+    x = randn(3, 2)
+    with pytest.warns(DeprecationWarning, match="probes= is now projections=") as caught:
+        old = fastscore.divergence(torch.tanh, x, probes=2, seed=0)
+    assert caught[0].filename == __file__
+    assert_same_bytes(old, fastscore.divergence(torch.tanh, x, projections=2, seed=0))
+    with pytest.warns(DeprecationWarning, match="score_fn= is now model=") as caught:
+        old = fastscore.langevin(score_fn=lambda x: -x, x=x, steps=2, step_size=0.1, seed=0)
+    assert caught[0].filename == __file__
+    assert_same_bytes(
+        old, fastscore.langevin(model=lambda x: -x, x=x, steps=2, step_size=0.1, seed=0)
+    )
+    with pytest.raises(TypeError, match="projections is given twice"):
+        fastscore.divergence(torch.tanh, x, probes=2, projections=2)
+    with pytest.raises(TypeError, match="did you mean 'projections'"):
+        fastscore.divergence(torch.tanh, x, probs=2)
