@@ -7,9 +7,8 @@ fresh numbers at each replay. A sample is known by its number in the whole batch
 or ``samples`` for numbers in any order), or by a key of its own.
 
 >>> import fastscore
->>> key = fastscore.random.key(seed=7)
->>> whole = fastscore.random.normal(key, (4, 3))
->>> part = fastscore.random.normal(key, (2, 3), sample_offset=2)
+>>> whole = fastscore.random.normal((4, 3), seed=7)
+>>> part = fastscore.random.normal((2, 3), seed=7, sample_offset=2)
 >>> bool((whole[2:] == part).all())
 True
 """
@@ -18,15 +17,17 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any, overload
 
 import numpy
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from fastscore import ops
 from fastscore._support.checks import (
     check_device,
+    check_device_there,
     check_int,
     check_key,
     check_tensor,
@@ -34,6 +35,8 @@ from fastscore._support.checks import (
     fail,
     fail_type,
 )
+from fastscore._support.common_options import SeedOptions
+from fastscore._support.options import Option, takes_options
 from fastscore._support.streams import Stream
 from fastscore.ops._library import mapped_like, traced
 
@@ -108,6 +111,8 @@ def make_key(
 ) -> Tensor:
     """:func:`key` on behalf of the function ``fn``, which messages name."""
     _check_draw(fn, draw)
+    if device is not None and not isinstance(device, torch.device):
+        device = check_device_there(fn, device)
     if generator is not None and not isinstance(generator, torch.Generator):
         fail_type(fn, "generator", "a torch.Generator or None", generator)
     if seed is None:
@@ -188,17 +193,33 @@ def check_numbering(
         fail(fn, "sample_offset", "0 where samples are numbered by samples=", sample_offset)
 
 
+class RandomOptions(SeedOptions, total=False):
+    """What the functions that draw numbers take."""
+
+    dtype: Annotated[torch.dtype, Option(torch.float32, "float32, float64, bfloat16 or float16.")]
+    device: Annotated[
+        torch.device | str | None,
+        Option(None, "of the result, where no key says so; the CPU by default."),
+    ]
+    stream: Annotated[
+        int,
+        Option(
+            Stream.USER,
+            "what the numbers are for; numbers of different streams are independent.",
+        ),
+    ]
+
+
+Shape = Sequence[int]
+Fill = Callable[..., Tensor]
+
+
 def _filled(
-    fn: str,
-    fill: Callable[..., Tensor],
-    key: Tensor,
-    shape: Sequence[int],
-    dtype: torch.dtype,
-    stream: int,
-    sample_offset: int,
-    samples: Tensor | None,
+    fn: str, fill: Fill, key: Tensor | Shape | None, shape: Shape | None, options: RandomOptions
 ) -> Tensor:
-    check_tensor(fn, "key", key)
+    if shape is None and key is not None and not isinstance(key, Tensor):
+        key, shape = None, key  # the shape came first
+    dtype, samples, offset = options["dtype"], options["samples"], options["sample_offset"]
     if samples is not None:
         check_tensor(fn, "samples", samples)
     if not isinstance(dtype, torch.dtype):
@@ -209,81 +230,95 @@ def _filled(
         fail_type(fn, "shape", "a sequence of integers", shape)
     if len(shape) < 1 or min(shape) < 0:
         fail(fn, "shape", "at least one dimension, the batch, and no negative size", tuple(shape))
-    check_int(fn, "stream", stream, minimum=0)
-    check_int(fn, "sample_offset", sample_offset, minimum=0)
+    check_int(fn, "stream", options["stream"], minimum=0)
+    check_int(fn, "sample_offset", offset, minimum=0)
+    key = _key_of(fn, key, options)
     out = mapped_like(key, samples).new_empty(tuple(shape), dtype=dtype)
-    return fill(out, key, stream=stream, sample_offset=sample_offset, samples=samples)
+    return fill(out, key, stream=options["stream"], sample_offset=offset, samples=samples)
 
 
-def normal(
-    key: Tensor,
-    shape: Sequence[int],
-    *,
-    dtype: torch.dtype = torch.float32,
-    stream: int = Stream.USER,
-    sample_offset: int = 0,
-    samples: Tensor | None = None,
-) -> Tensor:
-    """Standard normals of shape ``shape`` (batch first) on the key's device.
+def _key_of(fn: str, key: Any, options: RandomOptions) -> Tensor:
+    """The key given, or that of the seed."""
+    seed, generator, device = options["seed"], options["generator"], options["device"]
+    if device is not None:
+        device = check_device_there(fn, device)
+    if key is None:
+        return make_key(fn, seed, device=device, generator=generator)
+    check_tensor(fn, "key", key)
+    for name, value in (("seed", seed), ("generator", generator), ("device", device)):
+        if value is not None:
+            fail(fn, name, "None when key is given", value)
+    return key
+
+
+@overload
+def normal(key: Tensor, shape: Shape, **options: Unpack[RandomOptions]) -> Tensor: ...
+@overload
+def normal(shape: Shape, /, **options: Unpack[RandomOptions]) -> Tensor: ...
+@overload
+def normal(*, shape: Shape, **options: Unpack[RandomOptions]) -> Tensor: ...
+@takes_options(RandomOptions)
+def normal(key: Any = None, shape: Shape | None = None, **options: Unpack[RandomOptions]) -> Tensor:
+    """Standard normals of shape ``shape`` (batch first): ``normal(shape, seed=...)``, or of a key.
 
     Made in float32, then converted: every dtype sees the same noise. Box and Muller 1958 on words
     of Philox4x32-10.
 
     Args:
         key: int64 tensor [seed, draw], see :func:`key`; or (batch, 2), a key of each sample's own.
+            In place of ``seed``, ``generator`` and ``device``; it may be left out before the shape.
         shape: of the result; the first dimension is the batch.
-        dtype: float32, float64, bfloat16 or float16.
-        stream: what the numbers are for; numbers of different streams are independent.
-        sample_offset: number of the first sample: shards of a batch draw what the whole would.
-        samples: int64 (batch,) on the key's device, at least 0, in place of ``sample_offset``: the
-            number of each sample, in any order, repeated or not.
 
     Raises:
         TypeError, ValueError: an argument does not fit; ``samples``, keys (batch, 2) and a
-            ``sample_offset`` exclude one another.
+            ``sample_offset`` exclude one another, and so do a key and a seed.
 
-    >>> normal(key(0), (2, 3)).shape
+    >>> normal((2, 3), seed=0).shape
     torch.Size([2, 3])
-    >>> whole, some = normal(key(0), (5, 3)), torch.tensor([4, 0, 4])
-    >>> torch.equal(normal(key(0), (3, 3), samples=some), whole[some])
+    >>> torch.equal(normal((2, 3), seed=0), normal(key(0), (2, 3)))
     True
-    >>> torch.equal(normal(key([7, 8]), (2, 3))[1:], normal(key(8), (1, 3)))
+    >>> whole, some = normal((5, 3), seed=0), torch.tensor([4, 0, 4])
+    >>> torch.equal(normal((3, 3), seed=0, samples=some), whole[some])
+    True
+    >>> torch.equal(normal((2, 3), seed=[7, 8])[1:], normal((1, 3), seed=8))
     True
     """
-    return _filled("normal", ops.normal_, key, shape, dtype, stream, sample_offset, samples)
+    return _filled("normal", ops.normal_, key, shape, options)
 
 
+@overload
+def uniform(key: Tensor, shape: Shape, **options: Unpack[RandomOptions]) -> Tensor: ...
+@overload
+def uniform(shape: Shape, /, **options: Unpack[RandomOptions]) -> Tensor: ...
+@overload
+def uniform(*, shape: Shape, **options: Unpack[RandomOptions]) -> Tensor: ...
+@takes_options(RandomOptions)
 def uniform(
-    key: Tensor,
-    shape: Sequence[int],
-    *,
-    dtype: torch.dtype = torch.float32,
-    stream: int = Stream.USER,
-    sample_offset: int = 0,
-    samples: Tensor | None = None,
+    key: Any = None, shape: Shape | None = None, **options: Unpack[RandomOptions]
 ) -> Tensor:
     """Uniform numbers in [0, 1), multiples of 2^-24; arguments as for :func:`normal`.
 
     In bfloat16 and float16 rounding can give 1.
 
-    >>> bool((uniform(key(0), (100,)) < 1).all())
+    >>> bool((uniform((100,), seed=0) < 1).all())
     True
     """
-    return _filled("uniform", ops.uniform_, key, shape, dtype, stream, sample_offset, samples)
+    return _filled("uniform", ops.uniform_, key, shape, options)
 
 
+@overload
+def rademacher(key: Tensor, shape: Shape, **options: Unpack[RandomOptions]) -> Tensor: ...
+@overload
+def rademacher(shape: Shape, /, **options: Unpack[RandomOptions]) -> Tensor: ...
+@overload
+def rademacher(*, shape: Shape, **options: Unpack[RandomOptions]) -> Tensor: ...
+@takes_options(RandomOptions)
 def rademacher(
-    key: Tensor,
-    shape: Sequence[int],
-    *,
-    dtype: torch.dtype = torch.float32,
-    stream: int = Stream.USER,
-    sample_offset: int = 0,
-    samples: Tensor | None = None,
+    key: Any = None, shape: Shape | None = None, **options: Unpack[RandomOptions]
 ) -> Tensor:
     """-1 and +1 with equal odds, one bit each; arguments as for :func:`normal`.
 
-    >>> rademacher(key(0), (100,)).abs().unique()
+    >>> rademacher((100,), seed=0).abs().unique()
     tensor([1.])
     """
-    return _filled("rademacher", ops.rademacher_, key, shape, dtype, stream, sample_offset, samples)
+    return _filled("rademacher", ops.rademacher_, key, shape, options)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastscore._support.checks import (
     check_choice,
+    check_device_there,
     check_finite,
     check_floating,
     check_int,
@@ -71,6 +72,8 @@ def geometric_sigmas(
         fail_type(fn, "dtype", "a torch.dtype", dtype)
     if not dtype.is_floating_point:
         fail(fn, "dtype", "a floating-point dtype", dtype)
+    if device is not None:
+        check_device_there(fn, device)
     if high <= low:
         fail(fn, "sigma_max", f"larger than sigma_min = {low}", high)
     position = torch.arange(count, dtype=torch.float64) / (count - 1)

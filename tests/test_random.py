@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -20,7 +22,7 @@ from helpers import (
 from torch import Tensor
 
 import fastscore
-from fastscore import ops, reference
+from fastscore import ops, random, reference
 from fastscore._support.streams import Stream
 from fastscore.reference import random as reference_random
 
@@ -363,3 +365,44 @@ def test_messages_name_the_function_that_was_called() -> None:
         fastscore.dsm_loss(lambda x, s: -x, x, sigmas, generator=3)
     with pytest.raises(ValueError, match=r"^normal: stream must be"):
         fastscore.random.normal(fastscore.random.key(0), (2, 2), stream=-1)
+
+
+# ---- seeds in place of keys ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("draw", [random.normal, random.uniform, random.rademacher])
+def test_a_seed_in_place_of_a_key(draw: Any) -> None:
+    of_key = draw(random.key(5), (4, 3))
+    for got in (
+        draw((4, 3), seed=5),
+        draw(shape=(4, 3), seed=5),
+        draw(torch.Size([4, 3]), seed=5),
+        draw(key=random.key(5), shape=(4, 3)),
+    ):
+        assert_same_bytes(got, of_key)
+    assert_same_bytes(draw((2, 3), seed=5, sample_offset=2), of_key[2:])
+    assert_same_bytes(draw((2, 3), seed=[9, 5])[1:], of_key[:1])
+    assert draw((4, 3), seed=5, dtype=torch.float64).dtype == torch.float64
+    torch.manual_seed(0)
+    first = draw((64, 3))
+    assert not torch.equal(first, draw((64, 3)))  # a seed from PyTorch's generator
+    torch.manual_seed(0)
+    assert_same_bytes(draw((64, 3)), first)
+    of_generator = [draw((64, 3), generator=torch.Generator().manual_seed(3)) for _ in range(2)]
+    assert_same_bytes(*of_generator)
+
+
+def test_a_key_and_a_seed_exclude_one_another() -> None:
+    for name, value in {
+        "seed": 1,
+        "generator": torch.Generator(),
+        "device": "cpu",
+    }.items():
+        with pytest.raises(ValueError, match=f"normal: {name} must be None when key is given"):
+            random.normal(random.key(0), (2, 2), **{name: value})
+    with pytest.raises(TypeError, match="normal: shape must be a sequence of integers"):
+        random.normal(seed=0)
+    with pytest.raises(TypeError, match="normal: shape must be a sequence of integers"):
+        random.normal(4, seed=0)
+    with pytest.raises(TypeError, match="normal: there is no option 'sede'"):
+        random.normal((2, 2), sede=0)

@@ -45,13 +45,20 @@ x = torch.zeros(3, 2)
 assert_type(fastscore.divergence(model, x, 0.5), Tensor)
 assert_type(fastscore.divergence(model, x, 0.5, return_stderr=False), Tensor)
 assert_type(
-    fastscore.divergence(model, x, 0.5, probes=4, return_stderr=True), tuple[Tensor, Tensor]
+    fastscore.divergence(model, x, 0.5, projections=4, return_stderr=True), tuple[Tensor, Tensor]
 )
 fastscore.divergence(model, x, 0.5, returns_stderr=True)  # error: call-overload
+
+# Random numbers: of a seed, or of a key.
+assert_type(fastscore.random.normal((3, 2), seed=1), Tensor)
+assert_type(fastscore.random.normal(shape=(3, 2), dtype=torch.float64), Tensor)
+assert_type(fastscore.random.uniform(fastscore.random.key(0), (3, 2)), Tensor)
+fastscore.random.normal(seed=1)  # error: call-overload
 
 # Losses
 assert_type(fastscore.dsm_loss(model, x, sigmas), Tensor)
 assert_type(fastscore.dsm_loss(model, x, sigmas, weighting=lambda s: s**2), Tensor)
+assert_type(fastscore.ssm_loss(model, x, sigmas=sigmas, prediction="eps"), Tensor)
 fastscore.dsm_loss(model, x, sigmas, weighing="none")  # error: call-arg
 fastscore.dsm_loss(model, "x", sigmas)  # error: arg-type
 
