@@ -32,6 +32,9 @@ def describe(x: Tensor) -> str:
 
 def check_tensor(fn: str, arg: str, x: Any, *, min_dim: int = 0) -> Tensor:
     """A tensor with at least ``min_dim`` dimensions."""
+    if isinstance(x, numpy.ndarray):
+        way = "torch.as_tensor(array, dtype=torch.float32) makes one"
+        raise TypeError(f"{fn}: {arg} must be a torch.Tensor, got a NumPy array ({way})")
     if not isinstance(x, Tensor):
         fail_type(fn, arg, "a torch.Tensor", x)
     if x.dim() < min_dim:
@@ -204,7 +207,9 @@ def check_output(fn: str, output: Any, x: Tensor, *, arg: str = "model") -> Tens
     if not isinstance(output, Tensor):
         fail_type(fn, arg, expected, output)
     if output.shape != x.shape or not output.is_floating_point():
-        fail(fn, arg, expected, describe(output))
+        energy = output.shape in (x.shape[:1], (*x.shape[:1], 1))
+        way = " (fastscore.scores.EnergyScore makes a score of an energy)" if energy else ""
+        fail(fn, arg, expected, describe(output) + way)
     if output.device != x.device:
         fail(fn, arg, f"a model whose output is on {x.device}, as x is", describe(output))
     return output

@@ -1,4 +1,4 @@
-"""Derivatives by autograd in ``torch.inference_mode``, where nothing is recorded of itself."""
+"""What can be done in the mode that the caller is in: inference mode, capture in a CUDA graph."""
 
 from __future__ import annotations
 
@@ -28,3 +28,8 @@ def recordable(x: Tensor) -> Tensor:
     """
     plain = type(x) in (Tensor, Parameter)  # a subclass may have no answer
     return x.clone() if plain and x.is_inference() else x
+
+
+def is_captured(x: Tensor) -> bool:
+    """Whether what is done with x goes into a CUDA graph, where no value can be looked at."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()

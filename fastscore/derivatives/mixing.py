@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fastscore._support.checks import largest
 from fastscore._support.eager import compiled_parts_run_eagerly
+from fastscore._support.inference import is_captured
 from fastscore._support.known import known_of
 from fastscore._support.reach import modules_of
 from fastscore._support.rewind import Rewind
@@ -60,7 +61,7 @@ class SampleSigns:
         self.x = x
         # In a function transform nothing may be decided by values.
         self.checked = len(x) > 1 and not torch._C._are_functorch_transforms_active()
-        self.checked &= not (x.is_cuda and torch.cuda.is_current_stream_capturing())
+        self.checked &= not is_captured(x)
         self.signs = _signs(len(x), x) if self.checked else None
 
     @classmethod

@@ -29,6 +29,7 @@ from fastscore.derivatives.traces import (
     has_energy,
     output_and_pullback,
     sum_over_sample,
+    warn_of_flat_energy,
 )
 from fastscore.ops import projections, sliced_terms
 
@@ -94,6 +95,7 @@ def reverse(batch: Batch, slicing: Slicing) -> Terms:
     vs = _draw(batch, slicing)
     score, pullback = output_and_pullback(batch.call, batch.x)
     jtv = torch.stack([pullback(v) for v in vs])
+    warn_of_flat_energy(batch.call, score, jtv)
     return _from_products(score, jtv, batch, slicing)  # v'(J'v) = v'J v
 
 

@@ -12,9 +12,11 @@ from torch.utils.checkpoint import checkpoint
 
 from fastscore._support.checks import check_int, check_output
 from fastscore._support.eager import compiled_parts_run_eagerly
-from fastscore._support.inference import recordable, recording
+from fastscore._support.inference import is_captured, recordable, recording
+from fastscore._support.known import known_of
 from fastscore._support.once import marked_once, only_once, refuse
 from fastscore._support.reach import Statistics, modules_of, same_statistics
+from fastscore._support.renamed import warn_caller
 from fastscore._support.rewind import Rewind
 from fastscore._support.tangents import refuse_tangents
 from fastscore.derivatives.call import Call
@@ -39,6 +41,29 @@ def sum_over_sample(x: Tensor, batch_dims: int = 1) -> Tensor:
 def has_energy(model: Model) -> bool:
     """Whether the model differentiates an energy: tangents of that need another way."""
     return any(getattr(m, "differentiates_energy", False) for m in modules_of(model))
+
+
+def warn_of_flat_energy(call: Call, score: Tensor, products: Tensor) -> None:
+    """Say that an energy's second derivatives, the ``products``, are 0 where its score is not.
+
+    Those of a network of ReLUs are, and score matching does not see its kinks. Looked at once for
+    each model, since on a GPU the host waits.
+    """
+    if not has_energy(call.model) or torch.compiler.is_compiling():
+        return
+    if torch._C._are_functorch_transforms_active() or is_captured(score):
+        return
+    known = known_of(call.model)
+    if "curved" in known or not score.numel() or not bool(score.detach().any()):
+        return
+    known["curved"] = bool(products.detach().any())
+    if not known["curved"]:
+        warn_caller(
+            f"{call.fn}: the energy's second derivatives are 0 at all samples, as those of a "
+            "network of ReLUs are: score matching can't train it. Take a smooth activation (SiLU, "
+            "softplus, tanh).",
+            UserWarning,
+        )
 
 
 def output_and_pullback(call: Call, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -99,7 +124,9 @@ def output_and_products(call: Call, x: Tensor, vs: Tensor) -> tuple[Tensor, Tens
     """
     if has_energy(call.model):
         output, pullback = output_and_pullback(call, x)
-        return output, torch.stack([pullback(v) for v in vs])
+        products = torch.stack([pullback(v) for v in vs])
+        warn_of_flat_energy(call, output, products)
+        return output, products
     result = dual_output(call, x, vs, lazy=False, transposed=True)
     output, products = result.parts() if isinstance(result, DualTensor) else result
     return check_output(call.fn, output, x), products
