@@ -287,3 +287,7 @@ def rademacher(
     tensor([1.])
     """
     return _filled("rademacher", ops.rademacher_, key, shape, dtype, stream, sample_offset, samples)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

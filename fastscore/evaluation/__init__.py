@@ -31,3 +31,7 @@ __all__ = [
     "sliced_fisher_divergence",
     "sliced_wasserstein",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

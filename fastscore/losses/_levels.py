@@ -109,6 +109,7 @@ class ScoreMatchingModule(Loss):
     random_terms = True  # whether the estimator draws random numbers
 
     def __init__(self, sigmas: Tensor | Sequence[float] | None, options: LossOptions) -> None:
+        """See the class."""
         super().__init__()
         fn = type(self).__name__
         levels = prepare_levels(fn, sigmas, options)
@@ -128,6 +129,7 @@ class ScoreMatchingModule(Loss):
         raise NotImplementedError
 
     def extra_repr(self) -> str:
+        """The options, for ``repr``."""
         levels = 0 if self.sigmas is None else len(self.sigmas)
         return (
             f"levels={levels}, weighting={self.weighting!r}, reduction={self.reduction!r}, "

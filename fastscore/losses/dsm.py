@@ -186,6 +186,7 @@ class DSMLoss(Loss):
             self.register_buffer(name, table, persistent=False)
 
     def extra_repr(self) -> str:
+        """The options, for ``repr``."""
         return (
             f"levels={len(self.sigmas)}, weighting={self.weighting!r}, "
             f"reduction={self.reduction!r}, prediction={self.prediction!r}, "

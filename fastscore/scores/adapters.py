@@ -31,6 +31,7 @@ class Adapter(ExactBuffers):
         conditioning: str,
         sigmas: Tensor | Sequence[float] | None,
     ) -> None:
+        """See the class."""
         super().__init__()
         name = type(self).__name__
         if not callable(model):
@@ -41,6 +42,15 @@ class Adapter(ExactBuffers):
         levels = None if sigmas is None else check_sigmas(name, sigmas).detach().double()
         self.register_buffer("sigmas", levels, persistent=False)
         self.data_shape: tuple[int, ...] | None = getattr(model, "data_shape", None)
+
+    def extra_repr(self) -> str:
+        """How the model is called, and the model where it is no module, for ``repr``."""
+        parts = [f"conditioning={self.conditioning!r}"]
+        if self.sigmas is not None:
+            parts.append(f"levels={len(self.sigmas)}")
+        plain = [n for n in ("net", "energy") if n in vars(self)]  # functions: modules show below
+        parts += [f"{n}={getattr(vars(self)[n], '__name__', vars(self)[n])}" for n in plain]
+        return ", ".join(parts)
 
     def _conditioned(self, level: Tensor) -> tuple[Tensor, ...]:
         """What the model is given beside x for noise levels (batch,)."""
@@ -65,6 +75,7 @@ class _NetworkAdapter(Adapter):
         conditioning: str = "sigma",
         sigmas: Tensor | Sequence[float] | None = None,
     ) -> None:
+        """See the class."""
         super().__init__("net", net, conditioning, sigmas)
         self.net = net
 
