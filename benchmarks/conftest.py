@@ -12,7 +12,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from fastscore.apps.bench.case import Case, NotAvailable
 from fastscore.apps.bench.machine import devices, prepare_process
 from fastscore.apps.bench.measure import Effort, Measurement
-from fastscore.apps.bench.report import case_lines, write_rows
+from fastscore.apps.bench.report import LEGEND, case_lines, write_rows
 from fastscore.apps.bench.suite import family_cases
 
 Row = dict[str, Any]
@@ -97,6 +97,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Every side of every case in a line."""
+    if config.stash[ROWS]:
+        terminalreporter.section("what the columns mean")
+        terminalreporter.write_line(LEGEND)
     for name, rows in config.stash[ROWS].items():
         terminalreporter.section(name)
         for line in case_lines(rows):

@@ -26,7 +26,7 @@ from fastscore.apps.bench.cases import dsm, langevin, networks, sampling, sliced
 from fastscore.apps.bench.cases.common import normal, size
 from fastscore.apps.bench.machine import prepare_process
 from fastscore.apps.bench.measure import Effort, measure
-from fastscore.apps.bench.report import lines, write_rows
+from fastscore.apps.bench.report import LEGEND, lines, write_rows
 
 Row = dict[str, Any]
 Build = Callable[[Case], Work]
@@ -170,7 +170,7 @@ def reduce_overhead(network: networks.Network) -> Callable[[Case], Candidate]:
 def sampled(network: networks.Network, levels: int, steps: int, *more: Any) -> Case:
     params = {"network": network.name, "levels": levels, "steps": steps}
     return Case(
-        "sample",
+        "sample_annealed_langevin",
         "jobs",
         with_sides(sampling.build(network), *more),
         (network.batch, *network.shape),
@@ -194,7 +194,7 @@ def cases() -> Iterator[Case]:
     )  # fmt: skip
     n = torch.Size(IMAGES).numel()
     yield Case(
-        "dsm", "dsm", dsm.build_part, IMAGES, device="cuda",
+        "dsm_loss", "dsm", dsm.build_part, IMAGES, device="cuda",
         providers=(*LIBRARY, "eager", "NCSN loss", "compile", "copy"), **size(n, buffers=20),
     )  # fmt: skip
     terms = {"distribution": "rademacher", "projections": 1}
@@ -224,13 +224,13 @@ GOALS = [
     Goal("langevin_step_-268435456-float32-cuda", "eager", 2.0),
     Goal("langevin_step_-268435456-float32-cuda", "compile", 1.2),
     Goal("langevin_step_-268435456-bfloat16-cuda", "copy", 0.70),
-    Goal("dsm-16384x3x32x32-float32-cuda", "eager", 4.0),
-    Goal("dsm-16384x3x32x32-float32-cuda", "compile", 1.3),
+    Goal("dsm_loss-16384x3x32x32-float32-cuda", "eager", 4.0),
+    Goal("dsm_loss-16384x3x32x32-float32-cuda", "compile", 1.3),
     Goal("sliced_terms-16384x3072-float32-cuda", "copy", 0.85),
     Goal("sliced_terms_backward-16384x3072-float32-cuda", "copy", 0.85),
-    Goal("sample-1024x2-float32-cuda", "NCSN loop", 5.0),
-    Goal("sample-64x3x32x32-float32-cuda", "eager", 1.0),
-    Goal("sample-64x3x32x32-float32-cuda", "reduce-overhead", 1.0),
+    Goal("sample_annealed_langevin-1024x2-float32-cuda", "NCSN loop", 5.0),
+    Goal("sample_annealed_langevin-64x3x32x32-float32-cuda", "eager", 1.0),
+    Goal("sample_annealed_langevin-64x3x32x32-float32-cuda", "reduce-overhead", 1.0),
 ]
 
 
@@ -256,6 +256,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         sys.exit("benchmarks/gpu.py: no CUDA device")
     out, where = Path(sys.argv[1]), prepare_process()
+    print(LEGEND)
     results: dict[str, list[Row]] = {}
     failures = 0
     for case in cases():

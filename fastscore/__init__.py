@@ -1,9 +1,54 @@
-"""Fused kernels for score-based generative modelling in PyTorch."""
+"""Fused kernels for score-based generative modelling in PyTorch.
 
-from fastscore import nn, ops, random, reference, scores, sde
+============  =====================================================================================
+losses        ``dsm_loss``, ``ssm_loss``, ``score_matching_loss``, as modules ``DSMLoss``,
+              ``SSMLoss``, ``ScoreMatchingLoss``: in ``losses``
+samplers      ``langevin``, ``annealed_langevin``, ``consistent_annealed_langevin``: in ``samplers``
+noise scales  ``geometric_sigmas``, ``noise_scales``, ``sigma_max_from_data``, and the step size
+              ``langevin_step_size``: in ``schedules``
+derivatives   ``jvp``, ``jvps``, ``quadratic_forms``, ``divergence``, ``output_and_divergence``:
+              in ``derivatives``
+scores        ``scores``: ``NetworkScore``, ``EpsScore``, ``DenoiserScore`` and ``EnergyScore`` of
+              other models; ``GaussianMixture`` and ``Parzen``, exact
+evaluation    ``evaluation``: ``frechet_distance``, ``sliced_wasserstein``, ``energy_distance``,
+              ``nearest_distance``; ``fisher_divergence``, ``sliced_fisher_divergence``
+networks      ``nn``: ``ScoreMLP``, ``ScoreConvNet``, ``EMA``; ``shared`` marks an argument that is
+              not the samples'
+saving        ``checkpoint``: ``save_checkpoint``, ``load_checkpoint``, ``Checkpoint``
+numbers       ``random``: ``key``, ``normal``, ``uniform``, ``rademacher``
+kernels       ``ops``, and the same in pure PyTorch, the specification: ``reference``
+memory        ``keep_freed_memory``, for training on a CPU
+============  =====================================================================================
+
+``help`` says all of a name, and what is in a room: ``help(fastscore.scores)``.
+
+>>> import torch, fastscore
+>>> x = torch.randn(256, 2) * 0.1 + torch.tensor([1.0, -1.0])  # data: (batch, ...)
+>>> sigmas = fastscore.geometric_sigmas(4.0, 0.05, 20)
+>>> model = fastscore.nn.ScoreMLP(2)  # any model(x, sigma) will do
+>>> loss = fastscore.dsm_loss(model, x, sigmas)  # to be minimised
+>>> fastscore.annealed_langevin(model, sigmas, num_samples=8).shape
+torch.Size([8, 2])
+"""
+
+import sys
+
+from fastscore import (
+    derivatives,
+    evaluation,
+    losses,
+    nn,
+    ops,
+    random,
+    reference,
+    samplers,
+    schedules,
+    scores,
+)
 from fastscore._support.memory import keep_freed_memory
 from fastscore._support.model_kwargs import shared
 from fastscore._support.moved import keep_old_names
+from fastscore._support.signatures import show_as_written
 from fastscore.derivatives import divergence, jvp, jvps, output_and_divergence, quadratic_forms
 from fastscore.evaluation import fisher_divergence, sliced_fisher_divergence
 from fastscore.losses import (
@@ -25,8 +70,6 @@ from fastscore.schedules import (
 
 __version__ = "0.1.0"
 
-keep_old_names()
-
 __all__ = [
     "DSMLoss",
     "SSMLoss",
@@ -34,8 +77,10 @@ __all__ = [
     "annealed_langevin",
     "checkpoint",
     "consistent_annealed_langevin",
+    "derivatives",
     "divergence",
     "dsm_loss",
+    "evaluation",
     "fisher_divergence",
     "geometric_sigmas",
     "jvp",
@@ -43,6 +88,7 @@ __all__ = [
     "keep_freed_memory",
     "langevin",
     "langevin_step_size",
+    "losses",
     "nn",
     "noise_scales",
     "ops",
@@ -50,11 +96,19 @@ __all__ = [
     "quadratic_forms",
     "random",
     "reference",
+    "samplers",
+    "schedules",
     "score_matching_loss",
     "scores",
-    "sde",
     "shared",
     "sigma_max_from_data",
     "sliced_fisher_divergence",
     "ssm_loss",
 ]
+
+keep_old_names()
+show_as_written(sys.modules[__name__])
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -322,3 +322,7 @@ def rademacher(
     tensor([1.])
     """
     return _filled("rademacher", ops.rademacher_, key, shape, options)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

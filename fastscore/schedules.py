@@ -24,6 +24,8 @@ from fastscore._support.checks import (
     fail_type,
 )
 
+__all__ = ["geometric_sigmas", "langevin_step_size", "noise_scales", "sigma_max_from_data"]
+
 CONVENTIONS = ("half", "full")
 
 _BLOCK_ELEMENTS = 2**22  # float64 elements of one block of rows: 32 MiB
@@ -326,3 +328,7 @@ def langevin_step_size(sigmas: Tensor, steps: int, *, convention: str = "half") 
 
     step_size = _bisect(slope, 0.0, 1.0) * float(levels[-1]) ** 2
     return step_size if convention == "full" else 2 * step_size
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

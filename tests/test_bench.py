@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import re
 import subprocess
 import sys
 import time
@@ -14,7 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastscore.apps.bench import checks, report, suite
+import fastscore
+from fastscore.apps.bench import checks, names, report, suite
 from fastscore.apps.bench.case import (
     Agreement,
     Candidate,
@@ -26,7 +28,7 @@ from fastscore.apps.bench.case import (
     library,
     peer,
 )
-from fastscore.apps.bench.cases import langevin
+from fastscore.apps.bench.cases import langevin, scaling
 from fastscore.apps.bench.machine import machine
 from fastscore.apps.bench.measure import Effort, Measurement, measure
 from fastscore.apps.bench.memory import peak_bytes
@@ -35,6 +37,7 @@ from fastscore.apps.cli import main
 
 EFFORT = Effort(quick=True)
 EFFORT.case_seconds, EFFORT.block_seconds, EFFORT.fewest_turns = 0.01, 1e-4, 3
+WHERE = machine() | {"keeps_freed_memory": False}
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 FIELDS = {
     "op", "family", "shape", "dtype", "device", "params", "axis", "at", "threads", "quick", "cpu",
@@ -77,7 +80,7 @@ QUICK = [case for case in suite.all_cases("cpu", quick=True) if case.axis in (No
 
 @pytest.mark.parametrize("case", QUICK, ids=lambda case: case.name)
 def test_sides_agree_and_rows_have_every_field(case):
-    rows = measure(small(case), EFFORT, machine() | {"keeps_freed_memory": False})
+    rows = measure(small(case), EFFORT, WHERE)
     assert rows[0]["provider"] == "fastscore"
     for row in rows:
         assert set(row) == FIELDS
@@ -228,14 +231,14 @@ WRONG = {
         ),
     ),
 }  # fmt: skip
-OPS = ["langevin_step_"] * 3 + ["dsm", "sliced_terms", "dual", "annealed_langevin"]
+OPS = ["langevin_step_"] * 3 + ["dsm_loss", "sliced_terms", "dual", "annealed_langevin"]
 
 
 @pytest.mark.parametrize(("name", "op"), list(zip(WRONG, OPS, strict=True)))
 def test_the_checks_find_a_wrong_peer(name, op, monkeypatch):
     module, attribute, wrong = WRONG[name]
     case = next(case for case in QUICK if case.op == op and case.axis is None)
-    if op == "dsm":
+    if op == "dsm_loss":
         case = dataclasses.replace(case, shape=(64, 64))
     monkeypatch.setattr(module, attribute, wrong)
     with pytest.raises(Disagreement):
@@ -320,7 +323,7 @@ def results(tmp_path_factory):
 def test_command_writes_rows(results, capsys):
     content = json.loads((results / "cpu.json").read_text())
     rows = content["rows"]
-    assert {row["op"] for row in rows} == {"dual", "dual_training"}
+    assert {row["op"] for row in rows} == {"dual", "dual_with_grad"}
     assert all(row["quick"] for row in rows)
     assert report.read_rows([results / "cpu.json"]) == rows
     assert all(set(row) == FIELDS for row in rows)
@@ -374,8 +377,52 @@ def test_a_case_too_large_for_the_machine_is_left_out():
 
 def test_every_case_has_a_name_of_its_own():
     for quick in (False, True):
-        names = [(case.family, case.name) for case in suite.all_cases("cpu", quick=quick)]
-        assert len(set(names)) == len(names)
+        found = [(case.family, case.name) for case in suite.all_cases("cpu", quick=quick)]
+        assert len(set(found)) == len(found)
+
+
+def test_every_name_is_a_public_function_and_said_what_it_is():
+    cases = [case for quick in (True, False) for case in suite.all_cases("cpu", quick=quick)]
+    cases += [case for quick in (True, False) for case in scaling.capability_cases(quick)]
+    assert {case.op for case in cases} == set(names.OPS)
+    assert {case.family for case in cases} | set(suite.SOURCES) == set(names.FAMILIES)
+    for name in names.OPS:
+        function = re.sub(r"^(sample|train)_|_with_grad$", "", name)
+        assert function in (*fastscore.__all__, *fastscore.ops.__all__), name
+
+
+def test_list_prints_every_name_and_does_no_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(suite, "measure", lambda *_: pytest.fail("work done"))
+    assert main(["bench", "--list"]) == 0
+    printed = capsys.readouterr().out
+    for name, line in (names.FAMILIES | names.OPS).items():
+        assert re.search(rf"^ +{re.escape(name)} +{re.escape(line)}$", printed, re.M)
+    assert max(map(len, printed.splitlines())) <= 110
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="needs the checkout")
+def test_the_notes_name_every_op_and_so_do_the_results():
+    text = (BENCHMARKS / "README.md").read_text()
+    assert all(f"| `{name}` | " in text for name in names.OPS)
+    assert all(f"`{name}`" in text for name in names.FAMILIES)
+    found = {row["op"] for row in report.read_rows((BENCHMARKS / "results").glob("cpu-*.json"))}
+    assert found == set(names.OPS)
+
+
+def test_the_legend_comes_once_before_the_rows_and_explains_every_column(tmp_path, monkeypatch):
+    monkeypatch.setattr(suite, "measure", lambda case, *_: measure(small(case), EFFORT, WHERE))
+    said = []
+    ops = ["normal_", "dsm_residual", "train_dsm_loss"]
+    suite.run_bench(tmp_path / "out", ops=ops, device="cpu", quick=True, say=said.append)
+    assert said[0] == report.LEGEND
+    assert said.count(report.LEGEND) == 1
+    rows = "\n".join(said[1:])
+    columns = ("GB/s", "times faster", "% of read", "% of the peak of multiplications", "network ")
+    assert all(column in rows for column in columns)
+    assert all(column in report.LEGEND for column in columns if column != "% of read")
+    assert max(map(len, report.LEGEND.splitlines())) <= 100
 
 
 def test_other_json_is_refused(tmp_path):

@@ -1,7 +1,9 @@
 """Every example in a docstring and in the README runs and prints what it says."""
 
 import doctest
+import functools
 import importlib
+import inspect
 import pkgutil
 import re
 from pathlib import Path
@@ -24,12 +26,26 @@ def test_docstring_examples(name):
     assert result.failed == 0
 
 
-@pytest.mark.parametrize("name", fastscore.__all__)
+def public_names(module=fastscore):
+    """The names of the package and of its rooms, as ``nn.EMA``."""
+    for name in module.__all__:
+        thing = getattr(module, name)
+        yield f"{module.__name__}.{name}".removeprefix("fastscore.")
+        if inspect.ismodule(thing) and hasattr(thing, "__all__"):
+            yield from public_names(thing)
+
+
+@pytest.mark.parametrize("name", list(public_names()))
 def test_every_public_name_is_documented_with_an_example(name):
-    thing = getattr(fastscore, name)
+    thing = functools.reduce(getattr, name.split("."), fastscore)
+    assert "__doc__" in vars(thing) or not isinstance(thing, type), f"{name} has its base's words"
     assert thing.__doc__, name
-    if callable(thing):
-        assert ">>>" in thing.__doc__, name
+    if not callable(thing) or name.startswith("reference."):  # which has the words of ops
+        return
+    doc = thing.__doc__
+    if other := re.match(r":func:`(\w+)` ", doc):  # a form of another function, which has one
+        doc = getattr(importlib.import_module(thing.__module__), other[1]).__doc__
+    assert ">>>" in doc, name
 
 
 def test_readme_snippets_run(tmp_path, monkeypatch):

@@ -82,7 +82,9 @@ def area(x: int, *, scale: int = 1, **options: Unpack[Options]) -> int:
 def test_options_are_filled_in_listed_and_refused() -> None:
     assert area(2) == 6
     assert area(2, size=5, scale=2) == 20
-    assert str(inspect.signature(area)).startswith("(x: 'int', *, scale: 'int' = 1, size: int = 3)")
+    assert str(inspect.signature(area)).startswith(
+        "(x: int, *, scale: int = 1, size: int = 3) -> int"
+    )
     assert "        scale: a factor.\n        size: how large.\n\n    Returns:" in str(area.__doc__)
     with pytest.raises(TypeError, match=r"^area: there is no option 'sice' \(did you mean 'size'"):
         area(2, sice=3)

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastscore._support.checks import fail_type
+from fastscore._support.checks import describe, fail_type
 
 ModelKwargs = Mapping[str, Any] | None
 
@@ -37,7 +37,8 @@ class Shared:
         self.value = value
 
     def __repr__(self) -> str:
-        return f"shared({self.value!r})"
+        value = describe(self.value) if isinstance(self.value, Tensor) else repr(self.value)
+        return f"shared({value})"
 
 
 def shared(value: Any) -> Any:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple, ParamSpec, TypeVar, get_type_hints
 
 from fastscore._support.renamed import with_new_names
+from fastscore._support.signatures import written
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -62,12 +63,13 @@ def takes_options(kind: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Give a function of ``**options: Unpack[kind]`` all of them, the defaults where left out.
 
     An unknown name is a TypeError that says so. The function's signature and the section ``Args``
-    of its docstring list every option.
+    of its docstring list every option; an ``__init__`` without a docstring points to its class's.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         defaults, renamed = declared(kind).defaults, declared(kind).renamed
-        own = list(inspect.signature(function).parameters.values())[:-1]
+        signature = inspect.signature(function)
+        own = list(signature.parameters.values())[:-1]
         known = {p.name for p in own} | set(defaults)
         name = public_name(function)
 
@@ -79,8 +81,10 @@ def takes_options(kind: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
             return function(*args, **{**defaults, **kwargs})
 
         parameters = sorted([*own, *declared(kind).parameters], key=lambda p: p.kind)
-        set_signature(complete, parameters)
+        set_signature(complete, parameters, signature.return_annotation)
         complete.__doc__ = with_options(function.__doc__, kind)
+        if function.__name__ == "__init__" and complete.__doc__ is None:
+            complete.__doc__ = "See the class."
         return complete
 
     return decorate
@@ -102,8 +106,15 @@ def public_name(function: Callable[..., Any]) -> str:
     return owner if name in ("__init__", "forward") else name
 
 
-def set_signature(function: Callable[..., Any], parameters: Iterable[inspect.Parameter]) -> None:
-    setattr(function, "__signature__", inspect.Signature(list(parameters)))  # noqa: B010
+def set_signature(
+    function: Callable[..., Any],
+    parameters: Iterable[inspect.Parameter],
+    returns: Any = inspect.Signature.empty,
+) -> None:
+    """Let ``help`` and ``inspect`` show these parameters, their types as they are written."""
+    shown = [p.replace(annotation=written(p.annotation)) for p in parameters]
+    signature = inspect.Signature(shown, return_annotation=written(returns))
+    setattr(function, "__signature__", signature)  # noqa: B010
 
 
 def refuse_unknown(

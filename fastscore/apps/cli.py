@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--op", action="append", metavar="OP", help="an op or a family, may be repeated (all)"
     )
+    command.add_argument("--list", action="store_true", help="print the names that --op takes")
     command.add_argument("--device", default="all", help="cpu, cuda or all that are there (all)")
     command.add_argument("--quick", action="store_true", help="small sizes, under a minute")
     command.add_argument("--out", default="bench", help="directory of the JSON (default: bench)")
@@ -102,8 +103,11 @@ def run_sample(args: argparse.Namespace) -> None:
 
 
 def run_benchmarks(args: argparse.Namespace) -> None:
-    from fastscore.apps.bench import run_bench
+    from fastscore.apps.bench import listing, run_bench
 
+    if args.list:
+        print("\n".join(listing()))
+        return
     run_bench(args.out, ops=args.op, device=args.device, quick=args.quick)
 
 

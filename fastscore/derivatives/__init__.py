@@ -1,5 +1,17 @@
 """Derivatives of networks: values, Jacobian-vector products, traces, divergence, projections.
 
+=============================================  ====================================================
+``jvp``, ``jvps``                              output and Jacobian-vector products in one pass
+``quadratic_forms``                            output and v'J v of each sample
+``divergence``, ``output_and_divergence``      the trace of the Jacobian, exact or estimated
+=============================================  ====================================================
+
+>>> import torch, fastscore
+>>> fastscore.derivatives.divergence(lambda x: -x, torch.zeros(2, 3), method="exact")
+tensor([-3., -3.])
+
+The modules:
+
 ===================  ============================================================================
 ``forward``          output and Jacobian-vector products of an unchanged network in one pass
 ``closed_form``      the exact trace of a multilayer perceptron, from weights and slopes
@@ -13,3 +25,7 @@ from fastscore.derivatives.forward import jvp, jvps, quadratic_forms
 from fastscore.derivatives.hutchinson import divergence, output_and_divergence
 
 __all__ = ["divergence", "jvp", "jvps", "output_and_divergence", "quadratic_forms"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,4 +1,18 @@
-"""Losses whose minimum is the score of the data."""
+"""Losses whose minimum is the score of the data, as functions and as modules.
+
+=================================================  ================================================
+``dsm_loss``, ``DSMLoss``                          denoising score matching, the cheapest
+``ssm_loss``, ``SSMLoss``                          sliced score matching, on clean data too
+``score_matching_loss``, ``ScoreMatchingLoss``     score matching with the exact trace
+=================================================  ================================================
+
+A module checks and prepares its noise levels once: take it in a training loop.
+
+>>> import torch, fastscore
+>>> loss_fn = fastscore.losses.DSMLoss(fastscore.geometric_sigmas(4.0, 0.1, 10))
+>>> loss_fn(fastscore.nn.ScoreMLP(2), torch.randn(128, 2), seed=0).shape
+torch.Size([])
+"""
 
 from fastscore.losses.dsm import DSMLoss, dsm_loss
 from fastscore.losses.score_matching import ScoreMatchingLoss, score_matching_loss
@@ -12,3 +26,7 @@ __all__ = [
     "score_matching_loss",
     "ssm_loss",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

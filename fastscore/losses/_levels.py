@@ -20,7 +20,7 @@ from fastscore._support.options import takes_options
 from fastscore.conditioning import condition, conditioning_of, explained, prediction_of
 from fastscore.derivatives.call import Call
 from fastscore.derivatives.projections import Batch
-from fastscore.losses._options import DrawOptions, LossOptions, check_call
+from fastscore.losses._options import DrawOptions, LossOptions, check_call, shown
 from fastscore.losses._perturbed import (
     check_data,
     check_levels,
@@ -151,6 +151,7 @@ class ScoreMatchingModule(Loss):
     random_terms = True  # whether the estimator draws random numbers
 
     def __init__(self, sigmas: Tensor | Sequence[float] | None, options: LossOptions) -> None:
+        """See the class."""
         super().__init__()
         fn = type(self).__name__
         levels = prepare_levels(fn, sigmas, options)
@@ -170,10 +171,11 @@ class ScoreMatchingModule(Loss):
         raise NotImplementedError
 
     def extra_repr(self) -> str:
-        levels = 0 if self.sigmas is None else len(self.sigmas)
-        return (
-            f"levels={levels}, weighting={self.weighting!r}, reduction={self.how.reduction!r}, "
-            f"conditioning={self.how.conditioning!r}, prediction={self.how.prediction!r}"
+        """The options, for ``repr``."""
+        return shown(
+            levels=0 if self.sigmas is None else len(self.sigmas),
+            weighting=self.weighting,
+            **self.how._asdict(),
         )
 
     @takes_options(DrawOptions)

@@ -81,3 +81,8 @@ def check_call(fn: str, options: LossOptions) -> None:
         check_choice(fn, "conditioning", conditioning, CONDITIONINGS)
     if prediction is not None:
         check_choice(fn, "prediction", prediction, PREDICTIONS)
+
+
+def shown(**options: object) -> str:
+    """Options for ``repr``; what is left to the model is left out."""
+    return ", ".join(f"{name}={value!r}" for name, value in options.items() if value is not None)

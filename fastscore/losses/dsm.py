@@ -38,7 +38,7 @@ from fastscore.conditioning import (
     prediction_of,
     score_of_denoised,
 )
-from fastscore.losses._options import DrawOptions, LossOptions, Weighting, check_call
+from fastscore.losses._options import DrawOptions, LossOptions, Weighting, check_call, shown
 from fastscore.losses._perturbed import (
     check_data,
     check_levels,
@@ -189,10 +189,13 @@ class DSMLoss(Loss):
             self.register_buffer(name, table, persistent=False)
 
     def extra_repr(self) -> str:
-        return (
-            f"levels={len(self.sigmas)}, weighting={self.weighting!r}, "
-            f"reduction={self.reduction!r}, prediction={self.prediction!r}, "
-            f"conditioning={self.conditioning!r}"
+        """The options, for ``repr``."""
+        return shown(
+            levels=len(self.sigmas),
+            weighting=self.weighting,
+            conditioning=self.conditioning,
+            prediction=self.prediction,
+            reduction=self.reduction,
         )
 
     @takes_options(DrawOptions)

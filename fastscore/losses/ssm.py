@@ -162,6 +162,7 @@ class SSMLoss(ScoreMatchingModule):
         self.chosen_method: str | None = None
 
     def extra_repr(self) -> str:
+        """The options, for ``repr``."""
         slicing = self.options.slicing
         return (
             f"projections={slicing.count}, distribution={slicing.distribution!r}, "

@@ -96,6 +96,7 @@ class ScoreConvNet(nn.Module):
         blocks: int = 1,
         data_std: float = 0.5,
     ) -> None:
+        """See the class."""
         super().__init__()
         fn = "ScoreConvNet"
         check_int(fn, "channels", channels, minimum=1)
@@ -154,3 +155,7 @@ class ScoreConvNet(nn.Module):
         for block in self.decode:
             h = block(h, embedding)
         return (self.leave(self.activation(self.norm(h))) / level).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """What the layers don't say, for ``repr``."""
+        return f"data_shape={self.data_shape}, data_std={self.data_std}"

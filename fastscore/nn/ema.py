@@ -78,6 +78,7 @@ class EMA:
     def __init__(
         self, model: nn.Module, decay: float = 0.999, *, module: nn.Module | None = None
     ) -> None:
+        """See the class."""
         if not isinstance(model, nn.Module):
             fail_type("EMA", "model", "a torch.nn.Module", model)
         if module is not None and not isinstance(module, nn.Module):
@@ -99,6 +100,10 @@ class EMA:
                 _check_second_instance(contents(model), contents(module))
                 self._prepare(module)
                 self._follow("EMA", contents(model))
+
+    def __repr__(self) -> str:
+        name = type(unwrapped(self.model)).__name__
+        return f"EMA(decay={self.decay}, updates={self.updates}, model={name})"
 
     def update(self) -> None:
         """Take the network's current weights into the average.

@@ -73,6 +73,7 @@ class ScoreMLP(nn.Module):
         noise_conditional: bool = True,
         data_std: float = 1.0,
     ) -> None:
+        """See the class."""
         super().__init__()
         fn = "ScoreMLP"
         check_int(fn, "dim", dim, minimum=1)
@@ -123,3 +124,7 @@ class ScoreMLP(nn.Module):
             scaled = x / (level.square() + self.data_std**2).sqrt()
             features = torch.cat([scaled, level.log()], dim=1).to(x.dtype)
         return (self.layers(features) / level).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """What the layers don't say, for ``repr``."""
+        return f"noise_conditional={self.noise_conditional}, data_std={self.data_std}"

@@ -53,6 +53,12 @@ def perturb(
         ValueError: an argument does not fit.
 
     Differentiable in x.
+
+    >>> import fastscore
+    >>> table = torch.tensor([[1.0, 2.0], [1.0, 0.5]], dtype=torch.float64)
+    >>> noisy, labels = perturb(torch.zeros(4, 3), table, fastscore.random.key(0))
+    >>> noisy.shape, labels.shape
+    (torch.Size([4, 3]), torch.Size([4]))
     """
     out: tuple[Tensor, Tensor] = _Perturb.run(
         "perturb", x, table, key, labels, sample_offset, samples
@@ -91,6 +97,15 @@ def dsm_residual(
 
     Raises:
         ValueError: an argument does not fit.
+
+    The score of noise about 0, -x/sigma^2, leaves no residual:
+
+    >>> import fastscore
+    >>> key, sigma = fastscore.random.key(0), 2.0
+    >>> noisy, labels = perturb(torch.zeros(4, 3), torch.tensor([[1.0, sigma]]).double(), key)
+    >>> table = torch.tensor([[sigma, 1.0, 1.0]], dtype=torch.float64)
+    >>> bool(dsm_residual(-noisy / sigma**2, table, labels, key).max() < 1e-9)
+    True
     """
     fn = "dsm_residual"
     check_choice(fn, "reduction", reduction, REDUCTIONS)

@@ -51,6 +51,11 @@ def langevin_step_(
             a derivative).
 
     Song and Ermon 2019, Algorithm 1; Welling and Teh 2011.
+
+    >>> import fastscore
+    >>> x, table = torch.ones(1, 2), torch.tensor([[1.0, 0.5, 0.0, 0.0]], dtype=torch.float64)
+    >>> langevin_step_(x, -x, table, fastscore.random.key(0))
+    tensor([[0.5000, 0.5000]])
     """
     fn = "langevin_step_"
     low, high = (None, None) if clamp is None else check_bounds(fn, clamp)
@@ -71,7 +76,13 @@ def langevin_step(
     sample_offset: int = 0,
     samples: Tensor | None = None,
 ) -> Tensor:
-    """:func:`langevin_step_` into a new tensor, differentiable in x, score and known."""
+    """:func:`langevin_step_` into a new tensor, differentiable in x, score and known.
+
+    >>> import fastscore
+    >>> x, table = torch.ones(1, 2), torch.tensor([[1.0, 0.5, 0.0, 0.0]], dtype=torch.float64)
+    >>> langevin_step(x, -x, table, fastscore.random.key(0)), x
+    (tensor([[0.5000, 0.5000]]), tensor([[1., 1.]]))
+    """
     fn = "langevin_step"
     low, high = check_bounds(fn, clamp)
     args = (x, score, table, key, known, mask, low, high, sample_offset, samples)

@@ -38,6 +38,11 @@ def normal_(
         ValueError: an argument does not fit, or ``samples`` or keys (batch, 2) come together with
             one another or with a ``sample_offset``. On CUDA a negative number goes unnoticed, and
             the sample gets noise of some other number.
+
+    >>> import fastscore
+    >>> out = torch.empty(2, 3)
+    >>> normal_(out, fastscore.random.key(0)) is out
+    True
     """
     op = ops.random_normal_.default
     return call_("normal_", op, ("out",), out, key, stream, sample_offset, samples)
@@ -51,7 +56,12 @@ def uniform_(
     sample_offset: int = 0,
     samples: Tensor | None = None,
 ) -> Tensor:
-    """Fill ``out`` with uniform numbers in [0, 1); arguments as for :func:`normal_`."""
+    """Fill ``out`` with uniform numbers in [0, 1); arguments as for :func:`normal_`.
+
+    >>> import fastscore
+    >>> bool((uniform_(torch.empty(2, 3), fastscore.random.key(0)) < 1).all())
+    True
+    """
     op = ops.random_uniform_.default
     return call_("uniform_", op, ("out",), out, key, stream, sample_offset, samples)
 
@@ -64,7 +74,13 @@ def rademacher_(
     sample_offset: int = 0,
     samples: Tensor | None = None,
 ) -> Tensor:
-    """Fill ``out`` with -1 and +1 at equal odds; arguments as for :func:`normal_`."""
+    """Fill ``out`` with -1 and +1 at equal odds; arguments as for :func:`normal_`.
+
+    >>> import fastscore
+    >>> rademacher_(torch.empty(2, 3), fastscore.random.key(0)).abs()
+    tensor([[1., 1., 1.],
+            [1., 1., 1.]])
+    """
     op = ops.random_rademacher_.default
     return call_("rademacher_", op, ("out",), out, key, stream, sample_offset, samples)
 

@@ -45,3 +45,7 @@ __all__ = [
     "sliced_terms",
     "uniform_",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

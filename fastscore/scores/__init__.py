@@ -1,4 +1,22 @@
-"""Scores that need no training, and adapters that turn other models into scores."""
+"""Scores that need no training, and adapters that turn other models into scores.
+
+===================  ==============================================================================
+``NetworkScore``     of a network called otherwise, or that predicts something else
+``EpsScore``         of a network that predicts the noise
+``DenoiserScore``    of a network that predicts the clean sample
+``EnergyScore``      of an energy: minus its gradient
+``GaussianMixture``  exact at every noise level, with its density and samples
+``Parzen``           exact at every noise level, of a data set
+===================  ==============================================================================
+
+All are called ``model(x, sigma)`` with sigma of shape (batch,).
+
+>>> import fastscore
+>>> mixture = fastscore.scores.GaussianMixture([0.5, 0.5], [[-2.0], [2.0]], 0.1)
+>>> sigmas = fastscore.geometric_sigmas(4.0, 0.1, 10)
+>>> fastscore.annealed_langevin(mixture, sigmas, num_samples=3, seed=0).shape
+torch.Size([3, 1])
+"""
 
 from fastscore.scores.adapters import DenoiserScore, EpsScore, NetworkScore
 from fastscore.scores.energy import EnergyScore

@@ -40,6 +40,7 @@ class Adapter(ExactBuffers):
         conditioning: str | None,
         sigmas: Tensor | Sequence[float] | None,
     ) -> None:
+        """See the class."""
         super().__init__()
         name = type(self).__name__
         if not callable(model):
@@ -50,6 +51,17 @@ class Adapter(ExactBuffers):
         levels = None if sigmas is None else check_sigmas(name, sigmas).detach().double()
         self.register_buffer("sigmas", levels, persistent=False)
         self.data_shape: tuple[int, ...] | None = getattr(unwrapped(model), "data_shape", None)
+
+    def extra_repr(self) -> str:
+        """How the model is called, and the model where it is no module, for ``repr``."""
+        parts = [f"conditioning={self.net_conditioning!r}"]
+        if type(self) is NetworkScore:
+            parts.insert(0, f"prediction={self.net_prediction!r}")
+        if self.sigmas is not None:
+            parts.append(f"levels={len(self.sigmas)}")
+        plain = [n for n in ("net", "energy") if n in vars(self)]  # functions: modules show below
+        parts += [f"{n}={getattr(vars(self)[n], '__name__', vars(self)[n])}" for n in plain]
+        return ", ".join(parts)
 
     def _conditioned(self, level: Tensor) -> tuple[Tensor, ...]:
         """What the model is given beside x for noise levels (batch,)."""
@@ -112,6 +124,7 @@ class NetworkScore(Adapter):
         conditioning: str | None = None,
         sigmas: Tensor | Sequence[float] | None = None,
     ) -> None:
+        """See the class."""
         super().__init__("net", net, conditioning, sigmas)
         self.net_prediction = prediction_of(type(self).__name__, net, prediction)
         self.net = net

@@ -71,6 +71,7 @@ class EnergyScore(Adapter):
         sigmas: Tensor | Sequence[float] | None = None,
         takes_sigma: bool | None = None,
     ) -> None:
+        """See the class."""
         if takes_sigma is not None:
             message = 'EnergyScore: takes_sigma=False is now conditioning="none"'
             warnings.warn(message, DeprecationWarning, stacklevel=2)

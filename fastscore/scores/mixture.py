@@ -61,6 +61,7 @@ class GaussianMixture(nn.Module):
     variances: Tensor
 
     def __init__(self, weights: Any, means: Any, variances: Any) -> None:
+        """See the class."""
         super().__init__()
         fn = "GaussianMixture"
         mean = float_tensor(fn, "means", means).clone()

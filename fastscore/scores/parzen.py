@@ -63,6 +63,7 @@ class Parzen(nn.Module):
     center: Tensor
 
     def __init__(self, data: Any, variance: float = 0.0, *, chunk_size: int = 1024) -> None:
+        """See the class."""
         super().__init__()
         fn = "Parzen"
         points = float_tensor(fn, "data", data)

@@ -5,6 +5,7 @@ checkout. Every side is checked to do the same work; sides take turns in one pro
 """
 
 from fastscore.apps.bench.case import Disagreement
+from fastscore.apps.bench.names import listing
 from fastscore.apps.bench.suite import run_bench
 
-__all__ = ["Disagreement", "run_bench"]
+__all__ = ["Disagreement", "listing", "run_bench"]

@@ -13,6 +13,20 @@ from fastscore._support.files import prepare_directory
 
 Row = dict[str, Any]
 FORMAT = "fastscore benchmark rows 1"
+LEGEND = """\
+A case is an op or a job, its size, dtype, device and parameters; under it a line for each side:
+    side          fastscore; a peer: eager (plain PyTorch), compile (torch.compile), jax, torchebm,
+                  blackjax, func.jvp, a loop or loss as its paper published it; a pass over memory
+                  that does nothing else: triad, axpy, copy, clone, fill, read; or the network alone
+    time          of one call, the median of all turns (the sides take turns in one process)
+    GB/s          the bytes that the op must read and write at least, over that time
+    times faster  fastscore than this side: the median of the turns' ratios and, in brackets, the
+                  range of the middle three fifths; below 1 the side is faster
+    % of triad, of copy, ...            its GB/s over those of that pass
+    % of the peak of multiplications    those that it needs, over the most that the machine does
+    network %                           the time of the network alone over that of the side
+fastscore bench --list says what the names mean, benchmarks/README.md what else the JSON holds.
+"""
 
 
 def seconds_text(seconds: float) -> str:

@@ -26,7 +26,8 @@ from fastscore.apps.bench.cases import (
 )
 from fastscore.apps.bench.machine import devices, prepare_process
 from fastscore.apps.bench.measure import Effort, measure
-from fastscore.apps.bench.report import case_lines, lines, read_rows, write_rows
+from fastscore.apps.bench.names import FAMILIES, OPS
+from fastscore.apps.bench.report import LEGEND, case_lines, lines, read_rows, write_rows
 from fastscore.ops._library import _C
 
 Row = dict[str, Any]
@@ -57,12 +58,11 @@ def all_cases(device: str, *, quick: bool = False) -> list[Case]:
 
 def selected(ops: Sequence[str] | None, device: str, *, quick: bool) -> list[Case]:
     """The cases whose op or family is named; all of them for None."""
+    for op in ops or ():
+        check_choice("bench", "--op", op, (*FAMILIES, *OPS))
     cases = all_cases(device, quick=quick)
     if ops is None:
         return cases
-    names = sorted({case.op for case in cases} | set(SOURCES) | {"capability"})
-    for op in ops:
-        check_choice("bench", "--op", op, names)
     return [case for case in cases if case.op in ops or case.family in ops]
 
 
@@ -115,8 +115,7 @@ def run_bench(
 
     Args:
         out: directory; made if its parent exists.
-        ops: names of ops or families; None for all. "capability" is the main kernels in every
-            instruction set of the CPU.
+        ops: names of ops or families, those of ``names.py``; None for all.
         device: "cpu", "cuda" or "all" that are there.
         quick: small sizes and few turns: to see that all runs, not to quote.
         say: where the report goes.
@@ -135,6 +134,7 @@ def run_bench(
     chosen = there if device == "all" else [device]
     plan = {name: selected(ops, name, quick=quick) for name in chosen}
     written = []
+    say(LEGEND)
     for name, cases in plan.items():
         rows: list[Row] = []
         path = directory / f"{name}.json"

@@ -240,14 +240,14 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
     kept = None
     if quick:
         kept = ("fastscore", "eager", "NCSN loss", "jax", "triad", "copy")
-    yield Case("dsm", "dsm", build_part, shape, device=device, providers=kept, **needs)
+    yield Case("dsm_loss", "dsm", build_part, shape, device=device, providers=kept, **needs)
     yield Case("perturb", "dsm", build_perturb, shape, device=device, **needs)
     yield Case("dsm_residual", "dsm", build_residual, shape, device=device, **needs)
     if quick:
         return
     few = ("fastscore", "eager", "NCSN loss", "jax", "triad", "copy")
-    yield Case("dsm", "dsm", build_part, shape, torch.bfloat16, device, providers=few, **needs)
-    yield Case("dsm", "dsm", build_part, (128, 64), device=device, providers=few)
-    yield Case("dsm", "dsm", build_part, (65536, 2), device=device, providers=few)
+    yield Case("dsm_loss", "dsm", build_part, shape, torch.bfloat16, device, providers=few, **needs)
+    yield Case("dsm_loss", "dsm", build_part, (128, 64), device=device, providers=few)
+    yield Case("dsm_loss", "dsm", build_part, (65536, 2), device=device, providers=few)
     large = (1024, 16384)  # in memory, not in a cache
     yield Case("perturb", "dsm", build_perturb, large, device=device, **size(2**24))

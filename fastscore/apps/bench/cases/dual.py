@@ -146,6 +146,6 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
     params = {"activation": "silu", "tangents": 1}
     kept = few if quick else None
     yield Case(
-        "dual_training", "dual", build_training, shape, device=device, params=params,
+        "dual_with_grad", "dual", build_training, shape, device=device, params=params,
         providers=kept, **needs,
     )  # fmt: skip

@@ -120,6 +120,6 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
         levels, steps = (20, 5) if small else (5, 2)
         params = {"network": network.name, "levels": levels, "steps": steps}
         yield Case(
-            "sample", "jobs", build(network), (network.batch, *network.shape), device=device,
-            params=params, clock="host",
+            "sample_annealed_langevin", "jobs", build(network), (network.batch, *network.shape),
+            device=device, params=params, clock="host",
         )  # fmt: skip

@@ -27,7 +27,7 @@ def elements(device: str, quick: bool) -> Iterator[Case]:
     exponents = (8, 12, 16) if quick else range(8, 29, 2)
     ops: list[tuple[str, Build, int, dict[str, object], int]] = [
         ("langevin_step_", langevin.build_step, 28, {}, 9),
-        ("dsm", dsm.build_part, 24, {}, 20),
+        ("dsm_loss", dsm.build_part, 24, {}, 20),
         ("sliced_terms", sliced.build_terms, 24, ONE, 12),
     ]
     for op, build, most, params, buffers in ops:
@@ -77,7 +77,7 @@ def threads(quick: bool) -> Iterator[Case]:
         ("langevin_step_", langevin.build_step, (n,), {}),
         ("normal_", random.build, (n,), {}),
         ("rademacher_", random.build, (n,), {}),
-        ("dsm", dsm.build_part, rows, {}),
+        ("dsm_loss", dsm.build_part, rows, {}),
         ("sliced_terms", sliced.build_terms, rows, ONE),
     ]
     for op, build, shape, params in ops[:1] if quick else ops:
@@ -128,7 +128,7 @@ def capability_cases(quick: bool) -> Iterator[Case]:
         ("langevin_step_", langevin.build_step, (n,), torch.bfloat16, {}),
         ("normal_", random.build, (n,), torch.float32, {}),
         ("rademacher_", random.build, (n,), torch.float32, {}),
-        ("dsm", dsm.build_part, rows, torch.float32, {}),
+        ("dsm_loss", dsm.build_part, rows, torch.float32, {}),
         ("sliced_terms", sliced.build_terms, rows, torch.float32, ONE),
     ]
     for op, build, shape, dtype, params in ops[:1] if quick else ops:

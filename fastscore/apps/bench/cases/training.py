@@ -141,7 +141,8 @@ def same_gradients(network: nn.Module, ours: Loss, reference: Loss) -> Agreement
 def build_ssm(network: networks.Network) -> Callable[[Case], Work]:
     """A step of Adam on the variance-reduced loss over ten noise levels, weighted by sigma^2.
 
-    In ``train_sm`` the library takes the exact trace; its peers take projections all the same.
+    In ``train_score_matching_loss`` the library takes the exact trace, its peers projections all
+    the same.
     """
 
     def work(case: Case) -> Work:
@@ -174,7 +175,7 @@ def build_ssm(network: networks.Network) -> Callable[[Case], Work]:
             return Side(training, lambda: checks.same_mean(training.losses(), expected()))
 
         def ours() -> Side:
-            exact = case.op == "train_sm"
+            exact = case.op == "train_score_matching_loss"
             loss_fn = ScoreMatchingLoss(sigmas) if exact else SSMLoss(sigmas, projections=count)
             loss_fn = loss_fn.to(case.device)
             return side(lambda net: loss_fn(net, x))
@@ -207,12 +208,12 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
         if quick or number > 1:
             kept = ("fastscore", "eager", "NCSN loss", "jax", "network")
         yield Case(
-            "train_dsm", "jobs", build_dsm(network), (network.batch, *network.shape),
+            "train_dsm_loss", "jobs", build_dsm(network), (network.batch, *network.shape),
             device=device, params={"network": network.name}, clock="host", providers=kept,
         )  # fmt: skip
     sliced = zip(networks.QUICK, itertools.repeat(1)) if quick else networks.SLICED
-    jobs = [("train_ssm", *each) for each in sliced]
-    jobs.append(("train_sm", networks.QUICK[0] if quick else networks.EXACT, 1))
+    jobs = [("train_ssm_loss", *each) for each in sliced]
+    jobs.append(("train_score_matching_loss", networks.QUICK[0] if quick else networks.EXACT, 1))
     for op, network, count in jobs:
         params = {"network": network.name, "projections": count}
         yield Case(
