@@ -4,7 +4,8 @@ A number is a pure function of (seed, stream, draw, flat element index), by Phil
 Moraes, Dror and Shaw 2011). The seed and the draw travel together in a *key*, an int64 tensor
 [seed, draw] on the device of the data, so that a captured CUDA graph that advances ``key[1]`` draws
 fresh numbers at each replay. A sample is known by its number in the whole batch (``sample_offset``,
-or ``samples`` for numbers in any order), or by a key of its own.
+or ``samples`` for numbers in any order), or by a key of its own. (A network's output is another
+matter: its last bits may hang on the number of rows that it is given at once.)
 
 >>> import fastscore
 >>> whole = fastscore.random.normal((4, 3), seed=7)

@@ -51,6 +51,32 @@ def test_stopping_and_resuming(sampler: Sampler, steps: int, numbered: dict[str,
     assert_same_bytes(sampler(half, start_step=7, **numbered), whole)
 
 
+@pytest.mark.parametrize(
+    "network",
+    [
+        fastscore.nn.ScoreMLP(2),
+        fastscore.nn.ScoreMLP(64, hidden=(512, 512)),
+        fastscore.nn.ScoreConvNet(1, 8),
+        fastscore.nn.ScoreConvNet(3, 32),
+    ],
+    ids=["mlp-2", "mlp-64", "conv-8", "conv-32"],
+)
+def test_networks_agree_in_all_but_their_last_bits(network: Any) -> None:
+    """What docstrings say of networks: some 1e-6 of their output in float32, not the same bytes."""
+    torch.manual_seed(0)
+    for parameter in network.parameters():
+        if parameter.dim() > 1:  # not small, and not 0, as last layers are at first
+            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+    x, sigma = randn(64, *network.data_shape), torch.linspace(0.1, 2.0, 64)
+    with torch.no_grad():
+        whole = network(x, sigma)
+        for rows in (1, 5):
+            parts = zip(x.split(rows), sigma.split(rows), strict=True)
+            apart = torch.cat([network(*part) for part in parts])
+            error = (apart - whole).abs().flatten(1).amax(1) / whole.abs().flatten(1).amax(1)
+            assert float(error.max()) < 1e-5, rows
+
+
 def test_the_same_noise_for_all() -> None:
     x0 = torch.lerp(randn(1, 3), randn(1, 3, seed=1), torch.linspace(0, 1, 5)[:, None])
     x = run_annealed(x0, lambda x, s: -0.1 * x, seed=0, samples=torch.zeros(5, dtype=torch.int64))

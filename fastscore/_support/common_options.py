@@ -32,8 +32,8 @@ class SeedOptions(TypedDict, total=False):
         Option(
             None,
             """governs all random numbers; None draws one from PyTorch's default generator. A
-            sequence or int64 tensor (batch,) gives each sample a seed of its own, with which it is
-            the same in any batch.""",
+            sequence or int64 tensor (batch,) gives each sample a seed of its own, with which it
+            meets the same random numbers in any batch.""",
         ),
     ]
     generator: Annotated[

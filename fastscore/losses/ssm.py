@@ -218,7 +218,8 @@ def ssm_loss(
         Whichever of "exact" (with ``variance_reduced=True`` only), "forward" and "reverse" takes
         the fewest operations for this network, dimension, M and the first batch: later batches are
         estimated likewise. Give a method where shards of a batch, in processes of their own, must
-        have the losses of the whole. What was chosen is in ``SSMLoss.chosen_method`` and in the
+        have the losses of the whole (but for the last bits of a network, which may hang on the
+        number of its rows). What was chosen is in ``SSMLoss.chosen_method`` and in the
         debug log of the logger "fastscore".
 
     All of them work for images and data of any rank, for energies

@@ -97,7 +97,7 @@ class SamplerOptions(ModelOptions, SeedOptions, total=False):
         Option(
             0,
             """resume after so many steps, with ``x`` the state then and the same ``seed``: the
-            result equals that of an uninterrupted run to the last bit.""",
+            result equals that of an uninterrupted run of this batch to the last bit.""",
         ),
     ]
     dtype: Annotated[

@@ -68,9 +68,11 @@ def annealed_langevin(
 
     The noise of a sample depends on the seed, the step number and the sample's own index (plus
     ``sample_offset``), on nothing else: a batch may be split over calls, processes and devices,
-    stopped and resumed, and every sample meets the same noise. The model runs without gradients
-    (one that needs them inside, as an energy does, enables them itself) and in whatever mode,
-    train or eval, it is in.
+    stopped and resumed, and every sample meets the same noise. What the library itself computes is
+    then the same to the last bit; a network may give others with another number of rows (some 1e-6
+    of its output in float32), unless ``batch_size=`` fixes that number. The model runs without
+    gradients (one that needs them inside, as an energy does, enables them itself) and in whatever
+    mode, train or eval, it is in.
 
     Args:
         model: called ``model(x, sigma)`` with sigma of shape (batch,); returns the score, in x's
