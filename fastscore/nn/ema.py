@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from fastscore._support.checks import check_int, check_number, describe, fail, fail_type
+from fastscore._support.wrappers import plain_name, unwrapped
 from fastscore.nn._contents import (
     Contents,
     Snapshot,
     contents,
     key_of,
     owner_of,
-    plain_name,
-    unwrapped,
 )
 
 
