@@ -59,6 +59,20 @@ def check_device(fn: str, arg: str, x: Tensor, device: torch.device, like: str) 
         fail(fn, arg, f"on {device} ({like})", f"a tensor on {x.device}")
 
 
+def check_device_there(fn: str, device: Any) -> torch.device:
+    """A device, or its name, on which tensors can be made here; its number stays open if it was."""
+    expected = "a device that is there"
+    if not isinstance(device, (str, torch.device)):
+        fail_type(fn, "device", f"{expected} (a torch.device or its name)", device)
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
+        fail(fn, "device", expected, f"{device} ({reason})")
+    return found
+
+
 def check_key(fn: str, key: Any, batch: int) -> None:
     """A key [seed, draw], or one for each sample: (batch, 2)."""
     check_tensor(fn, "key", key)
