@@ -44,9 +44,14 @@ def test_permissions_are_ordinary(umask: int, tmp_path: Path) -> None:
 def test_nothing_is_left_of_a_failure(error: type[BaseException], tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_text("old")
-    with pytest.raises(error), whole_file(path) as partial:
-        partial.write_text("half")
-        raise error
+
+    def write() -> None:
+        with whole_file(path) as partial:
+            partial.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        write()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

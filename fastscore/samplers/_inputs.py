@@ -60,11 +60,9 @@ def sample(
     conditioning = options["conditioning"]
     conditioning = plan.conditioning if conditioning is None else conditioning
     check_choice(fn, "conditioning", conditioning, CONDITIONINGS)
-    check_choice(fn, "init", options["init"], INITS)
     model_kwargs = check_model_kwargs(fn, options["model_kwargs"])
     check_start(fn, start_step, plan.steps, x, seed)
-    bounds = check_clamp(fn, options["clamp"])
-    check_autocast(fn, options["autocast"])
+    bounds = check_settings(fn, options)
     callback, progress = options["callback"], options["progress"]
     if callback is not None and not callable(callback):
         fail_type(fn, "callback", "callable", callback)
@@ -207,6 +205,14 @@ def warn_of_divergence(fn: str, x: Tensor, start: Tensor | None, steps: int, pla
 
 
 # ---- checks ------------------------------------------------------------------------------------
+
+
+def check_settings(fn: str, options: SamplerOptions) -> Clamp:
+    """What can be told of a sampler's common settings without a model; the clamp, as a pair."""
+    check_choice(fn, "init", options["init"], INITS)
+    check_state_dtype(fn, options["dtype"], None)
+    check_autocast(fn, options["autocast"])
+    return check_clamp(fn, options["clamp"])
 
 
 def check_start(fn: str, start_step: int, steps: int, x: Tensor | None, seed: Any) -> None:
