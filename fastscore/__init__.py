@@ -1,9 +1,10 @@
 """Fused kernels for score-based generative modelling in PyTorch."""
 
-from fastscore import nn, ops, random, reference, scores, sde
+from fastscore import checkpoint, nn, ops, random, reference, scores, sde
 from fastscore._support.memory import keep_freed_memory
 from fastscore._support.model_kwargs import shared
 from fastscore._support.moved import keep_old_names
+from fastscore.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fastscore.derivatives import divergence, jvp, jvps, output_and_divergence, quadratic_forms
 from fastscore.evaluation import fisher_divergence, sliced_fisher_divergence
 from fastscore.losses import (
@@ -14,7 +15,6 @@ from fastscore.losses import (
     score_matching_loss,
     ssm_loss,
 )
-from fastscore.nn import checkpoint
 from fastscore.samplers import annealed_langevin, consistent_annealed_langevin, langevin
 from fastscore.schedules import (
     geometric_sigmas,
@@ -28,6 +28,7 @@ __version__ = "0.1.0"
 keep_old_names()
 
 __all__ = [
+    "Checkpoint",
     "DSMLoss",
     "SSMLoss",
     "ScoreMatchingLoss",
@@ -43,6 +44,7 @@ __all__ = [
     "keep_freed_memory",
     "langevin",
     "langevin_step_size",
+    "load_checkpoint",
     "nn",
     "noise_scales",
     "ops",
@@ -50,6 +52,7 @@ __all__ = [
     "quadratic_forms",
     "random",
     "reference",
+    "save_checkpoint",
     "score_matching_loss",
     "scores",
     "sde",

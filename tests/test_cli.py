@@ -14,7 +14,7 @@ import fastscore
 from fastscore.apps.cli import main
 from fastscore.apps.demo import run_demo
 from fastscore.apps.info import info
-from fastscore.nn.checkpoint import Checkpoint, save_checkpoint
+from fastscore.checkpoint import Checkpoint, save_checkpoint
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ def run_sample(args: argparse.Namespace) -> None:
     """Checks everything that can fail before the first step is taken."""
     from fastscore._support.checks import check_int, fail
     from fastscore._support.files import prepare_file
-    from fastscore.nn.checkpoint import load_checkpoint
+    from fastscore.checkpoint import load_checkpoint
 
     check_int("sample", "-n", args.n, minimum=1)
     out = prepare_file("sample", args.out, (".npz", ".png"))

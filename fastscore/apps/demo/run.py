@@ -19,8 +19,8 @@ from fastscore.apps.demo.data import load_digits
 from fastscore.apps.demo.pictures import normalised, save_png, tile
 from fastscore.apps.demo.timing import dsm_seconds, langevin_seconds
 from fastscore.apps.info import info
+from fastscore.checkpoint import Checkpoint, save_checkpoint
 from fastscore.evaluation.distances import frechet_distance, nearest_distance
-from fastscore.nn.checkpoint import Checkpoint, save_checkpoint
 
 SIGMA_MIN = 0.01
 BATCH = 64
