@@ -15,6 +15,7 @@ from fastscore.losses import (
     score_matching_loss,
     ssm_loss,
 )
+from fastscore.pictures import save_grid
 from fastscore.samplers import annealed_langevin, consistent_annealed_langevin, langevin
 from fastscore.schedules import (
     geometric_sigmas,
@@ -53,6 +54,7 @@ __all__ = [
     "random",
     "reference",
     "save_checkpoint",
+    "save_grid",
     "score_matching_loss",
     "scores",
     "sde",

@@ -48,7 +48,7 @@ FLOORS = [
     "scores",
     "nn sde",
     "losses samplers evaluation",
-    "checkpoint",
+    "checkpoint pictures",
     "__init__",
     "apps",
     "__main__",
