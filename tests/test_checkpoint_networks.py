@@ -301,6 +301,22 @@ def test_shards_are_refused(path: Path, process_group: None) -> None:
         save_checkpoint(path, Checkpoint(net, SIGMAS))
 
 
+def test_shards_of_the_older_kind_are_refused(path: Path) -> None:
+    class Sharded(nn.Module):
+        """Holds a network as FSDP does."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self._fsdp_wrapped_module = Net()
+
+    for net in (Sharded(), nn.Sequential(Sharded())):
+        with pytest.raises(ValueError, match=r"^save_checkpoint: model must be a whole network"):
+            save_checkpoint(path, Checkpoint(net, SIGMAS))
+    save_checkpoint(path, Checkpoint(Net(), SIGMAS))
+    with pytest.raises(ValueError, match=r"^load_checkpoint: model must be a whole network"):
+        load_checkpoint(path, model=Sharded())
+
+
 # ---- state -------------------------------------------------------------------------------------
 
 

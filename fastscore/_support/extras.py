@@ -29,9 +29,9 @@ def require(fn: str, module: str, package: str, *, what: str = "") -> ModuleType
 def require_all(fn: str, packages: Mapping[str, str], *, what: str = "") -> list[ModuleType]:
     """Several modules, as {module: package}; one message and one command for all that are missing.
 
-    >>> require_all("demo", {"math": "maths", "no_such_a": "a", "no_such_b": "b"})
+    >>> require_all("f", {"math": "maths", "no_such_a": "a", "no_such_b": "b", "no_such_c": "c"})
     Traceback (most recent call last):
-    ImportError: demo: needs a and b: pip install a b
+    ImportError: f: needs a, b and c: pip install a b c
     """
     found, missing = [], []
     for module, package in packages.items():
@@ -43,6 +43,6 @@ def require_all(fn: str, packages: Mapping[str, str], *, what: str = "") -> list
             raise ImportError(f"{fn}: needs {package}, which fails to import: {error}") from error
     if missing:
         subject = f"{what} needs" if what else "needs"
-        names = " and ".join(missing)
+        names = " and ".join(filter(None, [", ".join(missing[:-1]), missing[-1]]))
         raise ImportError(f"{fn}: {subject} {names}: pip install {' '.join(missing)}")
     return found

@@ -43,9 +43,7 @@ def weights_of(fn: str, model: nn.Module) -> Weights:
     if found.lazy:
         expected = "initialised (call the network once)"
         fail(fn, f"model's {next(iter(found.lazy))!r}", expected, "a lazy parameter")
-    if any("_fsdp_wrapped_module" in module._modules for module in network.modules()):
-        expected = "whole: an FSDP network's state_dict, gathered, in a network without it"
-        fail(fn, "model", expected, "a network in shards")
+    _check_whole(fn, "model", model)
     weights = Weights({})
     places: dict[Any, str] = {}
     memory: set[int] = set()
@@ -74,6 +72,7 @@ def put_weights(fn: str, arg: str, model: nn.Module, weights: Weights) -> None:
     if found.lazy:
         expected = "an initialised network (call it once)"
         fail(fn, arg, expected, f"one with a lazy parameter {next(iter(found.lazy))!r}")
+    _check_whole(fn, arg, model)
     values, own = weights.all(), _state(network)
     _check_fit(fn, arg, values, own)
     _check_ties(fn, arg, values, own)
@@ -134,6 +133,12 @@ def _state(network: nn.Module) -> dict[str, Any]:
 
 
 # ---- checks ------------------------------------------------------------------------------------
+
+
+def _check_whole(fn: str, arg: str, model: nn.Module) -> None:
+    if any("_fsdp_wrapped_module" in module._modules for module in model.modules()):
+        expected = "a whole network (gather an FSDP network's state_dict into one without FSDP)"
+        fail(fn, arg, expected, "one in shards")
 
 
 def _check_value(fn: str, name: str, value: Any) -> Tensor:
