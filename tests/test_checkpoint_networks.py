@@ -49,6 +49,10 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 PLAIN = {"sigmas"} | {f"model.{name}" for name in Net().state_dict()}
 
 
+def compiled(net: nn.Module) -> Any:
+    return torch.compile(net, backend="eager")
+
+
 # ---- given -------------------------------------------------------------------------------------
 
 
@@ -70,19 +74,29 @@ def test_into_a_network_that_is_given(path: Path) -> None:
     assert torch.equal(loaded.sample(3, seed=0), want)
 
 
-def test_what_the_network_says_of_itself_comes_first(path: Path) -> None:
+def test_what_the_network_says_of_itself_is_kept(path: Path) -> None:
     net = Net()
     net.conditioning, net.prediction, net.data_shape = "log_sigma", "eps", (2,)
-    checkpoint = Checkpoint(net, SIGMAS)
+    checkpoint = Checkpoint(compiled(net), SIGMAS)
     assert (checkpoint.conditioning, checkpoint.prediction) == ("log_sigma", "eps")
-    assert Checkpoint(net, SIGMAS, conditioning="index").conditioning == "index"
+    message = r"^Checkpoint: conditioning must be left out for Net, .*='log_sigma', got 'index'$"
+    with pytest.raises(ValueError, match=message):
+        Checkpoint(net, SIGMAS, conditioning="index")
     save_checkpoint(path, checkpoint)
-    other = Net()
+    other = draw(Net())
     other.conditioning = "sigma"
-    loaded = load_checkpoint(path, model=other)
-    assert loaded.conditioning == "log_sigma"
-    assert other.conditioning == "sigma"
+    before = other.outer.weight.clone()
+    message = r"^load_checkpoint: model must be called, and predict, as the one that was saved"
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(path, model=other)
+    assert torch.equal(other.outer.weight, before)
+    other.conditioning = "log_sigma"
+    assert load_checkpoint(path, model=other).conditioning == "log_sigma"
     assert other.prediction == "eps"
+    net.conditioning = "film"
+    with pytest.raises(ValueError, match=r"^Checkpoint: conditioning must be .*'film'"):
+        Checkpoint(net, SIGMAS)
+    assert Checkpoint(net, SIGMAS, conditioning="sigma").conditioning == "sigma"
 
 
 def wider() -> Net:
@@ -236,10 +250,6 @@ def test_a_builder_is_looked_at_when_saving(
 
 
 # ---- wrapped -----------------------------------------------------------------------------------
-
-
-def compiled(net: nn.Module) -> Any:
-    return torch.compile(net, backend="eager")
 
 
 def nested(net: Net) -> nn.Module:

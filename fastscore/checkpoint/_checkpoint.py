@@ -58,7 +58,8 @@ class Checkpoint:
         arguments: keywords that the builder is called with: numbers, strings, lists and the like.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type, or out of its range.
+        TypeError, ValueError: an argument of the wrong type, or out of its range; a
+            ``conditioning`` or ``prediction`` other than the model's own.
 
     Example:
         >>> import fastscore
@@ -106,13 +107,10 @@ class Checkpoint:
         if sigmas is None and sampler != "langevin":
             fail(fn, "sigmas", f"given for sampler={sampler!r}", None)
         self.sigmas = None if sigmas is None else check_sigmas(fn, sigmas).detach()
-        if conditioning is None:
-            level = sampler != "langevin" or self.sampling.get("sigma") is not None
-            conditioning = own_string(own, "conditioning", "sigma" if level else "none")
-        if prediction is None:
-            prediction = own_string(own, "prediction", "score")
-        self.conditioning = check_choice(fn, "conditioning", conditioning, CONDITIONINGS)
-        self.prediction = check_choice(fn, "prediction", prediction, PREDICTIONS)
+        level = sampler != "langevin" or self.sampling.get("sigma") is not None
+        default = "sigma" if level else "none"
+        self.conditioning = said(fn, own, "conditioning", conditioning, default, CONDITIONINGS)
+        self.prediction = said(fn, own, "prediction", prediction, "score", PREDICTIONS)
         shape = getattr(own, "data_shape", None) if data_shape is None else data_shape
         if shape is not None:
             check_sequence(fn, "data_shape", shape, "sizes, such as (3, 32, 32)")
@@ -194,6 +192,15 @@ def check_mapping(fn: str, arg: str, value: Any) -> dict[str, Any]:
     return dict(value)
 
 
-def own_string(model: nn.Module, name: str, default: str) -> str:
-    value = getattr(model, name, None)
-    return value if isinstance(value, str) else default
+def said(
+    fn: str, model: nn.Module, name: str, given: str | None, default: str, choices: Sequence[str]
+) -> str:
+    """As ``given``, or as the model's own attribute of that name says; it is said once."""
+    own = getattr(model, name, None)
+    if not isinstance(own, str):
+        return check_choice(fn, name, default if given is None else given, choices)
+    if given is not None and given != own and own in choices:
+        check_choice(fn, name, given, choices)
+        expected = f"left out for {type(model).__name__}, a model of {name}={own!r}"
+        fail(fn, name, expected, repr(given))
+    return check_choice(fn, name, own if given is None else given, choices)

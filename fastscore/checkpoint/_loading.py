@@ -120,22 +120,19 @@ def load_checkpoint(
     path = Path(check_path(fn, path))
     saved = _read(fn, path, safetensors)
     network, arg = _network(fn, path, saved, model, build)
+    values = {name: getattr(saved, name) for name in FIELDS if name != "model"}
+    try:
+        checkpoint = Checkpoint(network, **values)
+    except ValueError as error:  # all else has been looked at by itself
+        expected = "called, and predict, as the one that was saved"
+        raise ValueError(f"{fn}: {arg} must be {expected} ({error})") from error
     put_weights(fn, arg, network, saved.weights)
     if where is not None:
         network.to(where)
-    place = next(chain(network.parameters(), network.buffers()), torch.empty(0)).device
-    sigmas = None if saved.sigmas is None else saved.sigmas.to(where or place)
-    checkpoint = Checkpoint(
-        network.eval(),
-        sigmas,
-        saved.sampling,
-        sampler=saved.sampler,
-        conditioning=saved.conditioning,
-        prediction=saved.prediction,
-        data_shape=saved.data_shape,
-        builder=saved.builder,
-        arguments=saved.arguments,
-    )
+    network.eval()
+    if checkpoint.sigmas is not None:
+        place = next(chain(network.parameters(), network.buffers()), checkpoint.sigmas).device
+        checkpoint.sigmas = checkpoint.sigmas.to(where or place)
     for name in ("conditioning", "prediction", "data_shape"):
         if getattr(own := unwrapped(network), name, None) is None:
             setattr(own, name, getattr(checkpoint, name))
