@@ -11,6 +11,7 @@ Environment:
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -18,9 +19,24 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pybind11
-import torch
 from setuptools import setup
+
+
+def require_build_tools() -> None:
+    """What pip installs by itself, but not with --no-build-isolation."""
+    needed = ["torch", "pybind11"] + ([] if shutil.which("ninja") else ["ninja"])
+    missing = [module for module in needed if importlib.util.find_spec(module) is None]
+    if missing:
+        names = " and ".join(filter(None, [", ".join(missing[:-1]), missing[-1]]))
+        raise SystemExit(f"fastscore: building needs {names}: pip install {' '.join(missing)}")
+    if "ninja" in needed:  # it is there, in an environment that is not activated
+        import ninja
+
+        os.environ["PATH"] += os.pathsep + ninja.BIN_DIR
+
+
+require_build_tools()
+import pybind11  # noqa: E402
 
 
 def set_cuda_home() -> None:
@@ -37,6 +53,7 @@ def set_cuda_home() -> None:
 
 
 set_cuda_home()  # torch reads it when it is imported
+import torch  # noqa: E402
 from torch.utils.cpp_extension import (  # noqa: E402
     CUDA_HOME,
     BuildExtension,

@@ -14,7 +14,8 @@ evaluation    ``evaluation``: ``frechet_distance``, ``sliced_wasserstein``, ``en
               ``nearest_distance``; ``fisher_divergence``, ``sliced_fisher_divergence``
 networks      ``nn``: ``ScoreMLP``, ``ScoreConvNet``, ``EMA``; ``shared`` marks an argument that is
               not the samples'
-saving        ``checkpoint``: ``save_checkpoint``, ``load_checkpoint``, ``Checkpoint``
+saving        ``save_checkpoint``, ``load_checkpoint``, ``Checkpoint``: in ``checkpoint``; pictures
+              of samples: ``save_grid``
 numbers       ``random``: ``key``, ``normal``, ``uniform``, ``rademacher``
 kernels       ``ops``, and the same in pure PyTorch, the specification: ``reference``
 memory        ``keep_freed_memory``, for training on a CPU
@@ -34,6 +35,7 @@ torch.Size([8, 2])
 import sys
 
 from fastscore import (
+    checkpoint,
     derivatives,
     evaluation,
     losses,
@@ -49,6 +51,7 @@ from fastscore._support.memory import keep_freed_memory
 from fastscore._support.model_kwargs import shared
 from fastscore._support.moved import keep_old_names
 from fastscore._support.signatures import show_as_written
+from fastscore.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fastscore.derivatives import divergence, jvp, jvps, output_and_divergence, quadratic_forms
 from fastscore.evaluation import fisher_divergence, sliced_fisher_divergence
 from fastscore.losses import (
@@ -59,7 +62,7 @@ from fastscore.losses import (
     score_matching_loss,
     ssm_loss,
 )
-from fastscore.nn import checkpoint
+from fastscore.pictures import save_grid
 from fastscore.samplers import annealed_langevin, consistent_annealed_langevin, langevin
 from fastscore.schedules import (
     geometric_sigmas,
@@ -71,6 +74,7 @@ from fastscore.schedules import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Checkpoint",
     "DSMLoss",
     "SSMLoss",
     "ScoreMatchingLoss",
@@ -88,6 +92,7 @@ __all__ = [
     "keep_freed_memory",
     "langevin",
     "langevin_step_size",
+    "load_checkpoint",
     "losses",
     "nn",
     "noise_scales",
@@ -97,6 +102,8 @@ __all__ = [
     "random",
     "reference",
     "samplers",
+    "save_checkpoint",
+    "save_grid",
     "schedules",
     "score_matching_loss",
     "scores",

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 import fastscore
+from fastscore import Checkpoint, save_checkpoint
 from fastscore.apps.cli import main
 from fastscore.apps.demo import run_demo
 from fastscore.apps.info import info
-from fastscore.nn.checkpoint import Checkpoint, save_checkpoint
 
 
 @pytest.fixture
@@ -64,9 +64,74 @@ def test_sample_npz_is_reproducible(checkpoint, tmp_path, capsys):
 
 
 def test_sample_png(checkpoint, tmp_path):
-    out = tmp_path / "a.png"
-    assert main(["sample", str(checkpoint), "-n", "4", "-o", str(out), "--no-progress"]) == 0
-    assert Image.open(out).size == (76, 76)  # 2 x (8 + 1) + 1 pixels, four times as large
+    outs = [tmp_path / "a.png", tmp_path / "b.png", tmp_path / "a.npz"]
+    for out in outs:
+        more = ["--range", "-1", "1"] if out.stem == "b" else []
+        assert (
+            main(["sample", str(checkpoint), "-n", "4", "-o", str(out), "--seed", "1", *more]) == 0
+        )
+    images = torch.from_numpy(numpy.load(outs[2])["samples"])
+    for out, lo in zip(outs, [0.0, -1.0], strict=False):
+        picture = Image.open(out)
+        assert picture.mode == "L"
+        assert picture.size == (76, 76)  # 2 x (8 + 1) + 1 pixels, four times as large
+        want = tmp_path / "want.png"
+        fastscore.save_grid(want, images, value_range=(lo, 1.0), zoom=4)
+        assert out.read_bytes() == want.read_bytes()
+        assert out.stat().st_mode == want.stat().st_mode == outs[2].stat().st_mode
+
+
+def test_sample_in_colour(tmp_path):
+    path, out = tmp_path / "net.safetensors", tmp_path / "a.png"
+    net = fastscore.nn.ScoreConvNet(3, 32, base_channels=8)
+    save_checkpoint(path, Checkpoint(net, [1.0, 0.1], {"steps_per_sigma": 1}))
+    assert main(["sample", str(path), "-n", "3", "-o", str(out)]) == 0
+    assert Image.open(out).mode == "RGB"
+    assert Image.open(out).size == (67, 67)  # as large as they are
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A checkpoint whose network a module of the current directory makes."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "cli_networks.py").write_text(
+        "import torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def __init__(self, size):\n"
+        "        super().__init__()\n"
+        "        self.mean = torch.nn.Parameter(torch.full((3, size, size), 0.5))\n"
+        "    def forward(self, x, sigma):\n"
+        "        return (self.mean - x) / sigma.reshape(-1, 1, 1, 1) ** 2\n"
+    )
+    monkeypatch.chdir(tmp_path / "mine")
+    monkeypatch.syspath_prepend(str(tmp_path / "mine"))
+    from cli_networks import Net
+
+    path = tmp_path / "net.safetensors"
+    names = {"builder": "cli_networks:Net", "arguments": {"size": 2}, "data_shape": (3, 2, 2)}
+    save_checkpoint(path, Checkpoint(Net(2), [1.0, 0.01], {"step_size": 1e-4}, **names))
+    yield path
+    sys.modules.pop("cli_networks")
+
+
+def test_sample_from_ones_own_network(own, tmp_path, capsys):
+    assert main(["sample", str(own), "-n", "2", "-o", "x.png"]) == 2
+    assert 'build=True (it names "cli_networks:Net")' in capsys.readouterr().err
+    for build in (["--build"], ["--build", "cli_networks:Net"]):
+        out = tmp_path / "mine" / "x.png"
+        # A process of its own, in whose path the current directory is not.
+        code = "import sys; sys.path.remove(''); from fastscore.apps.cli import main; main()"
+        command = [sys.executable, "-c", code, "sample", str(own), "-o", "x.png", *build]
+        root = os.path.dirname(os.path.dirname(fastscore.__file__))
+        env = {**os.environ, "PYTHONPATH": root}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+        assert "wrote 64 samples to x.png" in done.stdout, done.stderr
+        assert Image.open(out).getpixel((17, 17)) == (128, 128, 128)
+        out.unlink()
+
+
+def nothing_done(monkeypatch):
+    monkeypatch.setattr(Checkpoint, "sample", lambda *a, **k: pytest.fail("work done"))
 
 
 @pytest.mark.parametrize(
@@ -76,16 +141,120 @@ def test_sample_png(checkpoint, tmp_path):
         ({"-n": "0"}, "-n must be at least 1, got 0"),
         ({"-o": "out.jpg"}, "must end in .npz or .png"),
         ({"-o": "missing/out.npz"}, "the directory missing does not exist"),
+        ({"--device": "nonsense"}, "sample: device must be a device that is there, got nonsense"),
+        ({"--range": ["1", "0"]}, "--range must be a pair (lo, hi) with lo < hi, got (1.0, 0.0)"),
+        ({"--build": "nonsense"}, 'build must be a name "package.module:function"'),
     ],
 )
 def test_sample_says_what_is_wrong_before_any_work(
     checkpoint, tmp_path, capsys, monkeypatch, change, message
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(fastscore, "annealed_langevin", lambda *a, **k: pytest.fail("work done"))
+    nothing_done(monkeypatch)
     args = {"checkpoint": str(checkpoint), "-n": "2", "-o": "out.npz"} | change
-    assert main(["sample", args["checkpoint"], "-n", args["-n"], "-o", args["-o"]]) == 2
+    words = [args.pop("checkpoint")]
+    for name, value in args.items():
+        words += [name, *([value] if isinstance(value, str) else value)]
+    assert main(["sample", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
+def test_sample_on_cuda_without_cuda(checkpoint, tmp_path, capsys):
+    out = str(tmp_path / "a.npz")
+    assert main(["sample", str(checkpoint), "-o", out, "--device", "cuda"]) == 2
+    expected = "fastscore sample: device must be a device that is there, got cuda ("
+    assert capsys.readouterr().err.startswith(expected)
+
+
+def test_sample_of_what_has_no_shape_or_is_no_image(tmp_path, capsys, monkeypatch):
+    nothing_done(monkeypatch)
+    path, png = str(tmp_path / "net.safetensors"), str(tmp_path / "a.png")
+    save_checkpoint(path, Checkpoint(fastscore.nn.ScoreMLP(2), [1.0, 0.1]))
+    assert main(["sample", path, "-o", png]) == 2
+    assert "a .npz file for samples of shape (2,), which are no images" in capsys.readouterr().err
+    net = torch.nn.Linear(2, 2)
+    builder = {"builder": "torch.nn:Linear", "arguments": {"in_features": 2, "out_features": 2}}
+    save_checkpoint(path, Checkpoint(net, [1.0, 0.1], **builder))
+    assert main(["sample", path, "-o", str(tmp_path / "a.npz"), "--build"]) == 2
+    assert "checkpoint must be one that says data_shape=" in capsys.readouterr().err
+
+
+# ---- optional packages ---------------------------------------------------------------------------
+
+
+def without(monkeypatch, *modules):
+    for module in modules:
+        for name in [n for n in sys.modules if n == module or n.startswith(f"{module}.")]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setitem(sys.modules, module, None)
+
+
+def on_a_terminal(monkeypatch, answer=True):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: answer, raising=False)
+
+
+def test_a_bar_is_shown_where_it_can_be(checkpoint, tmp_path, capsys, monkeypatch):
+    sample = ["sample", str(checkpoint), "-n", "1", "-o", str(tmp_path / "a.npz")]
+    on_a_terminal(monkeypatch, False)
+    for more, shown in [([], False), (["--progress"], True), (["--no-progress"], False)]:
+        assert main([*sample, *more]) == 0
+        assert ("7/7" in capsys.readouterr().err) == shown
+    on_a_terminal(monkeypatch)
+    for more, shown in [([], True), (["--no-progress"], False)]:
+        assert main([*sample, *more]) == 0
+        assert ("7/7" in capsys.readouterr().err) == shown
+    without(monkeypatch, "tqdm")
+    for more in ([], ["--no-progress"]):
+        assert main([*sample, *more]) == 0
+        assert capsys.readouterr().err == ""
+    nothing_done(monkeypatch)
+    assert main([*sample, "--progress"]) == 2
+    expected = "fastscore sample: --progress needs tqdm: pip install tqdm\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_the_demo_without_a_bar_needs_no_tqdm(tmp_path, capsys, monkeypatch):
+    without(monkeypatch, "tqdm")
+    on_a_terminal(monkeypatch)
+    demo = ["demo", "--out", str(tmp_path), "--iterations", "2", "--samples", "4"]
+    for more in ([], ["--no-progress"]):
+        assert main([*demo, *more]) == 0
+    monkeypatch.setattr("fastscore.apps.demo.run.load_digits", lambda: pytest.fail("work done"))
+    assert main([*demo, "--progress"]) == 2
+    assert "fastscore demo: --progress needs tqdm: pip install tqdm\n" in capsys.readouterr().err
+
+
+def test_what_is_missing_is_said_at_once_and_first(checkpoint, tmp_path, capsys, monkeypatch):
+    nothing_done(monkeypatch)
+    monkeypatch.setattr("fastscore.apps.demo.run.load_digits", lambda: pytest.fail("work done"))
+    without(monkeypatch, "safetensors", "PIL", "sklearn")
+    assert main(["sample", str(checkpoint), "-o", str(tmp_path / "a.png")]) == 2
+    needs = "needs safetensors and pillow: pip install safetensors pillow\n"
+    assert capsys.readouterr().err == f"fastscore sample: {needs}"
+    assert main(["sample", str(checkpoint), "-o", str(tmp_path / "a.npz")]) == 2
+    assert "needs safetensors: pip install safetensors\n" in capsys.readouterr().err
+    assert main(["demo", "--out", str(tmp_path / "demo")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("fastscore demo: needs scikit-learn, safetensors and pillow: ")
+    assert error.endswith(": pip install scikit-learn safetensors pillow\n")
+    assert not (tmp_path / "demo").exists()
+
+
+def test_info_and_bench_need_nothing_optional(tmp_path):
+    code = """if True:
+        import sys
+        for name in ("tqdm", "safetensors", "PIL", "sklearn", "matplotlib", "scipy", "pytest"):
+            sys.modules[name] = None
+        from fastscore.apps.cli import main
+        import fastscore.apps.bench, fastscore.apps.bench.suite
+        assert main(["info"]) == 0
+        assert main(["bench", "--quick", "--op", "langevin_step_", "--out", sys.argv[1]]) == 0
+        """
+    root = os.path.dirname(os.path.dirname(fastscore.__file__))
+    run = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(run, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_sample_to_a_read_only_directory(checkpoint, tmp_path, capsys):

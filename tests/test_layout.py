@@ -48,6 +48,7 @@ FLOORS = [
     "scores",
     "nn sde",
     "losses samplers evaluation",
+    "checkpoint pictures",
     "__init__",
     "apps",
     "__main__",
@@ -108,11 +109,14 @@ def test_modules_that_have_moved_keep_their_old_names():
             from fastscore.divergence import divergence, output_and_divergence
             from fastscore.jvp import jvp, jvps, quadratic_forms
             from fastscore.metrics import fisher_divergence
-            from fastscore.checkpoint import load_checkpoint
+            from fastscore.nn.checkpoint import load_checkpoint
+            from fastscore.nn import checkpoint
             from fastscore.bench.measure import measure
             import fastscore.quality
+            fastscore.nn.checkpoint.Checkpoint
         assert len(caught) == 7, [str(w.message) for w in caught]
         assert all(w.category is DeprecationWarning for w in caught)
+        assert checkpoint.load_checkpoint is load_checkpoint is fastscore.load_checkpoint
         assert fastscore.quality.frechet_distance is fastscore.evaluation.frechet_distance
         assert measure.__module__ == "fastscore.apps.bench.measure"
         assert fastscore.divergence(lambda x: -x, fastscore.random.normal(

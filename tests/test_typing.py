@@ -40,6 +40,17 @@ fastscore.annealed_langevin(model, sigmas, num_samples="three")  # error: call-o
 assert_type(fastscore.consistent_annealed_langevin(model, sigmas, eta=0.3, num_samples=3), Tensor)
 assert_type(fastscore.langevin(lambda x: -x, torch.zeros(3, 2), steps=2, step_size=0.1), Tensor)
 
+# Checkpoints sample as samplers do.
+checkpoint = fastscore.load_checkpoint("net.safetensors", model=model)
+assert_type(checkpoint, fastscore.Checkpoint)
+assert_type(checkpoint.model, nn.Module)
+assert_type(checkpoint.sample(3, seed=1), Tensor)
+assert_type(checkpoint.sample(3, trajectory=[0, 3]), tuple[Tensor, Tensor])
+fastscore.Checkpoint(fastscore.nn.EMA(model), [1.0, 0.1], {"steps_per_sigma": 3})
+fastscore.Checkpoint(lambda x: x, sigmas)  # error: arg-type
+fastscore.save_checkpoint("net.safetensors", model)  # error: arg-type
+fastscore.save_grid("a.png", torch.zeros(3, 8, 8), value_range=(0, 1))
+
 # Derivatives: a standard error makes it a pair.
 x = torch.zeros(3, 2)
 assert_type(fastscore.divergence(model, x, 0.5), Tensor)

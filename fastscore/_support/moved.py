@@ -13,7 +13,6 @@ from typing import Any
 
 _MOVED = {
     "bench": "apps.bench",
-    "checkpoint": "nn.checkpoint",
     "cli": "apps.cli",
     "closed_form": "derivatives.closed_form",
     "demo": "apps.demo",
@@ -23,6 +22,7 @@ _MOVED = {
     "jvp": "derivatives.forward",
     "memory": "_support.memory",
     "metrics": "evaluation.fisher",
+    "nn.checkpoint": "checkpoint",
     "ops.dual": "ops.duals",
     "quality": "evaluation.distances",
     "reference.dual": "reference.duals",

@@ -13,6 +13,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable, Collection, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, ParamSpec, TypeVar, get_type_hints
 
 from fastscore._support.renamed import with_new_names
@@ -118,7 +119,10 @@ def set_signature(
 
 
 def refuse_unknown(
-    fn: str, known: Collection[str], given: Iterable[str], renamed: Mapping[str, str]
+    fn: str,
+    known: Collection[str],
+    given: Iterable[str],
+    renamed: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """The TypeError that names an option which is not there, and the one that was meant."""
     names = sorted([*known, *renamed])

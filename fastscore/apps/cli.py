@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
-from typing import cast
+from pathlib import Path
+
+import numpy
+import torch
+from torch import Tensor
 
 import fastscore
+from fastscore._support.checks import check_device_there, check_int, fail
+from fastscore._support.extras import require_all
+from fastscore._support.files import prepare_file, whole_file
 from fastscore.apps.info import format_info, info
+from fastscore.apps.progress import shows_progress
+from fastscore.pictures import check_value_range, is_image_shape
+
+SMALLEST_SIDE = 32  # pixels: smaller images are enlarged to about this size
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--iterations", type=int, default=3000, help="training steps")
     command.add_argument("--samples", type=int, default=256, help="how many digits to draw")
     command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--no-progress", action="store_true", help="no progress bars")
+    add_progress(command)
     command.set_defaults(run=run_demo)
 
     command = commands.add_parser("sample", help="draw more from a saved checkpoint")
@@ -36,7 +48,24 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("-o", "--out", required=True, help="OUT.npz or OUT.png")
     command.add_argument("--seed", type=int, default=None, help="default: a new one each time")
     command.add_argument("--device", default="cpu")
-    command.add_argument("--no-progress", action="store_true", help="no progress bar")
+    command.add_argument(
+        "--range",
+        nargs=2,
+        type=float,
+        default=(0.0, 1.0),
+        metavar=("LO", "HI"),
+        help="values that are black and white in OUT.png (default: 0 1)",
+    )
+    command.add_argument(
+        "--build",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="PACKAGE.MODULE:FUNCTION",
+        help="for a network of your own: call the function that makes it; without a name the one "
+        "that the file names (only if you trust the file)",
+    )
+    add_progress(command)
     command.set_defaults(run=run_sample)
 
     command = commands.add_parser("bench", help="time every op beside its peers")
@@ -49,6 +78,15 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--out", default="bench", help="directory of the JSON (default: bench)")
     command.set_defaults(run=run_benchmarks)
     return root
+
+
+def add_progress(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--progress",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="progress bars (default: where tqdm is installed and there is a terminal)",
+    )
 
 
 def run_info(_: argparse.Namespace) -> None:
@@ -64,42 +102,48 @@ def run_demo(args: argparse.Namespace) -> None:
         iterations=args.iterations,
         samples=args.samples,
         seed=args.seed,
-        progress=not args.no_progress,
+        progress=args.progress,
     )
 
 
 def run_sample(args: argparse.Namespace) -> None:
     """Checks everything that can fail before the first step is taken."""
-    from fastscore._support.checks import check_int, fail
-    from fastscore._support.files import prepare_file
-    from fastscore.nn.checkpoint import load_checkpoint
-
-    check_int("sample", "-n", args.n, minimum=1)
-    out = prepare_file("sample", args.out, (".npz", ".png"))
-    checkpoint = load_checkpoint(args.checkpoint, device=args.device)
+    fn = "sample"
+    check_int(fn, "-n", args.n, minimum=1)
+    value_range = check_value_range(fn, "--range", args.range)
+    device = check_device_there(fn, args.device)
+    out = prepare_file(fn, args.out, (".npz", ".png"))
+    picture = out.suffix == ".png"
+    require_all(fn, {"safetensors": "safetensors"} | ({"PIL": "pillow"} if picture else {}))
+    progress = shows_progress(fn, args.progress)
+    checkpoint = load_own(args.checkpoint, args.build, device)
+    shape = checkpoint.data_shape
+    if shape is None:
+        expected = "one that says data_shape=, the shape of a sample (see fastscore.Checkpoint)"
+        fail(fn, "checkpoint", expected, args.checkpoint)
+    if picture and not is_image_shape(shape):
+        fail(fn, "--out", f"a .npz file for samples of shape {shape}, which are no images", out)
     fastscore.keep_freed_memory()
-    shape = cast("tuple[int, ...]", checkpoint.model.data_shape)
-    if out.suffix == ".png" and (len(shape) != 3 or shape[0] != 1):
-        fail("sample", "--out", "a .npz file for a model of other than grey images", out)
-    x = fastscore.annealed_langevin(
-        checkpoint.model,
-        checkpoint.sigmas,
-        num_samples=args.n,
-        seed=args.seed,
-        progress=not args.no_progress,
-        **checkpoint.sampling,
-    )
-    if out.suffix == ".png":
-        import math
-
-        from fastscore.apps.demo.pictures import save_png, tile
-
-        save_png(out, tile(x, math.ceil(math.sqrt(args.n))))
+    x = checkpoint.sample(args.n, seed=args.seed, progress=progress)
+    if picture:
+        zoom = max(1, SMALLEST_SIDE // max(shape[-2:]))
+        fastscore.save_grid(out, x, value_range=value_range, zoom=zoom)
     else:
-        import numpy
-
-        numpy.savez_compressed(out, samples=x.cpu().numpy())
+        save_npz(out, x)
     print(f"wrote {args.n} samples to {out}")
+
+
+def load_own(path: str, build: bool | str, device: torch.device) -> fastscore.Checkpoint:
+    """The checkpoint; a builder is looked for in the current directory too, as Python does."""
+    here = os.getcwd()
+    if build and here not in sys.path:
+        sys.path.insert(0, here)
+    return fastscore.load_checkpoint(path, build=build, device=device)
+
+
+def save_npz(path: Path, samples: Tensor) -> None:
+    with whole_file(path) as partial, partial.open("wb") as file:
+        numpy.savez_compressed(file, samples=samples.cpu().numpy())
 
 
 def run_benchmarks(args: argparse.Namespace) -> None:
@@ -117,7 +161,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args.run(args)
     except (OSError, ValueError, TypeError, ImportError) as error:
-        print(f"fastscore {args.command}: {error}", file=sys.stderr)
+        message = str(error).removeprefix(f"{args.command}: ")
+        print(f"fastscore {args.command}: {message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -1,10 +1,9 @@
-"""Small noise-conditional score networks, the moving average of their weights, and checkpoints.
+"""Small noise-conditional score networks, and the moving average of their weights.
 
 ================  ================================================================================
 ``ScoreMLP``      a multilayer perceptron, for data of the shape (dim,)
 ``ScoreConvNet``  a small U-Net, for images
 ``EMA``           the moving average of any network's weights
-``checkpoint``    files of a network, its noise scales and how to sample with them
 ================  ================================================================================
 
 Any ``torch.nn.Module``, and any function, will do in the place of these networks.
@@ -16,13 +15,25 @@ Any ``torch.nn.Module``, and any function, will do in the place of these network
 torch.Size([5, 2])
 """
 
-from fastscore.nn import checkpoint
+import importlib
+import warnings
+from types import ModuleType
+
 from fastscore.nn.conv import ScoreConvNet
 from fastscore.nn.ema import EMA
 from fastscore.nn.mlp import ScoreMLP
 
-__all__ = ["EMA", "ScoreConvNet", "ScoreMLP", "checkpoint"]
+__all__ = ["EMA", "ScoreConvNet", "ScoreMLP"]
 
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+def __getattr__(name: str) -> ModuleType:
+    """The old name ``fastscore.nn.checkpoint``, for one more version."""
+    if name != "checkpoint":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    new = "fastscore.checkpoint"
+    warnings.warn(f"{__name__}.{name} is now {new}", DeprecationWarning, stacklevel=2)
+    return importlib.import_module(new)

@@ -62,11 +62,9 @@ def sample(
         fail_type(fn, "model", "callable", model)
     conditioning = conditioning_of(fn, model, options["conditioning"], plan.conditioning)
     prediction = prediction_of(fn, model, options["prediction"])
-    check_choice(fn, "init", options["init"], INITS)
     model_kwargs = check_model_kwargs(fn, options["model_kwargs"])
     check_start(fn, start_step, plan.steps, x, seed)
-    bounds = check_clamp(fn, options["clamp"])
-    check_autocast(fn, options["autocast"])
+    bounds = check_settings(fn, options)
     callback, progress = options["callback"], options["progress"]
     if callback is not None and not callable(callback):
         fail_type(fn, "callback", "callable", callback)
@@ -213,6 +211,14 @@ def warn_of_divergence(fn: str, x: Tensor, start: Tensor | None, steps: int, pla
 
 
 # ---- checks ------------------------------------------------------------------------------------
+
+
+def check_settings(fn: str, options: SamplerOptions) -> Clamp:
+    """What can be told of a sampler's common settings without a model; the clamp, as a pair."""
+    check_choice(fn, "init", options["init"], INITS)
+    check_state_dtype(fn, options["dtype"], None)
+    check_autocast(fn, options["autocast"])
+    return check_clamp(fn, options["clamp"])
 
 
 def check_start(fn: str, start_step: int, steps: int, x: Tensor | None, seed: Any) -> None:

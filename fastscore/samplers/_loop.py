@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from fastscore._support.checks import check_output
+from fastscore._support.extras import require
 from fastscore._support.lending import is_untouched, lend_own, lent
 from fastscore.conditioning import condition, explain, parameter_dtypes
 from fastscore.ops._library import ops
@@ -240,8 +241,4 @@ def _progress_bar(fn: str, progress: bool, start: int, steps: int) -> Iterator[C
 
 def progress_bar_class(fn: str) -> Any:
     """tqdm, an optional dependency."""
-    try:
-        from tqdm.auto import tqdm
-    except ImportError as error:
-        raise ImportError(f"{fn}: progress=True needs tqdm: pip install tqdm") from error
-    return tqdm
+    return require(fn, "tqdm.auto", "tqdm", what="progress=True").tqdm

@@ -23,7 +23,7 @@ from fastscore._support.options import (
     with_options,
 )
 from fastscore._support.renamed import with_new_names
-from fastscore.samplers._inputs import sample
+from fastscore.samplers._inputs import check_settings, sample
 from fastscore.samplers._plan import Callback, Clamp, Plan
 
 
@@ -166,6 +166,9 @@ class SamplerOptions(ModelOptions, SeedOptions, total=False):
 
 OLD_NAMES = {"langevin": {"score_fn": "model"}}  # they work for one more version
 
+# Those that can be said once for a model. The others belong to a run: its state, noise, watchers.
+SETTINGS = frozenset({"init", "clamp", "dtype", "autocast"})
+
 P = ParamSpec("P")
 
 
@@ -173,6 +176,8 @@ class Sampler(Protocol[P]):
     """A sampler, for type checkers: with ``trajectory`` it returns a pair."""
 
     __name__: str
+    settings: frozenset[str]  # its options that are a matter of the model, not of a run
+    plan: Callable[..., Plan]  # the plan of a run that is not made: all settings are checked
 
     @overload
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Tensor: ...
@@ -197,20 +202,38 @@ def sampler(make_plan: Callable[P, Plan]) -> Sampler[P]:
     renamed = OLD_NAMES.get(fn, {})
     known = {p.name for p in own} | {"trajectory"} | set(options_of_all.defaults)
 
-    @functools.wraps(make_plan)
-    def run(*args: Any, trajectory: Sequence[int] | None = None, **kwargs: Any) -> Any:
+    def current(kwargs: dict[str, Any]) -> dict[str, Any]:
+        """All of them options that are there, under their present names."""
         if not known.issuperset(kwargs):
             kwargs = with_new_names(fn, renamed, kwargs)
             refuse_unknown(fn, known, kwargs, renamed)
+        return kwargs
+
+    def prepare(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Plan, SamplerOptions]:
+        """The plan, and the options of all samplers, which are taken out of ``kwargs``."""
         options = {n: kwargs.pop(n, default) for n, default in options_of_all.defaults.items()}
-        plan = make_plan(*args, **kwargs, **options)
+        return make_plan(*args, **kwargs, **options), cast(SamplerOptions, options)
+
+    @functools.wraps(make_plan)
+    def run(*args: Any, trajectory: Sequence[int] | None = None, **kwargs: Any) -> Any:
+        kwargs = current(kwargs)
+        plan, options = prepare(args, kwargs)
         model = args[0] if args else kwargs[first]
         x = args[position] if len(args) > position else kwargs.get("x")
-        return sample(fn, model, x, plan, cast(SamplerOptions, options), trajectory)
+        return sample(fn, model, x, plan, options, trajectory)
+
+    def checked_plan(*args: Any, **kwargs: Any) -> Plan:
+        plan, options = prepare(args, current(kwargs))
+        check_settings(fn, options)
+        return plan
 
     kind, optional = inspect.Parameter.KEYWORD_ONLY, Sequence[int] | None
     recorded = inspect.Parameter("trajectory", kind, default=None, annotation=optional)
     parameters = [*own, recorded, *options_of_all.parameters]
-    set_signature(run, sorted(parameters, key=lambda p: p.kind))
+    returns = Tensor | tuple[Tensor, Tensor]
+    set_signature(run, sorted(parameters, key=lambda p: p.kind), returns)
     run.__doc__ = with_options(make_plan.__doc__, SamplerOptions)
-    return cast("Sampler[P]", run)
+    result = cast("Sampler[P]", run)
+    result.settings = SETTINGS | {p.name for p in own if p.kind is kind}
+    result.plan = checked_plan
+    return result

@@ -24,3 +24,7 @@ from fastscore.scores.mixture import GaussianMixture
 from fastscore.scores.parzen import Parzen
 
 __all__ = ["DenoiserScore", "EnergyScore", "EpsScore", "GaussianMixture", "NetworkScore", "Parzen"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -172,6 +172,7 @@ class EpsScore(NetworkScore):
         conditioning: str | None = None,
         sigmas: Tensor | Sequence[float] | None = None,
     ) -> None:
+        """See the class."""
         super().__init__(net, prediction="eps", conditioning=conditioning, sigmas=sigmas)
 
 
@@ -201,4 +202,5 @@ class DenoiserScore(NetworkScore):
         conditioning: str | None = None,
         sigmas: Tensor | Sequence[float] | None = None,
     ) -> None:
+        """See the class."""
         super().__init__(net, prediction="x0", conditioning=conditioning, sigmas=sigmas)

@@ -14,19 +14,21 @@ from torch import Tensor
 
 import fastscore
 from fastscore._support.checks import check_int
+from fastscore._support.extras import require_all
 from fastscore._support.files import prepare_directory
 from fastscore.apps.demo.data import load_digits
-from fastscore.apps.demo.pictures import normalised, save_png, tile
 from fastscore.apps.demo.timing import dsm_seconds, langevin_seconds
 from fastscore.apps.info import info
+from fastscore.apps.progress import Bar, shows_progress
 from fastscore.evaluation.distances import frechet_distance, nearest_distance
-from fastscore.nn.checkpoint import Checkpoint, save_checkpoint
 
 SIGMA_MIN = 0.01
 BATCH = 64
 LEARNING_RATE = 4e-3
 STEPS_PER_SIGMA = 5
 EMA_DECAY = 0.999
+ZOOM = 4
+PACKAGES = {"sklearn": "scikit-learn", "safetensors": "safetensors", "PIL": "pillow"}
 Say = Callable[[str], None]
 
 
@@ -34,8 +36,6 @@ def train(
     data: Tensor, sigmas: Tensor, *, iterations: int, seed: int, progress: bool
 ) -> tuple[torch.nn.Module, list[float]]:
     """A score network's moving average after ``iterations`` steps of Adam, and the losses."""
-    from tqdm import tqdm
-
     torch.manual_seed(seed)
     model = fastscore.nn.ScoreConvNet(channels=1, image_size=8)
     # Twice as fast on a CPU. PyTorch's overloads of Module.to leave this argument out.
@@ -45,7 +45,7 @@ def train(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, iterations)
     loss_fn = fastscore.DSMLoss(sigmas)
     losses: list[float] = []
-    for _ in (bar := tqdm(range(iterations), desc="training", disable=not progress)):
+    for _ in (bar := Bar(iterations, "training", progress)):
         batch = data[torch.randint(len(data), (BATCH,))]
         loss = loss_fn(model, batch)
         optimiser.zero_grad(set_to_none=True)
@@ -55,7 +55,7 @@ def train(
         average.update()
         losses.append(float(loss.detach()))
         if len(losses) % 50 == 0:
-            bar.set_postfix(loss=f"{sum(losses[-50:]) / 50:.2f}")
+            bar.say(loss=f"{sum(losses[-50:]) / 50:.2f}")
     return average.module.eval(), losses
 
 
@@ -65,7 +65,7 @@ def run_demo(
     iterations: int = 3000,
     samples: int = 256,
     seed: int = 0,
-    progress: bool = True,
+    progress: bool | None = None,
     say: Say = print,
 ) -> dict[str, Any]:
     """Train a score network on handwritten digits and draw samples by annealed Langevin dynamics.
@@ -78,15 +78,18 @@ def run_demo(
         iterations: training steps.
         samples: how many to draw.
         seed: governs the network's start, the batches and all noise.
-        progress: show progress bars.
+        progress: show progress bars; by default where tqdm is there, on a terminal.
         say: where the report goes.
 
     Raises:
-        OSError: ``out`` can't be written to; said before any work is done.
+        ImportError: a package that the demo needs is missing; as all errors before any work.
+        OSError: ``out`` can't be written to.
         ValueError, TypeError: counts below 1 or not integers.
     """
     check_int("demo", "iterations", iterations, minimum=1)
     check_int("demo", "samples", samples, minimum=2)
+    require_all("demo", PACKAGES)
+    bars = shows_progress("demo", progress)
     directory = prepare_directory("demo", out)
     begin = time.perf_counter()
     data, held_out = load_digits()
@@ -97,25 +100,30 @@ def run_demo(
     )
 
     start = time.perf_counter()
-    model, losses = train(data, sigmas, iterations=iterations, seed=seed, progress=progress)
+    model, losses = train(data, sigmas, iterations=iterations, seed=seed, progress=bars)
     training = time.perf_counter() - start
     sampling: dict[str, Any] = {"steps_per_sigma": STEPS_PER_SIGMA}
-    save_checkpoint(directory / "checkpoint.safetensors", Checkpoint(model, sigmas, sampling))
+    fastscore.save_checkpoint(
+        directory / "checkpoint.safetensors", fastscore.Checkpoint(model, sigmas, sampling)
+    )
     say(f"trained for {iterations} steps in {training:.1f} s, loss {_tail_mean(losses):.2f}")
 
     start = time.perf_counter()
     levels = torch.linspace(0, len(sigmas) - 1, 12).round().long().tolist()
     drawn, path = fastscore.annealed_langevin(
-        model, sigmas, num_samples=samples, seed=seed, trajectory=levels, progress=progress,
+        model, sigmas, num_samples=samples, seed=seed, trajectory=levels, progress=bars,
         **sampling,
     )  # fmt: skip
     seconds = time.perf_counter() - start
     say(f"drew {samples} samples in {seconds:.1f} s ({len(sigmas) * STEPS_PER_SIGMA + 1} steps)")
 
-    save_png(directory / "samples.png", tile(drawn, math.isqrt(samples)))
+    # Ink is 1 in these data, and dark on white paper.
+    fastscore.save_grid(
+        directory / "samples.png", 1 - drawn, columns=math.isqrt(samples), zoom=ZOOM
+    )
     shown = min(10, samples)
     way = torch.cat([normalised(path[:, :shown].flatten(0, 1)), drawn[:shown]])
-    save_png(directory / "path.png", tile(way, shown))
+    fastscore.save_grid(directory / "path.png", 1 - way, columns=shown, zoom=ZOOM)
 
     figures = {
         "training_seconds": training,
@@ -130,6 +138,12 @@ def run_demo(
     (directory / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
     report(figures, directory, say)
     return figures
+
+
+def normalised(images: Tensor) -> Tensor:
+    """Each image stretched to [0, 1] about 1/2, so that noise of any scale can be seen."""
+    reach = (images - 0.5).abs().flatten(1).amax(1).clamp_min(0.5).reshape(-1, 1, 1, 1)
+    return (images - 0.5) / (2 * reach) + 0.5
 
 
 def _tail_mean(losses: list[float]) -> float:
