@@ -48,10 +48,27 @@ def test_every_public_name_is_documented_with_an_example(name):
     assert ">>>" in doc, name
 
 
-def test_readme_snippets_run(tmp_path, monkeypatch):
+def test_readme_snippets_run_pasted_one_by_one(tmp_path, monkeypatch):
+    """With few steps of training: what comes out is looked at by benchmarks/defaults.py."""
     monkeypatch.chdir(tmp_path)
-    snippets = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
-    assert snippets
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    text = README.read_text()
+    snippets = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert text.count("range(3000)") == 2
     names: dict[str, object] = {}
     for snippet in snippets:
-        exec(snippet, names)
+        exec(snippet.replace("range(3000)", "range(20)"), names)
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "moons.safetensors",
+        "moons.png",
+        "net.safetensors",
+    }
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"])
+def test_links_of_pages_lead_somewhere(page):
+    path = README.parent / page
+    links = re.findall(r"\]\(([^)#:]+)\)", path.read_text())
+    assert links
+    for link in links:
+        assert (path.parent / link).exists(), link

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from fastscore._support.eager import compiled_parts_run_eagerly
 from fastscore._support.inference import recordable, recording
 from fastscore._support.lending import lend, lent
 from fastscore._support.once import marked_once, only_once
+from fastscore._support.renamed import warn_caller
 from fastscore._support.tangents import refuse_tangents
 from fastscore.conditioning import as_sigma, explained
 from fastscore.scores.adapters import Adapter
@@ -74,20 +74,21 @@ class EnergyScore(Adapter):
         """See the class."""
         if takes_sigma is not None:
             message = 'EnergyScore: takes_sigma=False is now conditioning="none"'
-            warnings.warn(message, DeprecationWarning, stacklevel=2)
+            warn_caller(message, DeprecationWarning)
             conditioning = conditioning if takes_sigma else "none"
         super().__init__("energy", energy, conditioning, sigmas)
         self.energy = energy
 
     @property
     def sigma_optional(self) -> bool:
-        """Whether the score may be called as ``model(x)``."""
-        return not self.takes_sigma
+        """Whether the score may be called as ``model(x)``: the energy is told no noise level."""
+        return self.net_conditioning == "none"
 
     @property
     def takes_sigma(self) -> bool:
-        """Whether the energy is told the noise level."""
-        return self.net_conditioning != "none"
+        """Deprecated: ``not sigma_optional``."""
+        warn_caller("EnergyScore: takes_sigma is now not sigma_optional", DeprecationWarning)
+        return not self.sigma_optional
 
     def forward(
         self, x: Tensor, sigma: Tensor | float | None = None, **model_kwargs: Any
@@ -98,7 +99,7 @@ class EnergyScore(Adapter):
         """
         check_floating("EnergyScore", "x", x, min_dim=1)
         level: tuple[Tensor, ...] = ()
-        if self.takes_sigma:
+        if not self.sigma_optional:
             if sigma is None:
                 fail("EnergyScore", "sigma", "given for an energy that takes one", None)
             level = self._conditioned(as_sigma("EnergyScore", x, sigma))
