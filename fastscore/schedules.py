@@ -16,13 +16,13 @@ from fastscore._support.checks import (
     check_choice,
     check_device_there,
     check_finite,
-    check_floating,
     check_int,
     check_number,
     check_sigmas,
     fail,
     fail_type,
 )
+from fastscore._support.spread import check_data, standard_deviation
 
 __all__ = ["geometric_sigmas", "langevin_step_size", "noise_scales", "sigma_max_from_data"]
 
@@ -32,6 +32,9 @@ _BLOCK_ELEMENTS = 2**22  # float64 elements of one block of rows: 32 MiB
 _BLOCK_ROWS = 1024
 # Neighbouring levels are taken to overlap within three standard deviations: at ratio 1 this much.
 _MAX_OVERLAP = math.erf(3 / math.sqrt(2))
+_FORMULA_DIMS = 5  # elements per sample from which Technique 2's equation has a solution
+_RATIO_BELOW = 1.2  # of neighbouring scales, where it has none
+_SIGMA_MIN = 0.01  # as a share of the data's standard deviation
 
 
 def geometric_sigmas(
@@ -115,7 +118,7 @@ def sigma_max_from_data(x: Tensor) -> float:
         5.0
     """
     fn = "sigma_max_from_data"
-    _check_samples(fn, x)
+    check_data(fn, x)
     x = x.detach()
     center, order, radius = _by_radius(fn, x)
 
@@ -141,14 +144,6 @@ def sigma_max_from_data(x: Tensor) -> float:
     if distance == 0:
         fail(fn, "x", "samples that are not all equal", f"{len(x)} equal samples")
     return distance
-
-
-def _check_samples(fn: str, x: Tensor) -> None:
-    check_floating(fn, "x", x, min_dim=1)
-    if len(x) < 2:
-        fail(fn, "x", "at least two samples", f"shape {tuple(x.shape)}")
-    if x.numel() == 0:
-        fail(fn, "x", "samples with at least one element", f"shape {tuple(x.shape)}")
 
 
 def _rows_per_block(x: Tensor) -> int:
@@ -182,8 +177,9 @@ def _farthest_pair(a: Tensor, b: Tensor) -> tuple[float, tuple[int, int]]:
 def noise_scales(
     x: Tensor,
     *,
-    sigma_min: float,
+    sigma_min: float | None = None,
     overlap: float = 0.5,
+    max_ratio: float | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> Tensor:
@@ -198,12 +194,38 @@ def noise_scales(
     For CIFAR-10 (D = 3072, sigma 50 to 0.01), the overlap 0.5 gives 220 scales; the paper's 232
     stand for an overlap of about 0.57.
 
+    Few dimensions ask for more scales than that. The equation takes the norm of Gaussian noise to
+    be Gaussian: it has no solution below D = 5, and gamma = 4.0 at D = 8, 1.36 at D = 64. With the
+    norm's exact law it has one everywhere (399, 23, 8.9, 5.6 at D = 1 to 4; 2.8 and 1.34 at 8 and
+    64), which is of no use: what limits gamma there is not whether levels overlap, but how far a
+    few Langevin steps carry a chain. Sliced Wasserstein distance of samples from ten Gaussians, in
+    percent of the data's standard deviation, with the exact score and 5 steps at each scale
+    (``benchmarks/defaults.py``):
+
+    =======  =====  =====  =====  =====  =====  =====  ==========
+    gamma    4      2      1.5    1.3    1.2    1.1    fresh data
+    =======  =====  =====  =====  =====  =====  =====  ==========
+    D = 1    38.5   21.9   14.4   10.2   8.9    7.3    3.2
+    D = 2    29.6   14.6   9.4    6.9    5.7    5.1    2.7
+    D = 4    15.6   7.7    5.2    4.4    2.3    3.0    3.0
+    D = 8    14.2   6.4    4.3    4.1    2.8    3.2    2.8
+    D = 64   13.8   8.6    5.4    4.9    4.4    2.8    2.4
+    =======  =====  =====  =====  =====  =====  =====  ==========
+
+    So 1.2 is what is taken below 5 dimensions, some 36 scales, and ``max_ratio=1.2`` is recommended
+    from there up to D = 150 or so; beyond, Technique 2 asks for about as many or more. For about as
+    many calls of the network, two steps at each of more scales are worse (4.7 for gamma = 1.1 at
+    D = 8), and ten at each of fewer no better (3.4 for gamma = 1.5).
+
     Args:
-        x: the data set, shape (n, ...), any floating dtype, at least 5 elements per sample. (The
-            equation takes the norm of Gaussian noise to be Gaussian. Below 5 dimensions it has no
-            solution: take ``geometric_sigmas(sigma_max_from_data(x), sigma_min, n)``.)
-        sigma_min: the smallest scale, sigma_L; the paper takes 0.01 for data in [0, 1].
-        overlap: C, in (0, 0.9973); 0.5 in the paper.
+        x: the data set, shape (n, ...), any floating dtype.
+        sigma_min: the smallest scale, sigma_L. By default a hundredth of the data's standard
+            deviation about their mean. Of the study's three sets, two were drawn better with it
+            than with 0.003 of that, and better still with 0.03, having as much noise of their own;
+            the third did not mind. The paper takes 0.01 for data in [0, 1].
+        overlap: C, in (0, 0.9973); 0.5 in the paper. Without effect below 5 dimensions.
+        max_ratio: the largest ratio of neighbouring scales, above 1. By default 1.2 below 5
+            dimensions, and from there on whatever Technique 2 says, as published.
         dtype: floating dtype of the result.
         device: device of the result.
 
@@ -213,7 +235,7 @@ def noise_scales(
 
     Raises:
         ValueError: as ``sigma_max_from_data``; ``sigma_min`` not positive or not below the largest
-            distance; ``overlap`` out of range; fewer than 5 elements per sample.
+            distance; ``overlap`` out of range; ``max_ratio`` not above 1.
         TypeError: an argument of the wrong type.
 
     Example:
@@ -222,28 +244,37 @@ def noise_scales(
         >>> sigmas = noise_scales(x, sigma_min=0.01)
         >>> len(sigmas), sigmas[0], sigmas[-1]
         (220, tensor(50.), tensor(0.0100))
+        >>> points = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0))
+        >>> len(noise_scales(points))
+        38
     """
     fn = "noise_scales"
-    low = check_number(fn, "sigma_min", sigma_min, positive=True)
+    low = sigma_min
+    if low is not None:
+        low = check_number(fn, "sigma_min", low, positive=True)
     share = check_number(fn, "overlap", overlap, positive=True)
     if share >= _MAX_OVERLAP:
         fail(fn, "overlap", f"below {_MAX_OVERLAP:.4f}, the overlap of equal levels", share)
-    _check_samples(fn, x)
-    dim = x[0].numel()
-    if dim < 5:
-        fail(
-            fn,
-            "x",
-            "of at least 5 elements per sample, below which Technique 2 has no solution "
-            "(use geometric_sigmas(sigma_max_from_data(x), sigma_min, n))",
-            f"shape {tuple(x.shape)}",
-        )
+    limit = max_ratio
+    if limit is not None and (limit := check_number(fn, "max_ratio", limit)) <= 1:
+        fail(fn, "max_ratio", "above 1, or None", limit)
+    check_data(fn, x)
     high = sigma_max_from_data(x)
+    if low is None:
+        low = _SIGMA_MIN * standard_deviation(fn, x)
     if high <= low:
         fail(fn, "sigma_min", f"below the largest pairwise distance {high}", low)
-    steps = math.log(high / low) / math.log(_level_ratio(dim, share))
+    steps = math.log(high / low) / math.log(_scale_ratio(x[0].numel(), share, limit))
     n = 1 + max(1, math.ceil(steps - 1e-9))
     return geometric_sigmas(high, low, n, dtype=dtype, device=device)
+
+
+def _scale_ratio(dim: int, overlap: float, limit: float | None) -> float:
+    """Technique 2's ratio where there is one, and ``limit`` where that is smaller."""
+    if dim < _FORMULA_DIMS:
+        return _RATIO_BELOW if limit is None else limit
+    ratio = _level_ratio(dim, overlap)
+    return ratio if limit is None else min(ratio, limit)
 
 
 def _level_ratio(dim: int, overlap: float) -> float:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import doctest
 import json
 import math
+import re
+import statistics
+from pathlib import Path
 
 import pytest
 import torch
@@ -221,6 +224,160 @@ def test_mlp_learns_the_scores_of_a_mixture_at_several_levels() -> None:
 def test_mlp_bad_input(args, kwargs, error, message) -> None:
     with pytest.raises(error, match="^ScoreMLP: " + message):
         ScoreMLP(*args, **kwargs)
+
+
+def test_mlp_for_data_takes_dim_and_data_std_from_them() -> None:
+    x = torch.tensor([3.0, 0.5, 1.0]) * randn(5000, 3) + torch.tensor([5.0, 0.0, -2.0])
+    model = ScoreMLP.for_data(x, (8,), activation="tanh", noise_conditional=False)
+    assert model.data_shape == (3,)
+    assert model.data_std == pytest.approx(x.double().var(0, correction=0).mean().sqrt().item())
+    assert model.config == {
+        "dim": 3,
+        "hidden": [8],
+        "activation": "tanh",
+        "noise_conditional": False,
+        "data_std": model.data_std,
+    }
+    plain = ScoreMLP.for_data(x)
+    assert {**plain.config, "data_std": 1.0} == ScoreMLP(3).config
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_data_std_of_other_dtypes(dtype: torch.dtype) -> None:
+    x = (300 * randn(4000, 2, dtype=torch.float64)).to(dtype)  # squares leave float16's range
+    assert ScoreMLP.for_data(x).data_std == pytest.approx(float(x.double().std()), rel=1e-3)
+
+
+def test_for_data_gives_a_subclass_of_its_own() -> None:
+    class Own(ScoreMLP):
+        pass
+
+    assert type(Own.for_data(randn(4, 2))) is Own
+
+
+@pytest.mark.parametrize(
+    ("network", "shape"), [(ScoreMLP, (500, 2)), (ScoreConvNet, (50, 1, 8, 8))]
+)
+def test_for_data_warns_of_data_far_off_the_origin(network, shape) -> None:
+    x = randn(*shape)
+    network.for_data(x + 2.5)
+    network.for_data(100 * x)
+    with pytest.warns(
+        UserWarning, match=rf"^{network.__name__}\.for_data: the mean of x is 4\."
+    ) as w:
+        network.for_data(x + 4.2)
+    assert w[0].filename == __file__
+
+
+def test_the_docstrings_table_is_the_study() -> None:
+    """Percent of samples off the data, the median over seeds, and what tells the rows apart."""
+    study = json.loads((Path(__file__).parents[1] / "benchmarks/results/defaults.json").read_text())
+    assert not study["quick"]
+    names = ["moons", "checkerboard", "rings", "mixture, 8", "surface, 8", "digits, 64"]
+    before = {"data_std": 1.0, "biases": "zero"}
+    notes = {
+        "as before": before,
+        "with data_std=1": {"data_std": 1.0},
+        "with biases of 0": {"biases": "zero"},
+    }
+    row = r"^    ((?:\d+, )*\d+ \w+|  with [\w= ]+?)(?:, (as before))?  +((?:[\d.]+\*? *){6})$"
+    found = re.findall(row, ScoreMLP.__doc__ or "", re.M)
+    assert len(found) == 11
+    widths: list[int] = []
+    activation = ""
+    for name, note, cells in found:
+        if not name.startswith(" "):
+            *sizes, activation = name.replace(",", "").split()
+            widths = [int(size) for size in sizes]
+        job = {"hidden": widths, "activation": activation, "data_std": "data", "biases": "uniform"}
+        job |= {"lr": 2e-3, **notes.get(note or name.strip(), {})}
+        for data, cell in zip(names, cells.split(), strict=True):
+            runs = [
+                run
+                for run in study["network"]
+                if run["data"] == data and all(run[key] == value for key, value in job.items())
+            ]
+            share = statistics.median(run["off"] for run in runs)
+            assert float(cell.strip("*")) == pytest.approx(100 * share, abs=0.051), (name, data)
+            # Beyond all reason: further from the data than their own standard deviation.
+            assert ("*" in cell) == any(run["distance"] > 1 for run in runs), (name, data)
+
+
+def test_the_defaults_are_the_last_row_of_the_study() -> None:
+    assert ScoreMLP(2).config == {
+        "dim": 2,
+        "hidden": [256, 256, 256],
+        "activation": "silu",
+        "noise_conditional": True,
+        "data_std": 1.0,
+    }
+
+
+def test_a_configuration_from_before_the_defaults_changed_makes_the_same_network() -> None:
+    config = json.loads(
+        '{"dim": 2, "hidden": [128, 128], "activation": "softplus", "noise_conditional": true, '
+        '"data_std": 1.0}'
+    )
+    model = ScoreMLP(**config)
+    assert [type(layer).__name__ for layer in model.layers] == [
+        *("Linear", "Softplus") * 2,
+        "Linear",
+    ]
+    assert model.config == config
+
+
+@pytest.mark.parametrize("dim", [1, 2, 64])
+def test_biases_of_the_hidden_layers_are_spread_and_the_last_is_zero(dim: int) -> None:
+    torch.manual_seed(0)
+    *hidden, last = [m for m in ScoreMLP(dim).layers if isinstance(m, nn.Linear)]
+    assert not last.bias.any()
+    for layer in hidden:
+        assert layer.bias.min() < -0.8
+        assert layer.bias.max() > 0.8
+        assert layer.bias.abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (torch.zeros(4, 2), ValueError, "x must be samples that are not all equal, got 4 equal"),
+        (torch.zeros(1, 2), ValueError, "x must be at least two samples"),
+        (torch.tensor([[0.0], [math.nan]]), ValueError, "x must be finite everywhere"),
+        (torch.arange(4)[:, None], ValueError, "x must be a floating-point tensor"),
+        ([[0.0], [1.0]], TypeError, r"x must be a torch\.Tensor, got list"),
+        (torch.tensor([[-3e38], [3e38]]), ValueError, "x must be small enough that its variance"),
+    ],
+)
+@pytest.mark.parametrize("network", [ScoreMLP, ScoreConvNet])
+def test_for_data_bad_input(network, x, error, message) -> None:
+    with pytest.raises(error, match=rf"^{network.__name__}\.for_data: " + message):
+        network.for_data(x)
+
+
+def test_for_data_wants_the_networks_own_shape() -> None:
+    with pytest.raises(ValueError, match=r"^ScoreMLP\.for_data: x must be of shape \(n, dim\) \(x"):
+        ScoreMLP.for_data(randn(4, 1, 8, 8))
+    for shape in [(4, 64), (4, 1, 8, 6), (4, 8, 8)]:
+        with pytest.raises(
+            ValueError, match=r"^ScoreConvNet\.for_data: x must be of shape \(n, ch"
+        ):
+            ScoreConvNet.for_data(randn(*shape))
+    with pytest.raises(ValueError, match=r"^ScoreConvNet: image_size must be even, got 7"):
+        ScoreConvNet.for_data(randn(4, 1, 7, 7))
+
+
+def test_conv_net_for_data_takes_shape_and_data_std_from_them() -> None:
+    x = 0.2 * randn(300, 3, 8, 8) + torch.linspace(0, 1, 64).reshape(8, 8)
+    model = ScoreConvNet.for_data(x, base_channels=8, blocks=2)
+    assert model.data_shape == (3, 8, 8)
+    assert model.data_std == pytest.approx(0.2, rel=0.02)  # about each pixel's mean
+    assert model.config == {
+        "channels": 3,
+        "image_size": 8,
+        "base_channels": 8,
+        "blocks": 2,
+        "data_std": model.data_std,
+    }
 
 
 def test_conditional_mlp_needs_sigma() -> None:

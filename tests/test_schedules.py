@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import doctest
+import json
 import math
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy.optimize import brentq
 from scipy.spatial.distance import pdist
-from scipy.stats import norm
+from scipy.stats import chi, norm
 
 from fastscore import schedules
 from fastscore.schedules import (
@@ -228,7 +231,9 @@ def test_noise_scales_are_two_at_least() -> None:
         (two_points(8, 1.0), {"sigma_min": 0.0}, "sigma_min must be positive"),
         (two_points(8, 1.0), {"sigma_min": 0.1, "overlap": 0.0}, "overlap must be positive"),
         (two_points(8, 1.0), {"sigma_min": 0.1, "overlap": 0.9974}, "overlap must be below 0.9973"),
-        (two_points(4, 1.0), {"sigma_min": 0.1}, "x must be of at least 5 elements per sample"),
+        (two_points(8, 1.0), {"max_ratio": 1.0}, "max_ratio must be above 1, or None, got 1.0"),
+        (two_points(2, 1.0), {"max_ratio": -2.0}, "max_ratio must be above 1, or None, got -2.0"),
+        (two_points(2, 1.0), {"max_ratio": math.inf}, "max_ratio must be finite"),
         (two_points(8, 1.0)[:1], {"sigma_min": 0.1}, "x must be at least two samples"),
     ],
 )
@@ -237,9 +242,80 @@ def test_noise_scales_bad_input(x: torch.Tensor, kwargs: dict, message: str) -> 
         noise_scales(x, **kwargs)
 
 
+@pytest.mark.parametrize("dim", [1, 2, 3, 4])
+def test_noise_scales_below_five_dimensions_are_a_fifth_apart(dim: int) -> None:
+    sigmas = noise_scales(two_points(dim, 50.0), sigma_min=0.01, dtype=torch.float64)
+    ratios = sigmas[:-1] / sigmas[1:]
+    assert (sigmas[0], sigmas[-1]) == (50.0, 0.01)
+    assert 1.19 < ratios.min() <= ratios.max() <= 1.2
+    # One scale less would be too far apart.
+    assert (50 / 0.01) ** (1 / (len(sigmas) - 2)) > 1.2
+    assert torch.equal(
+        noise_scales(two_points(dim, 50.0), sigma_min=0.01, overlap=0.9).double(),
+        sigmas.float().double(),
+    )
+
+
+@pytest.mark.parametrize("dim", [1, 4, 5, 8, 64, 3072])
+@pytest.mark.parametrize("limit", [1.05, 1.2, 3.0, 100.0])
+def test_noise_scales_hold_to_the_largest_ratio(dim: int, limit: float) -> None:
+    x = two_points(dim, 50.0)
+    sigmas = noise_scales(x, sigma_min=0.01, max_ratio=limit, dtype=torch.float64)
+    ratio = limit if dim < 5 else min(limit, technique_2(dim, 0.5))
+    n = 1 + max(1, math.ceil(math.log(50 / 0.01) / math.log(ratio)))
+    assert len(sigmas) == n
+    assert (sigmas[:-1] / sigmas[1:]).max() <= ratio * (1 + 1e-12)
+
+
+def test_smallest_scale_is_a_hundredth_of_the_standard_deviation() -> None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(3000, 2, generator=g) * torch.tensor([3.0, 1.0]) + torch.tensor([50.0, 0.0])
+    spread = float(x.double().var(0, correction=0).mean().sqrt())
+    assert float(noise_scales(x)[-1]) == pytest.approx(0.01 * spread, rel=1e-6)
+    # Chosen from the data: as they are scaled, so are the scales.
+    torch.testing.assert_close(noise_scales(1000 * x), 1000 * noise_scales(x))
+    images = x.reshape(1500, 1, 2, 2)
+    expected = 0.01 * float(images.double().var(0, correction=0).mean().sqrt())
+    assert float(noise_scales(images)[-1]) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dim", "exact", "formula"),
+    [
+        (1, 399, None),
+        (2, 22.7, None),
+        (3, 8.9, None),
+        (4, 5.6, None),
+        (8, 2.8, 4.0),
+        (64, 1.34, 1.36),
+    ],
+)
+def test_technique_2_with_the_exact_law_of_the_norm(dim, exact, formula) -> None:
+    """The docstring's figures: below 5 dimensions an answer too, and one of no use."""
+    low, high = chi.ppf(norm.cdf([-3, 3]), dim)
+    ratio = brentq(lambda r: chi.cdf(high * r, dim) - chi.cdf(low * r, dim) - 0.5, 1.001, 1e4)
+    assert ratio == pytest.approx(exact, rel=0.01)
+    if formula:
+        assert technique_2(dim, 0.5) == pytest.approx(formula, rel=0.01)
+
+
+def test_the_docstrings_table_of_ratios_is_the_study() -> None:
+    path = Path(__file__).parents[1] / "benchmarks/results/defaults.json"
+    study = json.loads(path.read_text())["levels"]
+    found = re.findall(r"^    D = (\d+) +((?:[\d.]+ *){7})$", noise_scales.__doc__ or "", re.M)
+    assert [int(dim) for dim, _ in found] == [1, 2, 4, 8, 64]
+    for dim, cells in found:
+        rows = [r for r in study if r["dim"] == int(dim) and r["steps_per_sigma"] == 5]
+        expected = [r["distance"] for r in rows if r["ratio"] > 1.05] + [rows[0]["fresh"]]
+        shown = [float(cell) for cell in cells.split()]
+        assert shown == pytest.approx([100 * value for value in expected], abs=0.051)
+
+
 def test_noise_scales_of_equal_samples() -> None:
     with pytest.raises(ValueError, match="samples that are not all equal"):
         noise_scales(torch.ones(4, 8), sigma_min=0.1)
+    with pytest.raises(ValueError, match="samples that are not all equal"):
+        noise_scales(torch.ones(4, 2))
 
 
 # langevin_step_size

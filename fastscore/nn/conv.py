@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from fastscore._support.checks import (
     check_floating,
@@ -15,9 +16,11 @@ from fastscore._support.checks import (
     fail,
     per_sample,
 )
+from fastscore._support.spread import standard_deviation, warn_if_far_off
 from fastscore.conditioning import as_sigma
 
 GROUPS = 8
+BASE_CHANNELS = 32
 
 
 class NoiseEmbedding(nn.Module):
@@ -72,7 +75,8 @@ class ScoreConvNet(nn.Module):
         image_size: height and width, even; meant for 8 to 32.
         base_channels: width at full size, a multiple of 8; twice that at half size.
         blocks: residual blocks at each stage.
-        data_std: standard deviation of the pixels.
+        data_std: standard deviation of the pixels about their means; :meth:`for_data` takes it
+            from the images. The default is that of images on [-1, 1]; on [0, 1] it is about 0.3.
 
     Attributes:
         data_shape: (channels, image_size, image_size), from which samplers know what to draw.
@@ -92,7 +96,7 @@ class ScoreConvNet(nn.Module):
         channels: int = 1,
         image_size: int = 32,
         *,
-        base_channels: int = 32,
+        base_channels: int = BASE_CHANNELS,
         blocks: int = 1,
         data_std: float = 0.5,
     ) -> None:
@@ -136,6 +140,36 @@ class ScoreConvNet(nn.Module):
         self.leave = nn.Conv2d(base_channels, channels, 3, padding=1)
         for parameter in self.leave.parameters():
             nn.init.zeros_(parameter)
+
+    @classmethod
+    def for_data(cls, x: Tensor, *, base_channels: int = BASE_CHANNELS, blocks: int = 1) -> Self:
+        """The network for a set of images: their channels, size and ``data_std``.
+
+        Images whose mean is more than 3 standard deviations from 0 get a warning: take it off,
+        train, sample, and put it back.
+
+        Args:
+            x: the images, or a large part of them, (n, channels, size, size), floating point, on
+                the scale that the network is trained on.
+            base_channels, blocks: as for the class.
+
+        Raises:
+            TypeError, ValueError: as the class; an ``x`` of another shape, with fewer than two
+                images that differ, or not finite.
+
+        >>> model = ScoreConvNet.for_data(torch.rand(100, 3, 16, 16))
+        >>> model.data_shape, round(model.data_std, 1)
+        ((3, 16, 16), 0.3)
+        """
+        fn = "ScoreConvNet.for_data"
+        spread = standard_deviation(fn, x)
+        if x.dim() != 4 or x.shape[2] != x.shape[3]:
+            got = f"shape {tuple(x.shape)}"
+            fail(fn, "x", "of shape (n, channels, image_size, image_size)", got)
+        warn_if_far_off(fn, x, spread)
+        return cls(
+            x.shape[1], x.shape[2], base_channels=base_channels, blocks=blocks, data_std=spread
+        )
 
     def forward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """The score at x and noise levels sigma (batch,)."""
