@@ -33,7 +33,7 @@ _BLOCK_ROWS = 1024
 # Neighbouring levels are taken to overlap within three standard deviations: at ratio 1 this much.
 _MAX_OVERLAP = math.erf(3 / math.sqrt(2))
 _FORMULA_DIMS = 5  # elements per sample from which Technique 2's equation has a solution
-_RATIO_BELOW = 1.2  # of neighbouring scales, where it has none
+_MAX_RATIO = 1.2  # of neighbouring scales
 _SIGMA_MIN = 0.01  # as a share of the data's standard deviation
 
 
@@ -179,17 +179,18 @@ def noise_scales(
     *,
     sigma_min: float | None = None,
     overlap: float = 0.5,
-    max_ratio: float | None = None,
+    max_ratio: float | None = _MAX_RATIO,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """The noise scales that Techniques 1 and 2 choose for a data set.
+    """The noise scales that Techniques 1 and 2 choose for a data set, and more in few dimensions.
 
     sigma_1 is the largest pairwise distance (Technique 1). The ratio gamma of neighbouring
     scales solves Phi(sqrt(2D)(gamma - 1) + 3 gamma) - Phi(sqrt(2D)(gamma - 1) - 3 gamma) =
     ``overlap``: the share of one level's samples whose distance from the data is usual for the
     next level (Technique 2), with D the number of elements per sample. The number of scales is
-    the smallest whose ratio is at most gamma, so that the overlap is at least what was asked.
+    the smallest whose ratio is at most gamma, so that the overlap is at least what was asked, and
+    at most ``max_ratio``, which is smaller below D = 160 or so.
 
     For CIFAR-10 (D = 3072, sigma 50 to 0.01), the overlap 0.5 gives 220 scales; the paper's 232
     stand for an overlap of about 0.57.
@@ -212,10 +213,9 @@ def noise_scales(
     D = 64   13.8   8.6    5.4    4.9    4.4    2.8    2.4
     =======  =====  =====  =====  =====  =====  =====  ==========
 
-    So 1.2 is what is taken below 5 dimensions, some 36 scales, and ``max_ratio=1.2`` is recommended
-    from there up to D = 150 or so; beyond, Technique 2 asks for about as many or more. For about as
-    many calls of the network, two steps at each of more scales are worse (4.7 for gamma = 1.1 at
-    D = 8), and ten at each of fewer no better (3.4 for gamma = 1.5).
+    So the ratio is 1.2 at most, which makes some 36 scales. For about as many calls of the network,
+    two steps at each of more scales are worse (4.7 for gamma = 1.1 at D = 8), and ten at each of
+    fewer no better (3.4 for gamma = 1.5).
 
     Args:
         x: the data set, shape (n, ...), any floating dtype.
@@ -224,8 +224,8 @@ def noise_scales(
             than with 0.003 of that, and better still with 0.03, having as much noise of their own;
             the third did not mind. The paper takes 0.01 for data in [0, 1].
         overlap: C, in (0, 0.9973); 0.5 in the paper. Without effect below 5 dimensions.
-        max_ratio: the largest ratio of neighbouring scales, above 1. By default 1.2 below 5
-            dimensions, and from there on whatever Technique 2 says, as published.
+        max_ratio: the largest ratio of neighbouring scales, above 1. None is Technique 2 alone, as
+            published, for 5 dimensions or more.
         dtype: floating dtype of the result.
         device: device of the result.
 
@@ -235,7 +235,8 @@ def noise_scales(
 
     Raises:
         ValueError: as ``sigma_max_from_data``; ``sigma_min`` not positive or not below the largest
-            distance; ``overlap`` out of range; ``max_ratio`` not above 1.
+            distance; ``overlap`` out of range; ``max_ratio`` not above 1, or None below 5
+            dimensions.
         TypeError: an argument of the wrong type.
 
     Example:
@@ -264,17 +265,21 @@ def noise_scales(
         low = _SIGMA_MIN * standard_deviation(fn, x)
     if high <= low:
         fail(fn, "sigma_min", f"below the largest pairwise distance {high}", low)
-    steps = math.log(high / low) / math.log(_scale_ratio(x[0].numel(), share, limit))
+    steps = math.log(high / low) / math.log(_scale_ratio(fn, x, share, limit))
     n = 1 + max(1, math.ceil(steps - 1e-9))
     return geometric_sigmas(high, low, n, dtype=dtype, device=device)
 
 
-def _scale_ratio(dim: int, overlap: float, limit: float | None) -> float:
+def _scale_ratio(fn: str, x: Tensor, overlap: float, limit: float | None) -> float:
     """Technique 2's ratio where there is one, and ``limit`` where that is smaller."""
-    if dim < _FORMULA_DIMS:
-        return _RATIO_BELOW if limit is None else limit
-    ratio = _level_ratio(dim, overlap)
-    return ratio if limit is None else min(ratio, limit)
+    dim = x[0].numel()
+    if dim >= _FORMULA_DIMS:
+        ratio = _level_ratio(dim, overlap)
+        return ratio if limit is None else min(ratio, limit)
+    if limit is None:
+        expected = f"a number below {_FORMULA_DIMS} elements per sample, where Technique 2 has none"
+        fail(fn, "max_ratio", expected, f"None, and x of shape {tuple(x.shape)}")
+    return limit
 
 
 def _level_ratio(dim: int, overlap: float) -> float:

@@ -202,7 +202,8 @@ def two_points(dim: int, distance: float) -> torch.Tensor:
 @pytest.mark.parametrize("overlap", [0.05, 0.5, 0.9, 0.99])
 def test_noise_scales_are_techniques_1_and_2(dim: int, overlap: float) -> None:
     gamma = technique_2(dim, overlap)
-    sigmas = noise_scales(two_points(dim, 50.0), sigma_min=0.01, overlap=overlap)
+    x = two_points(dim, 50.0)
+    sigmas = noise_scales(x, sigma_min=0.01, overlap=overlap, max_ratio=None)
     n = len(sigmas)
     assert n == 1 + math.ceil(math.log(50 / 0.01) / math.log(gamma))
     # As few scales as keep every neighbouring ratio at gamma or below.
@@ -234,6 +235,7 @@ def test_noise_scales_are_two_at_least() -> None:
         (two_points(8, 1.0), {"max_ratio": 1.0}, "max_ratio must be above 1, or None, got 1.0"),
         (two_points(2, 1.0), {"max_ratio": -2.0}, "max_ratio must be above 1, or None, got -2.0"),
         (two_points(2, 1.0), {"max_ratio": math.inf}, "max_ratio must be finite"),
+        (two_points(4, 1.0), {"max_ratio": None}, "max_ratio must be a number below 5 elements"),
         (two_points(8, 1.0)[:1], {"sigma_min": 0.1}, "x must be at least two samples"),
     ],
 )
@@ -242,18 +244,21 @@ def test_noise_scales_bad_input(x: torch.Tensor, kwargs: dict, message: str) -> 
         noise_scales(x, **kwargs)
 
 
-@pytest.mark.parametrize("dim", [1, 2, 3, 4])
-def test_noise_scales_below_five_dimensions_are_a_fifth_apart(dim: int) -> None:
+@pytest.mark.parametrize("dim", [1, 2, 3, 4, 5, 8, 64, 150])
+def test_noise_scales_in_few_dimensions_are_a_fifth_apart(dim: int) -> None:
     sigmas = noise_scales(two_points(dim, 50.0), sigma_min=0.01, dtype=torch.float64)
     ratios = sigmas[:-1] / sigmas[1:]
     assert (sigmas[0], sigmas[-1]) == (50.0, 0.01)
     assert 1.19 < ratios.min() <= ratios.max() <= 1.2
     # One scale less would be too far apart.
     assert (50 / 0.01) ** (1 / (len(sigmas) - 2)) > 1.2
-    assert torch.equal(
-        noise_scales(two_points(dim, 50.0), sigma_min=0.01, overlap=0.9).double(),
-        sigmas.float().double(),
-    )
+
+
+def test_the_cap_leaves_images_alone() -> None:
+    x = two_points(3072, 50.0)
+    default = noise_scales(x, sigma_min=0.01)
+    assert len(default) == 220
+    assert torch.equal(default, noise_scales(x, sigma_min=0.01, max_ratio=None))
 
 
 @pytest.mark.parametrize("dim", [1, 4, 5, 8, 64, 3072])
