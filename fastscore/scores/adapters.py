@@ -146,7 +146,23 @@ class NetworkScore(Adapter):
         return score_of_denoised(output, x, level).to(x.dtype)
 
 
-class EpsScore(NetworkScore):
+class _OnePrediction(NetworkScore):
+    """A :class:`NetworkScore` whose prediction its own name says."""
+
+    predicts: str
+
+    def __init__(
+        self,
+        net: Callable[..., Tensor],
+        *,
+        conditioning: str | None = None,
+        sigmas: Tensor | Sequence[float] | None = None,
+    ) -> None:
+        """See the class."""
+        super().__init__(net, prediction=self.predicts, conditioning=conditioning, sigmas=sigmas)
+
+
+class EpsScore(_OnePrediction):
     """The score of a network that predicts the noise: s(x, sigma) = -eps(x, sigma) / sigma.
 
     :class:`NetworkScore` with ``prediction="eps"``.
@@ -165,18 +181,10 @@ class EpsScore(NetworkScore):
                 [-0.2500]])
     """
 
-    def __init__(
-        self,
-        net: Callable[..., Tensor],
-        *,
-        conditioning: str | None = None,
-        sigmas: Tensor | Sequence[float] | None = None,
-    ) -> None:
-        """See the class."""
-        super().__init__(net, prediction="eps", conditioning=conditioning, sigmas=sigmas)
+    predicts = "eps"
 
 
-class DenoiserScore(NetworkScore):
+class DenoiserScore(_OnePrediction):
     """The score of a denoiser: s(x, sigma) = (D(x, sigma) - x) / sigma^2.
 
     :class:`NetworkScore` with ``prediction="x0"``.
@@ -195,12 +203,4 @@ class DenoiserScore(NetworkScore):
                 [-0.2500]])
     """
 
-    def __init__(
-        self,
-        net: Callable[..., Tensor],
-        *,
-        conditioning: str | None = None,
-        sigmas: Tensor | Sequence[float] | None = None,
-    ) -> None:
-        """See the class."""
-        super().__init__(net, prediction="x0", conditioning=conditioning, sigmas=sigmas)
+    predicts = "x0"
