@@ -41,10 +41,14 @@ class Batches:
         self, model: Callable[..., Tensor], x: Tensor, arguments: Sequence[Tensor]
     ) -> Tensor:
         """The model's output for all samples, (batch, ...)."""
-        outputs = []
+        result: Tensor | None = None
         for start, named in zip(range(0, self.batch, self.size), self.kwargs, strict=True):
             rows = self._rows(x, start)
             given = [self._rows(each, start) for each in arguments]
-            output = model(rows.clone(), *given, **lent(named))
-            outputs.append(check_output(self.fn, output, rows))
-        return torch.cat(outputs)[: self.batch]
+            output = check_output(self.fn, model(rows.clone(), *given, **lent(named)), rows)
+            if result is None:
+                result = output.new_empty(x.shape)
+            place = result[start : start + self.size]
+            place.copy_(output[: len(place)])  # at once: the network may use its memory again
+        assert result is not None
+        return result

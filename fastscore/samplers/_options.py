@@ -130,8 +130,8 @@ class SamplerOptions(ModelOptions, SeedOptions, total=False):
             None,
             """call the model with so many samples at a time, always with as many (the last call is
             filled up), so that many can be drawn in little memory, and each is the same however
-            many are drawn with it; with entries of ``model_kwargs`` that belong to the samples. By
-            default all at once.""",
+            many are drawn with it. Tensors in ``model_kwargs`` whose first size is the batch's go
+            with their samples, but for what is ``fastscore.shared``. By default all at once.""",
         ),
     ]
     progress: Annotated[
