@@ -216,9 +216,10 @@ def trace_by_unit_vectors(
 
 def unit_vectors(x: Tensor, indices: Tensor) -> Tensor:
     """The unit vectors e_i of the given dimensions at each sample: (len(indices), *x.shape)."""
-    vs = x.new_zeros(len(indices), len(x), math.prod(x.shape[1:]))
-    vs[torch.arange(len(indices), device=x.device), :, indices] = 1
-    return vs.reshape(len(indices), *x.shape)
+    # Compared, not written to places: x may be a batch of torch.func's, and then so is x.new_zeros.
+    places = torch.arange(math.prod(x.shape[1:]), device=x.device)
+    vs = (indices[:, None, None] == places).to(x.dtype)
+    return vs.expand(-1, len(x), -1).reshape(len(indices), *x.shape).contiguous()
 
 
 def _chunk_size(fn: str, chunk_size: int | None, x: Tensor, dimensions: int) -> int:
