@@ -88,6 +88,19 @@ def test_other_energies_are_not(loss: Callable[..., Tensor]) -> None:
         loss(start)
 
 
+def test_nor_where_nothing_is_trained_or_little_is_seen() -> None:
+    straight = EnergyScore(lambda x: (x[:, 0] - x[:, 1]).square(), conditioning="none")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        relu = energy_of(nn.ReLU())
+        for method in ("hutchinson", "exact"):
+            assert not fastscore.divergence(relu, randn(9, 3), method=method).any()
+        for seed in range(8):  # for half of them both elements of v are of one sign
+            fastscore.ssm_loss(straight, randn(1, 2), seed=seed, method="reverse")
+    with pytest.warns(UserWarning, match=FLAT):
+        fastscore.ssm_loss(relu, randn(9, 3))
+
+
 # ---- devices ------------------------------------------------------------------------------------
 
 
