@@ -29,7 +29,7 @@ from fastscore._support.checks import (
     largest,
 )
 from fastscore._support.model_kwargs import check_model_kwargs
-from fastscore._support.wrappers import unwrapped
+from fastscore._support.wrappers import said_by
 from fastscore.conditioning import conditioning_of, parameter_dtypes, prediction_of
 from fastscore.random import Stream
 from fastscore.samplers._graph import wants_graph
@@ -250,7 +250,7 @@ def state_shape(
         if not len(shape):
             fail(fn, "shape", "at least 1-dimensional, (batch, ...)", tuple(shape))
         return tuple(check_int(fn, "shape", size, minimum=0) for size in shape)
-    data_shape = getattr(unwrapped(model), "data_shape", None)
+    data_shape = said_by(model, "data_shape")
     if data_shape is None:
         fail(fn, "shape", "given, or else x: this model has no data_shape to take it from", None)
     samples = DEFAULT_SAMPLES if num_samples is None else num_samples
