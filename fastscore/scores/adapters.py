@@ -63,6 +63,14 @@ class Adapter(ExactBuffers):
         parts += [f"{n}={getattr(vars(self)[n], '__name__', vars(self)[n])}" for n in plain]
         return ", ".join(parts)
 
+    def convention(self) -> dict[str, Any]:
+        """How the model is called and what it returns, in plain values."""
+        return {
+            "conditioning": self.net_conditioning,
+            "prediction": getattr(self, "net_prediction", "energy"),
+            "sigmas": None if self.sigmas is None else self.sigmas.tolist(),
+        }
+
     def _conditioned(self, level: Tensor) -> tuple[Tensor, ...]:
         """What the model is given beside x for noise levels (batch,)."""
         return condition(self.net_conditioning, level, self._index(level))
