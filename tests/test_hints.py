@@ -155,6 +155,16 @@ def test_numpy_arrays_as_data_are_refused_with_the_way_to_make_them_tensors(
         call()
 
 
+def test_arrays_of_whole_numbers_are_not_to_be_made_floats() -> None:
+    whole = numpy.zeros(6, dtype=numpy.int64)
+    for call in (
+        lambda: fastscore.dsm_loss(score, randn(6, 2), SIGMAS, levels=whole),
+        lambda: random.normal((6, 2), seed=0, samples=whole),
+    ):
+        with pytest.raises(TypeError, match=r"got a NumPy array \(torch.as_tensor\(array\) makes"):
+            call()
+
+
 # ---- known values -------------------------------------------------------------------------------
 
 

@@ -30,11 +30,13 @@ def describe(x: Tensor) -> str:
     return f"a {x.dtype} tensor of shape {tuple(x.shape)} on {x.device}"
 
 
-def check_tensor(fn: str, arg: str, x: Any, *, min_dim: int = 0) -> Tensor:
-    """A tensor with at least ``min_dim`` dimensions."""
+def check_tensor(
+    fn: str, arg: str, x: Any, *, min_dim: int = 0, as_tensor: str = "torch.as_tensor(array)"
+) -> Tensor:
+    """A tensor with at least ``min_dim`` dimensions; ``as_tensor`` makes one of an array."""
     if isinstance(x, numpy.ndarray):
-        way = "torch.as_tensor(array, dtype=torch.float32) makes one"
-        raise TypeError(f"{fn}: {arg} must be a torch.Tensor, got a NumPy array ({way})")
+        got = f"got a NumPy array ({as_tensor} makes one)"
+        raise TypeError(f"{fn}: {arg} must be a torch.Tensor, {got}")
     if not isinstance(x, Tensor):
         fail_type(fn, arg, "a torch.Tensor", x)
     if x.dim() < min_dim:
@@ -44,7 +46,8 @@ def check_tensor(fn: str, arg: str, x: Any, *, min_dim: int = 0) -> Tensor:
 
 def check_floating(fn: str, arg: str, x: Any, *, min_dim: int = 0) -> Tensor:
     """A tensor of a floating-point dtype."""
-    check_tensor(fn, arg, x, min_dim=min_dim)
+    way = "torch.as_tensor(array, dtype=torch.float32)"
+    check_tensor(fn, arg, x, min_dim=min_dim, as_tensor=way)
     if not x.is_floating_point():
         fail(fn, arg, "a floating-point tensor", describe(x))
     return x
