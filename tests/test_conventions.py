@@ -310,6 +310,21 @@ def test_class_labels_do_not_pass_for_noise_levels(loss: Any) -> None:
     assert_same_bytes(both, new)
 
 
+def test_the_old_name_in_a_compiled_step() -> None:
+    loss_fn, levels = fastscore.DSMLoss(SIGMAS), torch.tensor([0, 1, 1, 0])
+
+    def loss(x: Tensor) -> Tensor:
+        return loss_fn(lambda x, s: -x, x, labels=levels, key=fastscore.random.key(0))
+
+    x = randn(4, 2)
+    with pytest.warns(FutureWarning):
+        want = loss(x)
+    got = torch.compile(loss, fullgraph=True, backend="eager")(x)
+    assert_same_bytes(got, want)
+    with pytest.raises(Exception, match="labels is the old name of levels"):
+        torch.compile(lambda x: loss_fn(Classes(), x, labels=levels), backend="eager")(x)
+
+
 @pytest.mark.parametrize(
     "around", [torch.compile, DataParallel, AveragedModel, partial, lambda net: net.forward]
 )

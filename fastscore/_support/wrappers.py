@@ -60,7 +60,7 @@ def parameters_of(model: Any) -> list[str]:
     function = model.forward if isinstance(model, nn.Module) else model
     try:
         parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, AttributeError):  # the last in a graph that is being compiled
         return []
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [p.name for p in parameters if p.kind not in several]
