@@ -18,8 +18,8 @@ class Batches:
     """Calls of a network for ``batch`` samples, ``size`` of them at a time and always as many.
 
     The last call is filled up with copies of the last sample: the same sample then meets the same
-    call, with however many others it is drawn. What belongs to the samples among ``model_kwargs``
-    goes with them.
+    call, but for its place in it, with however many others it is drawn. What belongs to the samples
+    among ``model_kwargs`` goes with them.
     """
 
     def __init__(self, fn: str, size: int, batch: int, model_kwargs: dict[str, Any]) -> None:
