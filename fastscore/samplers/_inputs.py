@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import numbers
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,6 +28,7 @@ from fastscore._support.checks import (
     largest,
 )
 from fastscore._support.model_kwargs import check_model_kwargs
+from fastscore._support.renamed import warn_caller
 from fastscore._support.wrappers import said_by
 from fastscore.conditioning import conditioning_of, parameter_dtypes, prediction_of
 from fastscore.random import Stream
@@ -200,13 +200,12 @@ def warn_of_divergence(fn: str, x: Tensor, start: Tensor | None, steps: int, pla
     else:
         bad = int((~torch.isfinite(x)).reshape(len(x), -1).any(1).sum())
         what = f"NaN or infinity in {bad} of {len(x)} samples after {steps} steps"
-    warnings.warn(
+    warn_caller(
         f"{fn}: {what}. The chain diverges where {plan.step_size} is too large, where the model "
         "returns something else than the score (of a network that predicts the noise or the data, "
         'say prediction="eps" or "x0", or make it a score by fastscore.scores.EpsScore or '
         "DenoiserScore), or where it is called with another conditioning than it was trained with.",
         UserWarning,
-        stacklevel=4,
     )
 
 
