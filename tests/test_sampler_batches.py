@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from helpers import assert_same_bytes, randn
@@ -94,6 +96,27 @@ def test_so_in_lists_and_tuples() -> None:
     )
     want = fastscore.annealed_langevin(alone, sigmas, shape=(1, 2), seed=0, sample_offset=5)
     torch.testing.assert_close(x[5:6], want)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("names", [list("abcde"), tuple(range(5)), numpy.zeros((5, 2))], ids=type)
+def test_what_may_be_the_samples_and_is_no_tensor_is_refused(names: Any, deep: bool) -> None:
+    how: dict[str, Any] = {"steps": 2, "step_size": 0.1, "shape": (5, 2), "seed": 0}
+
+    def given(value: Any) -> dict[str, Any]:
+        return {"names": {"deep": value} if deep else value}
+
+    def model(x: Tensor, names: Any) -> Tensor:
+        return -x
+
+    place = re.escape("model_kwargs['names']" + "['deep']" * deep)
+    with pytest.raises(
+        ValueError, match=rf"^langevin: {place} must be a tensor with batch_size=, "
+    ):
+        fastscore.langevin(model, batch_size=2, model_kwargs=given(names), **how)
+    fastscore.langevin(model, model_kwargs=given(names), **how)
+    for value in (fastscore.shared(names), names[:3]):
+        fastscore.langevin(model, batch_size=2, model_kwargs=given(value), **how)
 
 
 def test_networks_that_return_the_same_memory_each_time() -> None:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
-from fastscore._support.checks import check_output
+from fastscore._support.checks import check_output, fail
 from fastscore._support.lending import lent
 from fastscore._support.model_kwargs import per_batch
 
@@ -24,10 +25,24 @@ class Batches:
 
     def __init__(self, fn: str, size: int, batch: int, model_kwargs: dict[str, Any]) -> None:
         self.fn, self.size, self.batch = fn, size, batch
+        for name, value in model_kwargs.items():
+            self._refuse_others(f"model_kwargs[{name!r}]", value)
         self.kwargs = [
             per_batch(model_kwargs, batch, partial(self._rows, start=start))
             for start in range(0, batch, size)
         ]
+
+    def _refuse_others(self, place: str, value: Any) -> None:
+        """What may belong to the samples and can't go with them, for it is no tensor."""
+        if isinstance(value, dict):
+            for name, entry in value.items():
+                self._refuse_others(f"{place}[{name!r}]", entry)
+        plain = isinstance(value, (list, tuple)) and not any(isinstance(v, Tensor) for v in value)
+        array = isinstance(value, numpy.ndarray) and value.ndim > 0
+        if (plain or array) and len(value) == self.batch > 1:
+            expected = "a tensor with batch_size=, or marked by fastscore.shared"
+            got = f"a {type(value).__name__} of as many as there are samples, {self.batch}"
+            fail(self.fn, place, expected, got)
 
     def _rows(self, value: Tensor, start: int) -> Tensor:
         """``size`` rows from ``start`` on, a copy."""
