@@ -48,6 +48,13 @@ def test_an_energy_is_told_of_its_adapter(call: Callable[[Any], Any], column: bo
         call(energy)
 
 
+def test_so_is_one_number_for_the_whole_batch() -> None:
+    with pytest.raises(
+        ValueError, match=r"of shape \(\) on cpu \(fastscore.scores.EnergyScore makes"
+    ):
+        fastscore.ssm_loss(lambda x: x.square().sum(), randn(4, 3))
+
+
 def energy_of(activation: nn.Module) -> EnergyScore:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 16), activation, nn.Linear(16, 1))

@@ -210,7 +210,7 @@ def check_output(fn: str, output: Any, x: Tensor, *, arg: str = "model") -> Tens
     if not isinstance(output, Tensor):
         fail_type(fn, arg, expected, output)
     if output.shape != x.shape or not output.is_floating_point():
-        energy = output.shape in (x.shape[:1], (*x.shape[:1], 1))
+        energy = output.shape in ((), x.shape[:1], (*x.shape[:1], 1))
         way = " (fastscore.scores.EnergyScore makes a score of an energy)" if energy else ""
         fail(fn, arg, expected, describe(output) + way)
     if output.device != x.device:
