@@ -51,7 +51,7 @@ from fastscore._support.checks import (
 )
 from fastscore._support.lending import lend, lent
 from fastscore._support.reach import modules_of
-from fastscore._support.wrappers import unwrapped
+from fastscore._support.wrappers import said_by, unwrapped
 
 CONDITIONINGS = ("sigma", "index", "log_sigma", "none")
 PREDICTIONS = ("score", "eps", "x0")
@@ -92,7 +92,7 @@ def conditioning_of(fn: str, model: Any, given: str | None, default: str) -> str
     if own is None:
         return default if given is None else given
     accepted: tuple[str, ...] = (own,)
-    if own == "sigma" and getattr(unwrapped(model), "sigma_optional", False):
+    if own == "sigma" and said_by(model, "sigma_optional"):
         accepted = ("sigma", "none")
     if given is None:
         _check_own(fn, "conditioning", own, CONDITIONINGS)
@@ -137,7 +137,7 @@ def refuse_other_than_score(fn: str, model: Any, arg: str = "model") -> None:
 
 
 def _own(model: Any, name: str) -> str | None:
-    value = getattr(unwrapped(model), name, None)
+    value = said_by(model, name)
     return value if isinstance(value, str) else None
 
 
@@ -151,7 +151,7 @@ def _check_own(fn: str, name: str, own: str, choices: Sequence[str]) -> str:
 def _refuse_another(fn: str, name: str, model: Any, own: str, given: str) -> NoReturn:
     kind = type(unwrapped(model)).__name__
     expected = f"left out for {kind}, a model of {name}={own!r}"
-    if hasattr(unwrapped(model), "net_conditioning"):
+    if said_by(model, "net_conditioning") is not None:
         adapter = kind if name == "conditioning" else "NetworkScore"
         expected += f" (its network's is said to the adapter: {adapter}(network, {name}={given!r}))"
     fail(fn, name, expected, repr(given))

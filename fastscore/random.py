@@ -233,7 +233,9 @@ def _filled(
         fail(fn, "shape", "at least one dimension, the batch, and no negative size", tuple(shape))
     check_int(fn, "stream", options["stream"], minimum=0)
     check_int(fn, "sample_offset", offset, minimum=0)
-    key = _key_of(fn, key, options)
+    given, key = key, _key_of(fn, key, options)
+    if given is None:
+        check_numbering(fn, key, samples, offset, shape[0], key.device)
     out = mapped_like(key, samples).new_empty(tuple(shape), dtype=dtype)
     return fill(out, key, stream=options["stream"], sample_offset=offset, samples=samples)
 

@@ -301,3 +301,11 @@ def test_without_safetensors(path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         save_checkpoint(path, None)  # type: ignore[arg-type]
     with pytest.raises(ImportError, match=r"^load_checkpoint: needs safetensors: pip install"):
         load_checkpoint(path)
+
+
+def test_a_chain_that_diverges_is_warned_of_at_the_callers_line() -> None:
+    net = fastscore.nn.ScoreMLP(2, hidden=(4,))
+    checkpoint = fastscore.Checkpoint(net, [2.0, 1.0], {"step_size": 1e15})
+    with pytest.warns(UserWarning, match="The chain diverges where") as caught:
+        checkpoint.sample(2, seed=0)
+    assert caught[0].filename == __file__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 
 import fastscore
 from fastscore import Checkpoint, load_checkpoint, save_checkpoint
+from fastscore.scores import DenoiserScore, EpsScore, NetworkScore
 
 SIGMAS = fastscore.geometric_sigmas(2.0, 0.1, 5)
 BUILDER = "own_networks:make"
@@ -51,6 +53,31 @@ PLAIN = {"sigmas"} | {f"model.{name}" for name in Net().state_dict()}
 
 def compiled(net: nn.Module) -> Any:
     return torch.compile(net, backend="eager")
+
+
+# ---- adapters ----------------------------------------------------------------------------------
+
+
+def test_adapters_come_back_into_such_as_they_were(path: Path) -> None:
+    """The weights of an eps network fit a denoiser's adapter as well, which draws other samples."""
+    net = draw(Net())
+    model = EpsScore(net, conditioning="index", sigmas=SIGMAS)
+    save_checkpoint(path, Checkpoint(model, SIGMAS))
+    again = EpsScore(Net(), conditioning="index", sigmas=SIGMAS.tolist())
+    load_checkpoint(path, model=compiled(again))
+    assert same(again, model)
+    for other, named in (
+        (DenoiserScore(Net(), conditioning="index", sigmas=SIGMAS), "prediction='eps', as .*'x0'"),
+        (EpsScore(Net()), "conditioning='index', sigmas=.* got one of conditioning='sigma'"),
+        (EpsScore(Net(), conditioning="index", sigmas=SIGMAS * 2), "sigmas="),
+    ):
+        before = copy.deepcopy(draw(other, seed=1))
+        with pytest.raises(ValueError, match=rf"model must be one with an adapter of {named}"):
+            load_checkpoint(path, model=other)
+        assert same(other, before)
+    save_checkpoint(path, Checkpoint(NetworkScore(EpsScore(net)), SIGMAS))
+    with pytest.raises(ValueError, match="an adapter of prediction='eps' at 'net', as"):
+        load_checkpoint(path, model=NetworkScore(DenoiserScore(Net())))
 
 
 # ---- given -------------------------------------------------------------------------------------

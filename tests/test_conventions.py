@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ import torch
 from helpers import assert_same_bytes, randn
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel
+from torch.optim.swa_utils import AveragedModel
 
 import fastscore
+from fastscore._support.known import known_of
 from fastscore.conditioning import PREDICTIONS
 from fastscore.scores import DenoiserScore, EnergyScore, EpsScore, GaussianMixture, NetworkScore
 
@@ -141,6 +144,15 @@ def test_a_prediction_on_clean_data_is_refused_at_once() -> None:
             make(SIGMAS, prediction="noise")
 
 
+def test_a_method_is_chosen_once_for_a_network_and_what_it_predicts() -> None:
+    net = Net()
+    net.layers.append(nn.SiLU())  # no closed form: what is chosen hangs on a run of the network
+    net.layers.append(nn.Linear(2, 2))
+    for prediction in (*PREDICTIONS, *PREDICTIONS):
+        fastscore.ssm_loss(net, randn(7, 2), sigmas=SIGMAS, prediction=prediction)
+    assert len(known_of(net)) == len(PREDICTIONS)
+
+
 # ---- said once ----------------------------------------------------------------------------------
 
 OWN = {
@@ -178,6 +190,51 @@ def test_the_error_says_where_it_belongs() -> None:
         fastscore.dsm_loss(Net(prediction="eps"), randn(3, 2), SIGMAS, prediction="x0")
     with pytest.raises(ValueError, match=r"EpsScore: prediction must be left out for Net"):
         EpsScore(Net(prediction="x0"))
+
+
+def said_on_the_wrapper(net: Net) -> nn.Module:
+    wrapper = DataParallel(net)
+    wrapper.prediction, wrapper.conditioning = "eps", "log_sigma"
+    return wrapper
+
+
+AROUND: dict[str, Callable[[], Any]] = {
+    "partial": lambda: partial(partial(Net(prediction="eps", conditioning="log_sigma"))),
+    "forward": lambda: Net(prediction="eps", conditioning="log_sigma").forward,
+    "call": lambda: Net(prediction="eps", conditioning="log_sigma").__call__,
+    "average": lambda: AveragedModel(Net(prediction="eps", conditioning="log_sigma")),
+    "compiled": lambda: torch.compile(Net(prediction="eps", conditioning="log_sigma")),
+    "wrapper": lambda: said_on_the_wrapper(Net()),
+}
+
+
+@pytest.mark.parametrize("make", AROUND.values(), ids=list(AROUND))
+def test_what_a_network_says_is_heard_through_what_is_around_it(make: Callable[[], Any]) -> None:
+    """Else an eps network would pass for a score, in silence."""
+    model, x = make(), randn(4, 2)
+    how: dict[str, Any] = {"prediction": "eps", "conditioning": "log_sigma"}
+    with torch.compiler.set_stance("force_eager"):
+        assert_same_bytes(SAMPLERS["annealed"](model), SAMPLERS["annealed"](Net(), **how))
+        loss = fastscore.dsm_loss(model, x, SIGMAS, seed=0)
+        assert_same_bytes(loss, fastscore.dsm_loss(Net(), x, SIGMAS, seed=0, **how))
+        sigma = torch.full((4,), 0.5)
+        assert_same_bytes(NetworkScore(model)(x, sigma), NetworkScore(Net(), **how)(x, sigma))
+        with pytest.raises(ValueError, match="prediction must be left out for"):
+            SAMPLERS["annealed"](model, prediction="x0")
+    if isinstance(model, nn.Module):
+        assert fastscore.Checkpoint(model, SIGMAS).prediction == "eps"
+
+
+def test_a_partial_that_gives_the_noise_level_is_a_model_of_x() -> None:
+    net, x = Net(conditioning="sigma"), randn(4, 2)
+    at = partial(net, c=torch.full((4,), 0.5))
+    want = fastscore.ssm_loss(lambda x: net(x, torch.full((4,), 0.5)), x, seed=0)
+    assert_same_bytes(fastscore.ssm_loss(at, x, seed=0), want)
+    mlp = fastscore.nn.ScoreMLP(2)
+    drawn = fastscore.langevin(partial(mlp, sigma=0.5), steps=2, step_size=0.1, seed=0)
+    assert drawn.shape == (64, 2)
+    with pytest.raises(ValueError, match="sigma must be a positive number for a model of"):
+        fastscore.langevin(partial(Net(prediction="eps"), c=x), x, steps=2, step_size=0.1)
 
 
 def test_what_a_model_says_of_itself_must_be_known() -> None:
@@ -251,6 +308,33 @@ def test_class_labels_do_not_pass_for_noise_levels(loss: Any) -> None:
         loss(lambda x, s: -x, x, labels=classes, levels=classes, **sigmas)
     new = loss(Classes(), x, levels=classes, model_kwargs={"y": classes}, seed=0, **sigmas)
     assert_same_bytes(both, new)
+
+
+def test_the_old_name_in_a_compiled_step() -> None:
+    loss_fn, levels = fastscore.DSMLoss(SIGMAS), torch.tensor([0, 1, 1, 0])
+
+    def loss(x: Tensor) -> Tensor:
+        return loss_fn(lambda x, s: -x, x, labels=levels, key=fastscore.random.key(0))
+
+    x = randn(4, 2)
+    with pytest.warns(FutureWarning):
+        want = loss(x)
+    got = torch.compile(loss, fullgraph=True, backend="eager")(x)
+    assert_same_bytes(got, want)
+    with pytest.raises(Exception, match="labels is the old name of levels"):
+        torch.compile(lambda x: loss_fn(Classes(), x, labels=levels), backend="eager")(x)
+
+
+@pytest.mark.parametrize(
+    "around", [torch.compile, DataParallel, AveragedModel, partial, lambda net: net.forward]
+)
+def test_nor_where_something_is_around_the_network(around: Callable[[Any], Any]) -> None:
+    x, classes = randn(4, 2), torch.tensor([0, 1, 1, 0])
+    for loss in MODULES:
+        with pytest.raises(TypeError, match=r"labels is the old name of levels.*model_kwargs={'y'"):
+            loss(SIGMAS)(around(Classes()), x, labels=classes)
+    with pytest.warns(FutureWarning):  # the network has its classes
+        fastscore.dsm_loss(partial(Classes(), y=classes), x, SIGMAS, labels=classes)
 
 
 # ---- old names ----------------------------------------------------------------------------------

@@ -48,6 +48,13 @@ def test_an_energy_is_told_of_its_adapter(call: Callable[[Any], Any], column: bo
         call(energy)
 
 
+def test_so_is_one_number_for_the_whole_batch() -> None:
+    with pytest.raises(
+        ValueError, match=r"of shape \(\) on cpu \(fastscore.scores.EnergyScore makes"
+    ):
+        fastscore.ssm_loss(lambda x: x.square().sum(), randn(4, 3))
+
+
 def energy_of(activation: nn.Module) -> EnergyScore:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 16), activation, nn.Linear(16, 1))
@@ -86,6 +93,19 @@ def test_other_energies_are_not(loss: Callable[..., Tensor]) -> None:
         for parameter in start.energy[-1].parameters():
             nn.init.zeros_(parameter)
         loss(start)
+
+
+def test_nor_where_nothing_is_trained_or_little_is_seen() -> None:
+    straight = EnergyScore(lambda x: (x[:, 0] - x[:, 1]).square(), conditioning="none")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        relu = energy_of(nn.ReLU())
+        for method in ("hutchinson", "exact"):
+            assert not fastscore.divergence(relu, randn(9, 3), method=method).any()
+        for seed in range(8):  # for half of them both elements of v are of one sign
+            fastscore.ssm_loss(straight, randn(1, 2), seed=seed, method="reverse")
+    with pytest.warns(UserWarning, match=FLAT):
+        fastscore.ssm_loss(relu, randn(9, 3))
 
 
 # ---- devices ------------------------------------------------------------------------------------
@@ -140,6 +160,16 @@ def test_numpy_arrays_as_data_are_refused_with_the_way_to_make_them_tensors(
 ) -> None:
     with pytest.raises(TypeError, match=r"must be a torch.Tensor, got a NumPy array \(torch.as_t"):
         call()
+
+
+def test_arrays_of_whole_numbers_are_not_to_be_made_floats() -> None:
+    whole = numpy.zeros(6, dtype=numpy.int64)
+    for call in (
+        lambda: fastscore.dsm_loss(score, randn(6, 2), SIGMAS, levels=whole),
+        lambda: random.normal((6, 2), seed=0, samples=whole),
+    ):
+        with pytest.raises(TypeError, match=r"got a NumPy array \(torch.as_tensor\(array\) makes"):
+            call()
 
 
 # ---- known values -------------------------------------------------------------------------------

@@ -404,5 +404,9 @@ def test_a_key_and_a_seed_exclude_one_another() -> None:
         random.normal(seed=0)
     with pytest.raises(TypeError, match="normal: shape must be a sequence of integers"):
         random.normal(4, seed=0)
+    with pytest.raises(ValueError, match=r"^normal: seed must be .* for each of 2 samples, got 3"):
+        random.normal((2, 2), seed=[1, 2, 3])
+    with pytest.raises(ValueError, match=r"^normal: samples must be of shape \(2,\)"):
+        random.normal((2, 2), seed=0, samples=torch.tensor([0]))
     with pytest.raises(TypeError, match="normal: there is no option 'sede'"):
         random.normal((2, 2), sede=0)

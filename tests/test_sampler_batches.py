@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from helpers import assert_same_bytes, randn
@@ -76,6 +78,56 @@ def test_what_belongs_to_the_samples_goes_with_them() -> None:
     assert set(seen) == {(3, 10)}
     assert_same_bytes(x, fastscore.annealed_langevin(model, sigmas, **how))
     assert bool((table != 0).all())
+
+
+def test_so_in_lists_and_tuples() -> None:
+    where = randn(10, 1)
+
+    def model(x: Tensor, sigma: Tensor, named: list[Any], more: tuple[Any, ...]) -> Tensor:
+        return named[0]["where"].mean() - x + more[0] - 0 * more[1]  # a mean sees what is too much
+
+    def alone(x: Tensor, sigma: Tensor) -> Tensor:
+        return 2 * where[5] - x
+
+    sigmas = fastscore.geometric_sigmas(2.0, 0.1, 5)
+    kwargs = {"named": [{"where": where}], "more": (where, 1.0)}
+    x = fastscore.annealed_langevin(
+        model, sigmas, shape=(10, 2), seed=0, batch_size=1, model_kwargs=kwargs
+    )
+    want = fastscore.annealed_langevin(alone, sigmas, shape=(1, 2), seed=0, sample_offset=5)
+    torch.testing.assert_close(x[5:6], want)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("names", [list("abcde"), tuple(range(5)), numpy.zeros((5, 2))], ids=type)
+def test_what_may_be_the_samples_and_is_no_tensor_is_refused(names: Any, deep: bool) -> None:
+    how: dict[str, Any] = {"steps": 2, "step_size": 0.1, "shape": (5, 2), "seed": 0}
+
+    def given(value: Any) -> dict[str, Any]:
+        return {"names": {"deep": value} if deep else value}
+
+    def model(x: Tensor, names: Any) -> Tensor:
+        return -x
+
+    place = re.escape("model_kwargs['names']" + "['deep']" * deep)
+    with pytest.raises(
+        ValueError, match=rf"^langevin: {place} must be a tensor with batch_size=, "
+    ):
+        fastscore.langevin(model, batch_size=2, model_kwargs=given(names), **how)
+    fastscore.langevin(model, model_kwargs=given(names), **how)
+    for value in (fastscore.shared(names), names[:3]):
+        fastscore.langevin(model, batch_size=2, model_kwargs=given(value), **how)
+
+
+def test_networks_that_return_the_same_memory_each_time() -> None:
+    memory = torch.empty(4, 2)
+
+    def model(x: Tensor) -> Tensor:
+        return memory.copy_(-x)
+
+    how: dict[str, Any] = {"steps": 3, "step_size": 0.1, "shape": (10, 2), "seed": 0}
+    plain = fastscore.langevin(lambda x: -x, **how)
+    assert_same_bytes(fastscore.langevin(model, batch_size=4, **how), plain)
 
 
 def test_networks_that_write_to_what_they_are_given() -> None:

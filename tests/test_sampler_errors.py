@@ -143,6 +143,9 @@ def test_bad_steps() -> None:
             annealed_langevin(NeverCalled(), SIGMAS, x, step_size=step_size)
     with pytest.raises(ValueError, match=r"step_size must be of shape \(2,\)"):
         langevin(NeverCalled(), x, steps=2, step_size=[0.1, 0.1, 0.1])
+    for odd in (["a", "b"], [[0.1], [0.1, 0.2]]):
+        with pytest.raises(TypeError, match="langevin: step_size must be a number, or 2 of them"):
+            langevin(NeverCalled(), x, steps=2, step_size=odd)
     with pytest.raises(TypeError, match="step_size must be a real number"):
         langevin(NeverCalled(), x, steps=2, step_size="auto")
     with pytest.raises(ValueError, match="step_size must be a positive number or"):

@@ -183,16 +183,20 @@ def test_a_batch_of_gradients_of_a_reduced_loss() -> None:
         assert_same_bytes(got[i], want)
 
 
-@pytest.mark.parametrize("loss", ["dsm", "ssm"])
+@pytest.mark.parametrize("loss", ["dsm", "ssm", "auto", "exact"])
 def test_an_ensemble_trains_in_one_call(loss: str) -> None:
     """Losses and gradients of stacked networks, as ``torch.func`` documents ensembles."""
     sigmas = fastscore.geometric_sigmas(1.0, 0.1, 4)
-    networks = [fastscore.nn.ScoreMLP(2, hidden=(8, 8)) for _ in range(SLICES)]
+    hidden = (8, 8) if loss in ("dsm", "ssm") else (8, 8, 8)  # which has no closed form
+    networks = [fastscore.nn.ScoreMLP(2, hidden=hidden) for _ in range(SLICES)]
     parameters, buffers = stack_module_state(networks)
     skeleton = copy.deepcopy(networks[0])
-    loss_fn = (
-        fastscore.DSMLoss(sigmas) if loss == "dsm" else fastscore.SSMLoss(sigmas, method="forward")
-    )
+    loss_fn = {
+        "dsm": fastscore.DSMLoss(sigmas),
+        "ssm": fastscore.SSMLoss(sigmas, method="forward"),
+        "auto": fastscore.SSMLoss(sigmas, projections=2),
+        "exact": fastscore.ScoreMatchingLoss(sigmas),
+    }[loss]
     x, keys_ = randn(16, 2), keys(CPU)
 
     def of_member(parameters: Any, buffers: Any, key: Tensor) -> Tensor:

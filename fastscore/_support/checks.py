@@ -30,11 +30,13 @@ def describe(x: Tensor) -> str:
     return f"a {x.dtype} tensor of shape {tuple(x.shape)} on {x.device}"
 
 
-def check_tensor(fn: str, arg: str, x: Any, *, min_dim: int = 0) -> Tensor:
-    """A tensor with at least ``min_dim`` dimensions."""
+def check_tensor(
+    fn: str, arg: str, x: Any, *, min_dim: int = 0, as_tensor: str = "torch.as_tensor(array)"
+) -> Tensor:
+    """A tensor with at least ``min_dim`` dimensions; ``as_tensor`` makes one of an array."""
     if isinstance(x, numpy.ndarray):
-        way = "torch.as_tensor(array, dtype=torch.float32) makes one"
-        raise TypeError(f"{fn}: {arg} must be a torch.Tensor, got a NumPy array ({way})")
+        got = f"got a NumPy array ({as_tensor} makes one)"
+        raise TypeError(f"{fn}: {arg} must be a torch.Tensor, {got}")
     if not isinstance(x, Tensor):
         fail_type(fn, arg, "a torch.Tensor", x)
     if x.dim() < min_dim:
@@ -44,7 +46,8 @@ def check_tensor(fn: str, arg: str, x: Any, *, min_dim: int = 0) -> Tensor:
 
 def check_floating(fn: str, arg: str, x: Any, *, min_dim: int = 0) -> Tensor:
     """A tensor of a floating-point dtype."""
-    check_tensor(fn, arg, x, min_dim=min_dim)
+    way = "torch.as_tensor(array, dtype=torch.float32)"
+    check_tensor(fn, arg, x, min_dim=min_dim, as_tensor=way)
     if not x.is_floating_point():
         fail(fn, arg, "a floating-point tensor", describe(x))
     return x
@@ -207,7 +210,7 @@ def check_output(fn: str, output: Any, x: Tensor, *, arg: str = "model") -> Tens
     if not isinstance(output, Tensor):
         fail_type(fn, arg, expected, output)
     if output.shape != x.shape or not output.is_floating_point():
-        energy = output.shape in (x.shape[:1], (*x.shape[:1], 1))
+        energy = output.shape in ((), x.shape[:1], (*x.shape[:1], 1))
         way = " (fastscore.scores.EnergyScore makes a score of an energy)" if energy else ""
         fail(fn, arg, expected, describe(output) + way)
     if output.device != x.device:

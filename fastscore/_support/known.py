@@ -11,11 +11,16 @@ from typing import Any
 _KNOWN: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
 
 
+def known_as(model: Any) -> Any:
+    """The model; of what was made around it for one call, the model that it is made around."""
+    return getattr(model, "known_as", model)
+
+
 def known_of(model: Callable[..., Any]) -> dict[Any, Any]:
     """A dictionary of this model's own; a function written in place is known by its code."""
     while isinstance(model, partial):
         model = model.func
-    model = getattr(model, "known_as", model)  # something made around it for one call
+    model = known_as(model)
     if isinstance(model, MethodType):
         return known_of(model.__self__)  # type: ignore[arg-type]
     try:

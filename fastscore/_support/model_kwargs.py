@@ -87,14 +87,14 @@ def per_batch(
 ) -> dict[str, Any]:
     """``kwargs`` with ``change`` applied to each tensor whose first size is ``batch``.
 
-    Dictionaries in it are walked, what is :func:`shared` is left as it is, and so is anything else.
+    Dictionaries, lists and tuples in it are walked, what is :func:`shared` is left as it is, and so
+    is anything else.
     """
 
     def walk(value: Any) -> Any:
-        if isinstance(value, dict):
-            return rebuilt(value, walk)
-        if isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch:
-            return change(value)
-        return value
+        if isinstance(value, Tensor):
+            belongs = value.dim() > 0 and value.shape[0] == batch
+            return change(value) if belongs else value
+        return rebuilt(value, walk)
 
     return {name: walk(value) for name, value in kwargs.items()}

@@ -7,11 +7,15 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 _OURS = ("fastscore.", "torch.")
 
 
 def warn_caller(message: str, category: type[Warning]) -> None:
     """Warn at the line outside of this library and of PyTorch that led here."""
+    if torch.compiler.is_compiling():  # which sees no frames
+        return
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and f"{frame.f_globals.get('__name__')}.".startswith(_OURS):
         level, frame = level + 1, frame.f_back

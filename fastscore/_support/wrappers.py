@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+import inspect
+from functools import partial
+from types import MethodType
+from typing import Any, TypeVar
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 M = TypeVar("M")
 
 # The names under which torch.compile, FSDP and checkpoint wrappers hold the module within.
 WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+_CALLS = ("forward", "__call__", "_wrapped_call_impl", "_call_impl")
 
 
 def unwrapped(model: M) -> M:
@@ -26,6 +31,55 @@ def unwrapped(model: M) -> M:
             break
         module = inner[0]
     return module  # type: ignore[return-value]
+
+
+def said_by(model: Any, name: str) -> Any:
+    """An attribute by which a network says how it is called or what it returns; None if none does.
+
+    Also that of a moving average's network, of what a ``partial`` calls, and of the network whose
+    ``forward`` this is.
+    """
+    while model is not None:
+        for module in (model,) if (network := unwrapped(model)) is model else (model, network):
+            if (value := getattr(module, name, None)) is not None:
+                return value
+        model = network
+        if name == "conditioning" and isinstance(model, partial) and _gives_level(model):
+            return None
+        model = _within(model)
+    return None
+
+
+def parameters_of(model: Any) -> list[str]:
+    """The names of what a model can be called with; none where it does not say."""
+    model = unwrapped(model)
+    if isinstance(model, partial):
+        return [n for n in parameters_of(model.func)[len(model.args) :] if n not in model.keywords]
+    if isinstance(model, AveragedModel):
+        return parameters_of(model.module)
+    function = model.forward if isinstance(model, nn.Module) else model
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError, AttributeError):  # the last in a graph that is being compiled
+        return []
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.kind not in several]
+
+
+def _within(model: Any) -> Any:
+    """What a model calls as it is called itself."""
+    if isinstance(model, AveragedModel):
+        return model.module
+    if isinstance(model, partial):
+        return model.func
+    if isinstance(model, MethodType) and isinstance(model.__self__, nn.Module):
+        return model.__self__ if model.__name__ in _CALLS else None
+    return None
+
+
+def _gives_level(model: partial[Any]) -> bool:
+    """Whether what follows x is given already: the model is then called in another way."""
+    return bool(model.args) or any(n in model.keywords for n in parameters_of(model.func)[1:2])
 
 
 def plain_name(name: str) -> str:

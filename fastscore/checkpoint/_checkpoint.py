@@ -109,8 +109,8 @@ class Checkpoint:
         self.sigmas = None if sigmas is None else check_sigmas(fn, sigmas).detach()
         level = sampler != "langevin" or self.sampling.get("sigma") is not None
         default = "sigma" if level else "none"
-        self.conditioning = conditioning_of(fn, own, conditioning, default)
-        self.prediction = prediction_of(fn, own, prediction)
+        self.conditioning = conditioning_of(fn, model, conditioning, default)
+        self.prediction = prediction_of(fn, model, prediction)
         shape = getattr(own, "data_shape", None) if data_shape is None else data_shape
         if shape is not None:
             check_sequence(fn, "data_shape", shape, "sizes, such as (3, 32, 32)")

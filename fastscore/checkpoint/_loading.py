@@ -21,6 +21,7 @@ from fastscore.checkpoint._file import (
     FIRST_FORMAT,
     FORMAT,
     NETWORKS,
+    adapters_of,
     check_path,
     require_safetensors,
 )
@@ -40,6 +41,7 @@ class _Saved:
     conditioning: str | None
     prediction: str | None
     data_shape: tuple[int, ...] | None
+    adapters: dict[str, dict[str, Any]]
     tied: dict[str, str]
     unsaved: dict[str, torch.dtype]
     tensors: dict[str, Tensor]
@@ -126,6 +128,7 @@ def load_checkpoint(
     except ValueError as error:  # all else has been looked at by itself
         expected = "called, and predict, as the one that was saved"
         raise ValueError(f"{fn}: {arg} must be {expected} ({error})") from error
+    _check_adapters(fn, arg, network, saved.adapters)
     put_weights(fn, arg, network, saved.weights)
     if where is not None:
         network.to(where)
@@ -188,6 +191,7 @@ def _from_first_format(record: dict[str, Any]) -> dict[str, Any]:
         "conditioning": None,
         "prediction": None,
         "data_shape": None,
+        "adapters": {},
         "tied": {},
         "unsaved": {},
     }
@@ -203,9 +207,24 @@ def _check_saved(fn: str, saved: _Saved) -> None:
             raise ValueError(f"{name!r} is tied to {one!r}")
     if not all(isinstance(dtype, torch.dtype) for dtype in saved.unsaved.values()):
         raise ValueError(f"dtypes {saved.unsaved}")
+    if not all(isinstance(how, dict) for how in saved.adapters.values()):
+        raise ValueError(f"adapters {saved.adapters}")
     strange = [n for n in saved.tensors if n != "sigmas" and not n.startswith("model.")]
     if strange:
         raise ValueError(f"a tensor {strange[0]!r}")
+
+
+def _check_adapters(
+    fn: str, arg: str, network: nn.Module, saved: dict[str, dict[str, Any]]
+) -> None:
+    """That adapters call their networks as the saved ones did: the weights don't tell."""
+    for name, own in adapters_of(network).items():
+        then = saved.get(name, own)
+        others = [key for key in own if own[key] != then.get(key)]
+        if others:
+            was, now = (", ".join(f"{k}={each.get(k)!r}" for k in others) for each in (then, own))
+            place = f" at {name!r}" if name else ""
+            fail(fn, arg, f"one with an adapter of {was}{place}, as the saved one", f"one of {now}")
 
 
 def _network(

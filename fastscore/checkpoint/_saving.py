@@ -16,7 +16,7 @@ from fastscore._support.options import refuse_unknown
 from fastscore._support.plain import to_json
 from fastscore._support.wrappers import unwrapped
 from fastscore.checkpoint._checkpoint import FIELDS, SAMPLERS, Checkpoint, call_of
-from fastscore.checkpoint._file import FORMAT, NAMES, check_path, require_safetensors
+from fastscore.checkpoint._file import FORMAT, NAMES, adapters_of, check_path, require_safetensors
 from fastscore.nn._weights import Weights, weights_of
 
 
@@ -151,6 +151,7 @@ def _record(checkpoint: Checkpoint, weights: Weights) -> dict[str, Any]:
         "conditioning": checkpoint.conditioning,
         "prediction": checkpoint.prediction,
         "data_shape": checkpoint.data_shape,
+        "adapters": adapters_of(network),
         "tied": weights.tied,
         "unsaved": weights.unsaved,
     }

@@ -20,6 +20,7 @@ class Call(NamedTuple):
     model: Callable[..., Any]
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}  # noqa: RUF012 - never changed
+    of_loss: bool = False  # whether the model is to be trained by what comes of it
 
     def __call__(self, x: Tensor) -> Any:
         """The model's output at x; what it does to its arguments nobody sees."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fastscore._support.checks import largest
 from fastscore._support.eager import compiled_parts_run_eagerly
 from fastscore._support.inference import is_captured
-from fastscore._support.known import known_of
+from fastscore._support.known import known_as, known_of
 from fastscore._support.reach import modules_of
 from fastscore._support.rewind import Rewind
 from fastscore.derivatives.call import Call
@@ -135,7 +135,7 @@ def _draw_signs(count: int, like: Tensor) -> Tensor:
 
 def modes_of(model: Callable[..., Any]) -> tuple[tuple[int, bool], ...]:
     """Which modules a model reaches, and whether they are in training."""
-    return tuple((id(m), m.training) for m in modules_of(model))
+    return tuple((id(m), m.training) for m in modules_of(known_as(model)))
 
 
 def samples_depend_on_one_another(products: Tensor, x: Tensor) -> bool:

@@ -32,6 +32,9 @@ Model = Callable[..., Tensor]
 # Elements of the tangents that one pass carries, where the caller does not say.
 CHUNK_ELEMENTS = 2**21
 
+# Fewer products than these may all be 0 by chance, along directions in which an energy is straight.
+FEWEST_PRODUCTS = 8
+
 
 def sum_over_sample(x: Tensor, batch_dims: int = 1) -> Tensor:
     """The sum over all dimensions but the first ``batch_dims``."""
@@ -49,19 +52,21 @@ def warn_of_flat_energy(call: Call, score: Tensor, products: Tensor) -> None:
     Those of a network of ReLUs are, and score matching does not see its kinks. Looked at once for
     each model, since on a GPU the host waits.
     """
-    if not has_energy(call.model) or torch.compiler.is_compiling():
+    if not call.of_loss or not has_energy(call.model) or torch.compiler.is_compiling():
         return
     if torch._C._are_functorch_transforms_active() or is_captured(score):
         return
     known = known_of(call.model)
-    if "curved" in known or not score.numel() or not bool(score.detach().any()):
+    if "curved" in known or products.shape[:2].numel() < FEWEST_PRODUCTS:
+        return
+    if not bool(score.detach().any()):
         return
     known["curved"] = bool(products.detach().any())
     if not known["curved"]:
         warn_caller(
-            f"{call.fn}: the energy's second derivatives are 0 at all samples, as those of a "
-            "network of ReLUs are: score matching can't train it. Take a smooth activation (SiLU, "
-            "softplus, tanh).",
+            f"{call.fn}: the energy's second derivatives are 0 at all samples of this batch. Where "
+            "they are 0 everywhere, as those of a network of ReLUs, score matching can't train it: "
+            "take a smooth activation (SiLU, softplus, tanh).",
             UserWarning,
         )
 
@@ -216,9 +221,10 @@ def trace_by_unit_vectors(
 
 def unit_vectors(x: Tensor, indices: Tensor) -> Tensor:
     """The unit vectors e_i of the given dimensions at each sample: (len(indices), *x.shape)."""
-    vs = x.new_zeros(len(indices), len(x), math.prod(x.shape[1:]))
-    vs[torch.arange(len(indices), device=x.device), :, indices] = 1
-    return vs.reshape(len(indices), *x.shape)
+    # Compared, not written to places: x may be a batch of torch.func's, and then so is x.new_zeros.
+    places = torch.arange(math.prod(x.shape[1:]), device=x.device)
+    vs = (indices[:, None, None] == places).to(x.dtype)
+    return vs.expand(-1, len(x), -1).reshape(len(indices), *x.shape).contiguous()
 
 
 def _chunk_size(fn: str, chunk_size: int | None, x: Tensor, dimensions: int) -> int:

@@ -52,7 +52,8 @@ def choose_method(
     """
     model = call.model
     remembered, normalised, modules = known_of(model), mixes_samples(model), modes_of(model)
-    situation = (x.shape[1:], x.dtype, x.device.type, slicing, normalised, modules)
+    prediction = getattr(model, "net_prediction", None)  # of one network, maybe, in two losses
+    situation = (x.shape[1:], x.dtype, x.device.type, slicing, normalised, modules, prediction)
     if again or situation not in remembered:
         if len(remembered) > MOST_SITUATIONS:
             remembered.clear()

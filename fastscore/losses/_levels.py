@@ -126,16 +126,17 @@ def expected_term(
     numbering = draws["sample_offset"], draws["samples"]
     if levels is None:
         key = noise_key(fn, x, draws) if random_terms or draws["key"] is not None else None
-        batch = Batch(x, Call(fn, model, (), model_kwargs), None, key, *numbering)
+        batch = Batch(x, Call(fn, model, (), model_kwargs, True), None, key, *numbering)
         with explained(fn, model, x, str(conditioning), model_kwargs):
             return reduced(estimator(batch), reduction)
     key = noise_key(fn, x, draws)
     at = perturbed(x, levels.sigmas, levels.table, key, draws)
     if prediction == "score":
-        call = Call(fn, model, condition(str(conditioning), at.sigma, at.levels), model_kwargs)
+        args = condition(str(conditioning), at.sigma, at.levels)
+        call = Call(fn, model, args, model_kwargs, True)
     else:
         score = _AsScore(model, How(conditioning, prediction, reduction), levels.sigmas)
-        call = Call(fn, score, (at.sigma,), model_kwargs)
+        call = Call(fn, score, (at.sigma,), model_kwargs, True)
     with explained(fn, model, x, str(conditioning), model_kwargs):
         terms = estimator(Batch(at.x, call, at.sigma, key, *numbering))
     return reduced(terms * levels.weights.index_select(0, at.levels).to(terms.dtype), reduction)

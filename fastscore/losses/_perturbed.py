@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from fastscore._support.checks import (
     fail,
 )
 from fastscore._support.renamed import warn_caller
+from fastscore._support.wrappers import parameters_of
 from fastscore.losses._options import DrawOptions
 from fastscore.ops import perturb
 from fastscore.ops._library import traced
@@ -103,7 +103,7 @@ def with_levels(
         raise TypeError(f"{fn}: levels is given twice, also by its old name labels")
     named = draws["model_kwargs"] or {}
     taken = 1 if conditioning == "none" else 2
-    free = [name for name in _parameters(model)[taken:] if name not in named]
+    free = [name for name in parameters_of(model)[taken:] if name not in named]
     if free:
         raise TypeError(
             f"{fn}: labels is the old name of levels, the index of each sample's noise level, and "
@@ -116,17 +116,6 @@ def with_levels(
         FutureWarning,  # which all users see: they may have meant classes
     )
     return {**draws, "levels": labels}
-
-
-def _parameters(model: Callable[..., Tensor]) -> list[str]:
-    """The names of what a model can be called with; none where it does not say."""
-    function = model.forward if isinstance(model, torch.nn.Module) else model
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return []
-    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return [p.name for p in parameters if p.kind not in several]
 
 
 def _values_can_be_read(x: Tensor) -> bool:

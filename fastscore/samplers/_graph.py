@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastscore._support.checks import fail, fail_type
+from fastscore._support.renamed import warn_caller
 
 WARM_UP_CALLS = 3
 FEWEST_STEPS = 64  # with fewer steps than this, "auto" finds a capture not worth its time
@@ -54,10 +55,10 @@ def capture(
             tensor.copy_(value)
     current.wait_stream(side)
     if graph is None:
-        warnings.warn(
+        warn_caller(
             f"{fn}: the model can't be captured in a CUDA graph, so sampling goes on without one "
             f"(pass cuda_graph=False to silence this): {reason}",
-            stacklevel=5,
+            UserWarning,
         )
     return graph
 

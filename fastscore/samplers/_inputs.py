@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import numbers
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,7 +28,8 @@ from fastscore._support.checks import (
     largest,
 )
 from fastscore._support.model_kwargs import check_model_kwargs
-from fastscore._support.wrappers import unwrapped
+from fastscore._support.renamed import warn_caller
+from fastscore._support.wrappers import said_by
 from fastscore.conditioning import conditioning_of, parameter_dtypes, prediction_of
 from fastscore.random import Stream
 from fastscore.samplers._graph import wants_graph
@@ -200,13 +200,12 @@ def warn_of_divergence(fn: str, x: Tensor, start: Tensor | None, steps: int, pla
     else:
         bad = int((~torch.isfinite(x)).reshape(len(x), -1).any(1).sum())
         what = f"NaN or infinity in {bad} of {len(x)} samples after {steps} steps"
-    warnings.warn(
+    warn_caller(
         f"{fn}: {what}. The chain diverges where {plan.step_size} is too large, where the model "
         "returns something else than the score (of a network that predicts the noise or the data, "
         'say prediction="eps" or "x0", or make it a score by fastscore.scores.EpsScore or '
         "DenoiserScore), or where it is called with another conditioning than it was trained with.",
         UserWarning,
-        stacklevel=4,
     )
 
 
@@ -250,7 +249,7 @@ def state_shape(
         if not len(shape):
             fail(fn, "shape", "at least 1-dimensional, (batch, ...)", tuple(shape))
         return tuple(check_int(fn, "shape", size, minimum=0) for size in shape)
-    data_shape = getattr(unwrapped(model), "data_shape", None)
+    data_shape = said_by(model, "data_shape")
     if data_shape is None:
         fail(fn, "shape", "given, or else x: this model has no data_shape to take it from", None)
     samples = DEFAULT_SAMPLES if num_samples is None else num_samples

@@ -129,9 +129,10 @@ class SamplerOptions(ModelOptions, SeedOptions, total=False):
         Option(
             None,
             """call the model with so many samples at a time, always with as many (the last call is
-            filled up), so that many can be drawn in little memory, and each is the same however
-            many are drawn with it; with entries of ``model_kwargs`` that belong to the samples. By
-            default all at once.""",
+            filled up), so that many can be drawn in little memory, and each is nearly the same
+            however many are drawn with it: its place among the rows of a call may change the last
+            bits of a matrix product. Tensors in ``model_kwargs`` whose first size is the batch's go
+            with their samples, but for what is ``fastscore.shared``. By default all at once.""",
         ),
     ]
     progress: Annotated[

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from fastscore._support.checks import check_choice, check_int, check_number, check_shape, fail
+from fastscore._support.checks import (
+    check_choice,
+    check_int,
+    check_number,
+    check_shape,
+    fail,
+    fail_type,
+)
 from fastscore.conditioning import conditioning_of, prediction_of
 from fastscore.samplers._options import SamplerOptions, sampler
 from fastscore.samplers._plan import Model, Plan
@@ -38,7 +45,10 @@ def langevin_table(step_size: Tensor, convention: str, known_noise: float) -> Te
 def check_step_sizes(fn: str, step_size: float | Sequence[float] | Tensor, steps: int) -> Tensor:
     """A number, or one for each step, as a 1-D float64 tensor of 1 or ``steps`` elements."""
     if isinstance(step_size, (list, tuple, numpy.ndarray)):
-        step_size = torch.as_tensor(step_size, dtype=torch.float64)
+        try:
+            step_size = torch.as_tensor(step_size, dtype=torch.float64)
+        except (TypeError, ValueError):
+            fail_type(fn, "step_size", f"a number, or {steps} of them", step_size)
     if not isinstance(step_size, Tensor) or step_size.numel() == 1:
         number = check_number(fn, "step_size", step_size, positive=True)
         return torch.tensor([number], dtype=torch.float64)

@@ -12,7 +12,6 @@ from fastscore._support.checks import (
     check_device,
     check_floating,
     check_int,
-    check_tensor,
     fail,
     fail_type,
 )
@@ -26,7 +25,7 @@ def float_tensor(fn: str, arg: str, value: Any, like: Tensor | None = None) -> T
     """
     dtype = torch.get_default_dtype() if like is None else like.dtype
     if isinstance(value, numpy.ndarray):  # refused as data are everywhere
-        check_tensor(fn, arg, value)
+        check_floating(fn, arg, value)
     if not isinstance(value, Tensor):
         try:
             value = torch.as_tensor(value, dtype=dtype)

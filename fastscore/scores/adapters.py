@@ -15,7 +15,7 @@ from fastscore._support.checks import (
     fail_type,
     per_sample,
 )
-from fastscore._support.wrappers import unwrapped
+from fastscore._support.wrappers import said_by
 from fastscore.conditioning import (
     as_sigma,
     call_model,
@@ -50,7 +50,7 @@ class Adapter(ExactBuffers):
             fail(name, "sigmas", 'given with conditioning="index", and only then', sigmas)
         levels = None if sigmas is None else check_sigmas(name, sigmas).detach().double()
         self.register_buffer("sigmas", levels, persistent=False)
-        self.data_shape: tuple[int, ...] | None = getattr(unwrapped(model), "data_shape", None)
+        self.data_shape: tuple[int, ...] | None = said_by(model, "data_shape")
 
     def extra_repr(self) -> str:
         """How the model is called, and the model where it is no module, for ``repr``."""
@@ -62,6 +62,14 @@ class Adapter(ExactBuffers):
         plain = [n for n in ("net", "energy") if n in vars(self)]  # functions: modules show below
         parts += [f"{n}={getattr(vars(self)[n], '__name__', vars(self)[n])}" for n in plain]
         return ", ".join(parts)
+
+    def convention(self) -> dict[str, Any]:
+        """How the model is called and what it returns, in plain values."""
+        return {
+            "conditioning": self.net_conditioning,
+            "prediction": getattr(self, "net_prediction", "energy"),
+            "sigmas": None if self.sigmas is None else self.sigmas.tolist(),
+        }
 
     def _conditioned(self, level: Tensor) -> tuple[Tensor, ...]:
         """What the model is given beside x for noise levels (batch,)."""
