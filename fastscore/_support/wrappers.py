@@ -41,13 +41,22 @@ def said_by(model: Any, name: str) -> Any:
     """
     while model is not None:
         for module in (model,) if (network := unwrapped(model)) is model else (model, network):
-            if (value := getattr(module, name, None)) is not None:
+            if (value := _attribute(module, name)) is not None:
                 return value
         model = network
         if name == "conditioning" and isinstance(model, partial) and _gives_level(model):
             return None
         model = _within(model)
     return None
+
+
+def _attribute(model: Any, name: str) -> Any:
+    """An attribute, or None. Modules raise a costly error for one that is not there."""
+    kind = type(model)
+    plain = getattr(kind, "__getattr__", None) is nn.Module.__getattr__
+    if plain and name not in vars(model) and not hasattr(kind, name):
+        return None  # a submodule or a tensor of that name says nothing
+    return getattr(model, name, None)
 
 
 def parameters_of(model: Any) -> list[str]:
