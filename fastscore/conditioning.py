@@ -40,13 +40,13 @@ import torch
 from torch import Tensor
 
 from fastscore._support.checks import (
+    check_callable,
     check_choice,
     check_device,
     check_number,
     check_output,
     describe,
     fail,
-    fail_type,
     per_sample,
 )
 from fastscore._support.lending import lend, lent
@@ -67,6 +67,14 @@ _WANTS_INDEX = re.compile(
     "indices.*[Ll]ong|int32 or int64 for index|int32/int64 for index|long tensor for index"
     "|index tensor of type LongTensor|converted to an index"
 )
+
+# What Python says where a call does not fit a function's parameters,
+_WRONG_CALL = re.compile(
+    r"(?P<name>.+)\(\) (missing \d+ required (positional|keyword-only) arguments?: (?P<missing>.+)"
+    r"|takes .+ positional arguments? but \d+ (was|were) given)"
+)
+# and PyTorch where tensors do not fit one another, or are none.
+_WRONG_ARGUMENT = re.compile("size of tensor|[Ss]izes of tensors|must be Tensor|must match|shape")
 
 
 def conditioning_of(fn: str, model: Any, given: str | None, default: str) -> str:
@@ -224,8 +232,7 @@ def call_model(
         >>> call_model("dsm_loss", lambda x, s: -x / s[:, None], x, sigma, index, "sigma")[0]
         tensor([-0.5000, -0.5000, -0.5000])
     """
-    if not callable(model):
-        fail_type(fn, "model", "callable", model)
+    check_callable(fn, "model", model)
     check_choice(fn, "conditioning", conditioning, CONDITIONINGS)
     args = condition(conditioning, sigma, index)
     named = lent(model_kwargs) if model_kwargs else {}
@@ -284,6 +291,8 @@ def explain(
     """Raise a failure of the model's in this library's words where its reason can be told."""
     message = str(error)
     explain_dtypes(fn, model, x, message, error)
+    explain_call(fn, model, conditioning, message, error)
+    explain_kwargs(fn, x, model_kwargs or {}, message, error)
     floating = [v for v in (model_kwargs or {}).values() if isinstance(v, Tensor)]
     if any(v.is_floating_point() for v in floating):  # which may be what is no index
         return
@@ -292,6 +301,41 @@ def explain(
         if not by_index:
             expected = f"model must be one of noise levels, for {fn} gives no indices"
         raise ValueError(f"{fn}: {expected}, got {conditioning!r}") from error
+
+
+def explain_call(fn: str, model: Any, conditioning: str, message: str, error: Exception) -> None:
+    """Say so where the model's parameters are not those that it is called with."""
+    function = getattr(unwrapped(model), "forward", model)
+    found = _WRONG_CALL.match(message) if isinstance(error, TypeError) else None
+    if found is None or found["name"] != getattr(function, "__qualname__", None):
+        return
+    if found["missing"]:
+        given = ", ".join(f"{name}: ..." for name in re.findall(r"'\w+'", found["missing"]))
+        raise TypeError(f"{fn}: the model takes more, by name: model_kwargs={{{given}}}") from error
+    if conditioning != "none":
+        raise TypeError(
+            f'{fn}: conditioning must be "none" for a model of x alone, got {conditioning!r} '
+            f"({message})"
+        ) from error
+
+
+def explain_kwargs(
+    fn: str, x: Tensor, model_kwargs: dict[str, Any], message: str, error: Exception
+) -> None:
+    """Name the entries that may be what the model failed at."""
+    if type(error) not in (RuntimeError, TypeError) or not _WRONG_ARGUMENT.search(message):
+        return
+    odd = []
+    for name, value in model_kwargs.items():
+        if not isinstance(value, Tensor):
+            odd.append(f"{name!r}, which is no tensor but of {type(value).__name__}")
+        elif value.dim() and len(value) != len(x):
+            odd.append(f"{name!r} of shape {tuple(value.shape)}")
+    if odd:
+        raise type(error)(
+            f"{fn}: the model failed ({message}), maybe at what model_kwargs holds for a batch of "
+            f"{len(x)}: {', '.join(odd)}"
+        ) from error
 
 
 def parameter_dtypes(model: Any) -> set[torch.dtype]:
@@ -313,6 +357,8 @@ def explain_dtypes(
     half = next((str(kind) for kind in _HALF if kind in dtypes), None)
     way = f'under autocast (samplers: autocast={half}; else torch.autocast("{x.device.type}"))'
     expected = f"of the model's dtype {kinds}" + (f", or the model run {way}" if half else "")
+    if len(dtypes) == 1 and not half:
+        expected += f" (x.to({kinds}) is)"
     raise ValueError(f"{fn}: x must be {expected}, got {x.dtype}") from error
 
 

@@ -116,7 +116,9 @@ def own(tmp_path, monkeypatch):
 
 def test_sample_from_ones_own_network(own, tmp_path, capsys):
     assert main(["sample", str(own), "-n", "2", "-o", "x.png"]) == 2
-    assert 'build=True (it names "cli_networks:Net")' in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "--build must be given as --build MODULE:FUNCTION" in message
+    assert 'it names "cli_networks:Net"' in message
     for build in (["--build"], ["--build", "cli_networks:Net"]):
         out = tmp_path / "mine" / "x.png"
         # A process of its own, in whose path the current directory is not.
@@ -130,6 +132,37 @@ def test_sample_from_ones_own_network(own, tmp_path, capsys):
         out.unlink()
 
 
+CLASSES = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.means = torch.nn.Parameter(torch.tensor([[-5.0], [5.0]]))
+    def forward(self, x, sigma, label, scale=None):
+        assert scale is None or scale.dtype == torch.float32
+        return (self.means[label] - x) / sigma[:, None] ** 2
+"""
+
+
+def test_sample_of_classes(tmp_path, capsys, monkeypatch):
+    (tmp_path / "class_networks.py").write_text(CLASSES)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    from class_networks import Net
+
+    shape = {"data_shape": (1,), "builder": "class_networks:Net"}
+    save_checkpoint("net.safetensors", Checkpoint(Net(), [1.0, 0.01], {"step_size": 1e-4}, **shape))
+    command = ["sample", "net.safetensors", "-n", "5", "-o", "x.npy", "--seed", "0"]
+    assert main([*command, "--build"]) == 2
+    message = capsys.readouterr().err
+    assert "model_kwargs={'label': ...} (on the command line: --with NAME=VALUE)" in message
+    more = ["--with", "label=0,1", "--with", "scale=0.5", "--batch-size", "2"]
+    assert main([*command, *more, "--build"]) == 0
+    assert numpy.load("x.npy").round().tolist() == [[-5], [5], [-5], [5], [-5]]
+    sys.modules.pop("class_networks")
+
+
 def nothing_done(monkeypatch):
     monkeypatch.setattr(Checkpoint, "sample", lambda *a, **k: pytest.fail("work done"))
 
@@ -139,10 +172,14 @@ def nothing_done(monkeypatch):
     [
         ({"checkpoint": "missing"}, "there is no file missing"),
         ({"-n": "0"}, "-n must be at least 1, got 0"),
-        ({"-o": "out.jpg"}, "must end in .npz or .png"),
+        ({"-o": "out.jpg"}, "must end in .npy or .npz or .png"),
         ({"-o": "missing/out.npz"}, "the directory missing does not exist"),
         ({"--device": "nonsense"}, "sample: device must be a device that is there, got nonsense"),
         ({"--range": ["1", "0"]}, "--range must be a pair (lo, hi) with lo < hi, got (1.0, 0.0)"),
+        ({"--with": "label"}, "--with must be NAME=VALUE or NAME=VALUE,VALUE"),
+        ({"--with": "label=a"}, "--with must be NAME=VALUE or NAME=VALUE,VALUE"),
+        ({"--with": "1=1"}, "--with must be NAME=VALUE or NAME=VALUE,VALUE"),
+        ({"--batch-size": "0"}, "--batch-size must be at least 1, got 0"),
         ({"--build": "nonsense"}, 'build must be a name "package.module:function"'),
     ],
 )
@@ -172,7 +209,10 @@ def test_sample_of_what_has_no_shape_or_is_no_image(tmp_path, capsys, monkeypatc
     path, png = str(tmp_path / "net.safetensors"), str(tmp_path / "a.png")
     save_checkpoint(path, Checkpoint(fastscore.nn.ScoreMLP(2), [1.0, 0.1]))
     assert main(["sample", path, "-o", png]) == 2
-    assert "a .npz file for samples of shape (2,), which are no images" in capsys.readouterr().err
+    assert (
+        "a .npy or .npz file for samples of shape (2,), which are no images"
+        in capsys.readouterr().err
+    )
     net = torch.nn.Linear(2, 2)
     builder = {"builder": "torch.nn:Linear", "arguments": {"in_features": 2, "out_features": 2}}
     save_checkpoint(path, Checkpoint(net, [1.0, 0.1], **builder))

@@ -184,3 +184,104 @@ def test_known_may_be_a_number() -> None:
     assert bool((zero[:, 0] == 1).all())
     with pytest.raises(ValueError, match="known must be finite wherever mask is True"):
         fastscore.annealed_langevin(score, SIGMAS, known=float("nan"), **how)
+
+
+# ---- what a network takes -----------------------------------------------------------------------
+
+
+class Classes(nn.Module):
+    """A network that wants to be told a class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.layer = nn.Embedding(2, 2), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor, sigma: Tensor, label: Tensor) -> Tensor:
+        return self.layer(x) + self.embed(label)
+
+
+CALLS: dict[str, Callable[..., Any]] = {
+    "annealed_langevin": lambda m, **k: fastscore.annealed_langevin(m, SIGMAS, shape=(6, 2), **k),
+    "dsm_loss": lambda m, **k: fastscore.dsm_loss(m, randn(6, 2), SIGMAS, **k),
+    "ssm_loss": lambda m, **k: fastscore.ssm_loss(m, randn(6, 2), sigmas=SIGMAS, **k),
+}
+each_call = pytest.mark.parametrize("fn", CALLS)
+
+
+@each_call
+def test_what_a_network_takes_besides_is_named(fn: str) -> None:
+    with pytest.raises(TypeError, match=rf"^{fn}: the model takes .* model_kwargs={{'label': \.\."):
+        CALLS[fn](Classes())
+    for name in ("label", "labels", "y", "context"):
+        if name == "labels" and fn != "annealed_langevin":
+            continue
+        with pytest.raises(TypeError, match=rf"^{fn}: there .*goes into model_kwargs={{'{name}': "):
+            CALLS[fn](Classes(), **{name: torch.zeros(6, dtype=torch.int64)})
+
+
+@each_call
+@pytest.mark.parametrize(
+    ("label", "error", "odd"),
+    [
+        (torch.zeros(4, dtype=torch.int64), RuntimeError, r"batch of 6: 'label' of shape \(4,\)"),
+        (0, TypeError, "'label', which is no tensor but of int"),
+        (numpy.zeros(6, dtype=int), TypeError, "'label', which is no tensor but of ndarray"),
+    ],
+)
+def test_what_is_odd_among_its_arguments_is_named(
+    fn: str, label: Any, error: Any, odd: str
+) -> None:
+    with pytest.raises(error, match=rf"^{fn}: the model failed \(.*\), maybe at what .*{odd}"):
+        CALLS[fn](Classes(), model_kwargs={"label": label})
+
+
+@each_call
+def test_a_network_of_x_alone_is_told_of_conditioning(fn: str) -> None:
+    for model in (nn.Linear(2, 2), lambda x: -x):
+        with pytest.raises(
+            TypeError, match=rf'^{fn}: conditioning must be "none" for a model of x'
+        ):
+            CALLS[fn](model)
+
+
+def test_an_error_within_the_network_is_left_alone() -> None:
+    class Broken(nn.Module):
+        def inner(self, x: Tensor, more: Tensor) -> Tensor:
+            return x
+
+        def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+            return self.inner(x)  # type: ignore[call-arg]
+
+    for fn, call in CALLS.items():
+        with pytest.raises(TypeError, match=r"inner\(\) missing 1 required") as caught:
+            call(Broken())
+        assert fn not in str(caught.value)
+
+
+@each_call
+def test_what_holds_a_network_is_named(fn: str) -> None:
+    with pytest.raises(TypeError, match=rf"^{fn}: model must be .*, got EMA \(its .module is\)"):
+        CALLS[fn](fastscore.nn.EMA(Classes()))
+    with pytest.raises(TypeError, match=rf"^{fn}: model must .*, got Checkpoint \(its .model is\)"):
+        CALLS[fn](fastscore.Checkpoint(Classes(), SIGMAS))
+
+
+def test_data_of_another_dtype_are_told_how_to_become_the_networks() -> None:
+    x = randn(6, 2, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"of the model's dtype torch.float32 \(x.to\(torch"):
+        fastscore.dsm_loss(fastscore.nn.ScoreMLP(2), x, SIGMAS)
+
+
+def test_an_eps_network_without_a_prediction_is_warned_of() -> None:
+    """At the default settings, where it goes to some 10^5 times the noise that it starts with."""
+    mixture = GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.5]], 0.05)
+    sigmas = fastscore.noise_scales(mixture.sample(500, seed=0))
+
+    def eps(x: Tensor, sigma: Tensor) -> Tensor:
+        return -sigma[:, None] * mixture(x, sigma)
+
+    with pytest.warns(UserWarning, match='say prediction="eps" or "x0"'):
+        fastscore.annealed_langevin(eps, sigmas, shape=(100, 2), seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fastscore.annealed_langevin(eps, sigmas, shape=(100, 2), seed=0, prediction="eps")

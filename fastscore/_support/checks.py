@@ -30,6 +30,15 @@ def describe(x: Tensor) -> str:
     return f"a {x.dtype} tensor of shape {tuple(x.shape)} on {x.device}"
 
 
+def check_callable(fn: str, arg: str, value: Any) -> None:
+    """A function or a module; of what holds one, the message says where."""
+    if callable(value):
+        return
+    held = next((n for n in ("module", "model") if callable(getattr(value, n, None))), None)
+    way = f" (its .{held} is)" if held else ""
+    raise TypeError(f"{fn}: {arg} must be callable, got {type(value).__name__}{way}")
+
+
 def check_tensor(
     fn: str, arg: str, x: Any, *, min_dim: int = 0, as_tensor: str = "torch.as_tensor(array)"
 ) -> Tensor:

@@ -19,6 +19,9 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar, get_type_hints
 from fastscore._support.renamed import with_new_names
 from fastscore._support.signatures import written
 
+# What a network may call its classes; in the losses, levels are near to them in spelling.
+CLASSES = ("class_label", "class_labels", "classes", "label", "labels", "y")
+
 P = ParamSpec("P")
 R = TypeVar("R")
 C = TypeVar("C", bound=type)
@@ -130,6 +133,8 @@ def refuse_unknown(
         if name not in known:
             close = difflib.get_close_matches(name, names, n=1)
             hint = f" (did you mean {renamed.get(close[0], close[0])!r}?)" if close else ""
+            if "model_kwargs" in known and (not close or name in CLASSES):
+                hint = f" (what the model takes goes into model_kwargs={{{name!r}: ...}})"
             raise TypeError(f"{fn}: there is no option {name!r}{hint}")
 
 

@@ -60,8 +60,13 @@ def _attribute(model: Any, name: str) -> Any:
 
 
 def parameters_of(model: Any) -> list[str]:
-    """The names of what a model can be called with; none where it does not say."""
+    """The names of what a model can be called with; none where it does not say.
+
+    Of an adapter, those of what it is made around.
+    """
     model = unwrapped(model)
+    if hasattr(model, "net_conditioning"):
+        return parameters_of(getattr(model, "net", None) or getattr(model, "energy", None))
     if isinstance(model, partial):
         return [n for n in parameters_of(model.func)[len(model.args) :] if n not in model.keywords]
     if isinstance(model, AveragedModel):
@@ -71,8 +76,8 @@ def parameters_of(model: Any) -> list[str]:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError, AttributeError):  # the last in a graph that is being compiled
         return []
-    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return [p.name for p in parameters if p.kind not in several]
+    named = [p for p in parameters if p.kind is not inspect.Parameter.VAR_POSITIONAL]
+    return [("**" if p.kind is inspect.Parameter.VAR_KEYWORD else "") + p.name for p in named]
 
 
 def _within(model: Any) -> Any:

@@ -43,9 +43,26 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(run=run_demo)
 
     command = commands.add_parser("sample", help="draw more from a saved checkpoint")
-    command.add_argument("checkpoint")
+    command.add_argument("checkpoint", help="a file that fastscore.save_checkpoint wrote")
     command.add_argument("-n", type=int, default=64, help="how many samples (default: 64)")
-    command.add_argument("-o", "--out", required=True, help="OUT.npz or OUT.png")
+    command.add_argument(
+        "-o",
+        "--out",
+        required=True,
+        help="OUT.npy, OUT.npz (where the array is called samples) or, of images, OUT.png",
+    )
+    command.add_argument(
+        "--with",
+        dest="given",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE[,VALUE...]",
+        help="what else the network takes, such as label=3; of several values each sample gets one "
+        "in turn; may be repeated",
+    )
+    command.add_argument(
+        "--batch-size", type=int, default=None, help="samples in a call of the network (all)"
+    )
     command.add_argument("--seed", type=int, default=None, help="default: a new one each time")
     command.add_argument("--device", default="cpu")
     command.add_argument(
@@ -62,8 +79,8 @@ def parser() -> argparse.ArgumentParser:
         const=True,
         default=False,
         metavar="PACKAGE.MODULE:FUNCTION",
-        help="for a network of your own: call the function that makes it; without a name the one "
-        "that the file names (only if you trust the file)",
+        help="for a network of your own (put it last): call the function that makes it; without a "
+        "name the one that the file names (only if you trust the file)",
     )
     add_progress(command)
     command.set_defaults(run=run_sample)
@@ -112,7 +129,10 @@ def run_sample(args: argparse.Namespace) -> None:
     check_int(fn, "-n", args.n, minimum=1)
     value_range = check_value_range(fn, "--range", args.range)
     device = check_device_there(fn, args.device)
-    out = prepare_file(fn, args.out, (".npz", ".png"))
+    out = prepare_file(fn, args.out, (".npy", ".npz", ".png"))
+    if args.batch_size is not None:
+        check_int(fn, "--batch-size", args.batch_size, minimum=1)
+    given = model_kwargs_of(fn, args.given, args.n, device)
     picture = out.suffix == ".png"
     require_all(fn, {"safetensors": "safetensors"} | ({"PIL": "pillow"} if picture else {}))
     progress = shows_progress(fn, args.progress)
@@ -122,15 +142,49 @@ def run_sample(args: argparse.Namespace) -> None:
         expected = "one that says data_shape=, the shape of a sample (see fastscore.Checkpoint)"
         fail(fn, "checkpoint", expected, args.checkpoint)
     if picture and not is_image_shape(shape):
-        fail(fn, "--out", f"a .npz file for samples of shape {shape}, which are no images", out)
+        fail(
+            fn,
+            "--out",
+            f"a .npy or .npz file for samples of shape {shape}, which are no images",
+            out,
+        )
     fastscore.keep_freed_memory()
-    x = checkpoint.sample(args.n, seed=args.seed, progress=progress)
+    try:
+        x = checkpoint.sample(
+            args.n,
+            seed=args.seed,
+            progress=progress,
+            model_kwargs=given,
+            batch_size=args.batch_size,
+        )
+    except TypeError as error:
+        hint = " (on the command line: --with NAME=VALUE)" if "model_kwargs=" in str(error) else ""
+        raise TypeError(f"{error}{hint}") from error
     if picture:
         zoom = max(1, SMALLEST_SIDE // max(shape[-2:]))
         fastscore.save_grid(out, x, value_range=value_range, zoom=zoom)
     else:
-        save_npz(out, x)
+        save_array(out, x)
     print(f"wrote {args.n} samples to {out}")
+
+
+def model_kwargs_of(
+    fn: str, entries: Sequence[str], n: int, device: torch.device
+) -> dict[str, Tensor]:
+    """NAME=VALUE,VALUE as tensors (n,), the values in turn: int64, or float32 where one isn't."""
+    given = {}
+    for entry in entries:
+        name, _, values = entry.partition("=")
+        try:
+            numbers = [float(value) for value in values.split(",")]
+        except ValueError:
+            numbers = []
+        if not name.isidentifier() or not numbers:
+            fail(fn, "--with", "NAME=VALUE or NAME=VALUE,VALUE,... of numbers", repr(entry))
+        whole = all(value.strip().lstrip("+-").isdigit() for value in values.split(","))
+        tensor = torch.tensor(numbers, dtype=torch.int64 if whole else torch.float32, device=device)
+        given[name] = tensor.repeat(-(-n // len(tensor)))[:n]
+    return given
 
 
 def load_own(path: str, build: bool | str, device: torch.device) -> fastscore.Checkpoint:
@@ -138,12 +192,23 @@ def load_own(path: str, build: bool | str, device: torch.device) -> fastscore.Ch
     here = os.getcwd()
     if build and here not in sys.path:
         sys.path.insert(0, here)
-    return fastscore.load_checkpoint(path, build=build, device=device)
+    try:
+        return fastscore.load_checkpoint(path, build=build, device=device)
+    except ValueError as error:
+        if "model must be given" in str(error) or "build must be the name" in str(error):
+            expected = "given as --build MODULE:FUNCTION, which makes the network (or --build alone"
+            expected += ", for a file that was saved with builder=)"
+            raise ValueError(f"sample: --build must be {expected}: {error}") from error
+        raise
 
 
-def save_npz(path: Path, samples: Tensor) -> None:
+def save_array(path: Path, samples: Tensor) -> None:
+    array = samples.cpu().numpy()
     with whole_file(path) as partial, partial.open("wb") as file:
-        numpy.savez_compressed(file, samples=samples.cpu().numpy())
+        if path.suffix == ".npy":
+            numpy.save(file, array)
+        else:
+            numpy.savez_compressed(file, samples=array)
 
 
 def run_benchmarks(args: argparse.Namespace) -> None:

@@ -16,7 +16,13 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from fastscore._support.checks import check_choice, check_floating, check_int, fail, fail_type
+from fastscore._support.checks import (
+    check_callable,
+    check_choice,
+    check_floating,
+    check_int,
+    fail,
+)
 from fastscore._support.common_options import KeyOptions, ModelOptions
 from fastscore._support.model_kwargs import check_model_kwargs
 from fastscore._support.options import Option, takes_options
@@ -151,8 +157,7 @@ def _evaluate(
     check_choice(fn, "method", options["method"], METHODS)
     check_choice(fn, "distribution", distribution, DISTRIBUTIONS)
     check_int(fn, "projections", count, minimum=1)
-    if not callable(model):
-        fail_type(fn, "model", "callable", model)
+    check_callable(fn, "model", model)
     if sigma is not None:
         refuse_other_than_score(fn, model)
     model_kwargs = check_model_kwargs(fn, options["model_kwargs"])

@@ -18,6 +18,7 @@ from typing_extensions import Unpack
 
 from fastscore import random
 from fastscore._support.checks import (
+    check_callable,
     check_choice,
     check_device,
     check_floating,
@@ -145,8 +146,7 @@ def _difference(
 ) -> Tensor:
     """s - s_true at x, in float32 or float64."""
     check_floating(fn, "x", x, min_dim=1)
-    if not callable(model):
-        fail_type(fn, "model", "callable", model)
+    check_callable(fn, "model", model)
     refuse_other_than_score(fn, model)
     refuse_other_than_score(fn, true_score, "true_score")
     args = () if sigma is None else (as_sigma(fn, x, sigma),)

@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from fastscore._support.checks import check_choice, check_floating, check_sigmas, fail, fail_type
+from fastscore._support.checks import (
+    check_callable,
+    check_choice,
+    check_floating,
+    check_sigmas,
+    fail,
+)
 from fastscore._support.model_kwargs import check_model_kwargs
 from fastscore._support.options import takes_options
 from fastscore.conditioning import condition, conditioning_of, explained, prediction_of
@@ -116,8 +122,7 @@ def expected_term(
     ``random_terms`` says whether the estimator itself draws random numbers.
     """
     check_floating(fn, "x", x, min_dim=1)
-    if not callable(model):
-        fail_type(fn, "model", "callable", model)
+    check_callable(fn, "model", model)
     model_kwargs = check_model_kwargs(fn, draws["model_kwargs"])
     conditioning, prediction, reduction = how.for_model(fn, model, clean=levels is None)
     check_data(fn, x, x if levels is None else levels.sigmas)

@@ -105,9 +105,10 @@ def with_levels(
     taken = 1 if conditioning == "none" else 2
     free = [name for name in parameters_of(model)[taken:] if name not in named]
     if free:
+        name = "label" if free[0].startswith("**") else free[0]
         raise TypeError(
             f"{fn}: labels is the old name of levels, the index of each sample's noise level, and "
-            f"this model takes {free[0]!r} too: give classes as model_kwargs={{{free[0]!r}: ...}}, "
+            f"this model takes {free[0]!r} too: give classes as model_kwargs={{{name!r}: ...}}, "
             "and noise levels as levels="
         )
     warn_caller(

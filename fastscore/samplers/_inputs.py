@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastscore import random
 from fastscore._support.checks import (
+    check_callable,
     check_choice,
     check_device,
     check_device_there,
@@ -44,7 +45,7 @@ MAX_STEPS = 2**32  # the step number is one 32-bit word of the noise counter
 INITS = ("normal", "uniform")
 STATE_DTYPES = (torch.float32, torch.float64)
 AUTOCAST_DTYPES = (torch.bfloat16, torch.float16)
-FAR_OFF = 1e6  # times the noise that a chain begins with: no data are there
+FAR_OFF = 1e4  # times the noise that a chain begins with: no data are there
 
 
 def sample(
@@ -58,8 +59,7 @@ def sample(
     """Check everything, build the chain and run it: what every public sampler ends with."""
     record = plan.recorded(fn, trajectory)
     start_step, seed = options["start_step"], options["seed"]
-    if not callable(model):
-        fail_type(fn, "model", "callable", model)
+    check_callable(fn, "model", model)
     conditioning = conditioning_of(fn, model, options["conditioning"], plan.conditioning)
     prediction = prediction_of(fn, model, options["prediction"])
     model_kwargs = check_model_kwargs(fn, options["model_kwargs"])
@@ -251,7 +251,7 @@ def state_shape(
         return tuple(check_int(fn, "shape", size, minimum=0) for size in shape)
     data_shape = said_by(model, "data_shape")
     if data_shape is None:
-        fail(fn, "shape", "given, or else x: this model has no data_shape to take it from", None)
+        fail(fn, "shape", "given, or x, or a model with a data_shape", "none of them")
     samples = DEFAULT_SAMPLES if num_samples is None else num_samples
     return (check_int(fn, "num_samples", samples, minimum=0), *map(int, data_shape))
 

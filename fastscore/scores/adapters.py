@@ -9,10 +9,10 @@ from torch import Tensor
 
 from fastscore._support.buffers import ExactBuffers
 from fastscore._support.checks import (
+    check_callable,
     check_floating,
     check_sigmas,
     fail,
-    fail_type,
     per_sample,
 )
 from fastscore._support.wrappers import said_by
@@ -43,8 +43,7 @@ class Adapter(ExactBuffers):
         """See the class."""
         super().__init__()
         name = type(self).__name__
-        if not callable(model):
-            fail_type(name, arg, "callable", model)
+        check_callable(name, arg, model)
         self.net_conditioning = conditioning_of(name, model, conditioning, "sigma")
         if (sigmas is None) != (self.net_conditioning != "index"):
             fail(name, "sigmas", 'given with conditioning="index", and only then', sigmas)
