@@ -51,7 +51,7 @@ from fastscore._support.checks import (
 )
 from fastscore._support.lending import lend, lent
 from fastscore._support.reach import modules_of
-from fastscore._support.wrappers import said_by, unwrapped
+from fastscore._support.wrappers import parameters_of, said_by, unwrapped
 
 CONDITIONINGS = ("sigma", "index", "log_sigma", "none")
 PREDICTIONS = ("score", "eps", "x0")
@@ -71,10 +71,14 @@ _WANTS_INDEX = re.compile(
 # What Python says where a call does not fit a function's parameters,
 _WRONG_CALL = re.compile(
     r"(?P<name>.+)\(\) (missing \d+ required (positional|keyword-only) arguments?: (?P<missing>.+)"
-    r"|takes .+ positional arguments? but \d+ (was|were) given)"
+    r"|takes .+ positional arguments? but \d+ (was|were) given"
+    r"|got an unexpected keyword argument (?P<unknown>'\w+'))"
 )
-# and PyTorch where tensors do not fit one another, or are none.
-_WRONG_ARGUMENT = re.compile("size of tensor|[Ss]izes of tensors|must be Tensor|must match|shape")
+# and PyTorch where tensors do not fit one another, or an index its table, or are none.
+_WRONG_SHAPE = re.compile("size of tensor|[Ss]izes of tensors|same number of dimensions")
+_WRONG_ARGUMENT = re.compile(
+    f"{_WRONG_SHAPE.pattern}|must be Tensor|must match|shape|out of range|out of bounds|'indices'"
+)
 
 
 def conditioning_of(fn: str, model: Any, given: str | None, default: str) -> str:
@@ -292,15 +296,14 @@ def explain(
     message = str(error)
     explain_dtypes(fn, model, x, message, error)
     explain_call(fn, model, conditioning, message, error)
-    explain_kwargs(fn, x, model_kwargs or {}, message, error)
-    floating = [v for v in (model_kwargs or {}).values() if isinstance(v, Tensor)]
-    if any(v.is_floating_point() for v in floating):  # which may be what is no index
-        return
-    if conditioning in ("sigma", "log_sigma") and _WANTS_INDEX.search(message):
+    tensors = [v for v in (model_kwargs or {}).values() if isinstance(v, Tensor)]
+    floating = any(v.is_floating_point() for v in tensors)  # which may be what is no index
+    if conditioning in ("sigma", "log_sigma") and not floating and _WANTS_INDEX.search(message):
         expected = 'conditioning must be "index" for a model that takes the index of a level'
         if not by_index:
             expected = f"model must be one of noise levels, for {fn} gives no indices"
         raise ValueError(f"{fn}: {expected}, got {conditioning!r}") from error
+    explain_arguments(fn, model, x, conditioning, model_kwargs or {}, message, error)
 
 
 def explain_call(fn: str, model: Any, conditioning: str, message: str, error: Exception) -> None:
@@ -309,6 +312,11 @@ def explain_call(fn: str, model: Any, conditioning: str, message: str, error: Ex
     found = _WRONG_CALL.match(message) if isinstance(error, TypeError) else None
     if found is None or found["name"] != getattr(function, "__qualname__", None):
         return
+    if found["unknown"]:
+        names = [n for n in parameters_of(model) if not n.startswith("**")]
+        names = names[1 if conditioning == "none" else 2 :]
+        takes = f"takes {', '.join(names)} by name" if names else "takes nothing by name"
+        raise TypeError(f"{fn}: the model {takes}, got {found['unknown']}") from error
     if found["missing"]:
         given = ", ".join(f"{name}: ..." for name in re.findall(r"'\w+'", found["missing"]))
         raise TypeError(f"{fn}: the model takes more, by name: model_kwargs={{{given}}}") from error
@@ -319,23 +327,49 @@ def explain_call(fn: str, model: Any, conditioning: str, message: str, error: Ex
         ) from error
 
 
-def explain_kwargs(
-    fn: str, x: Tensor, model_kwargs: dict[str, Any], message: str, error: Exception
+def explain_arguments(
+    fn: str,
+    model: Any,
+    x: Tensor,
+    conditioning: str,
+    model_kwargs: dict[str, Any],
+    message: str,
+    error: Exception,
 ) -> None:
-    """Name the entries that may be what the model failed at."""
-    if type(error) not in (RuntimeError, TypeError) or not _WRONG_ARGUMENT.search(message):
+    """Name the arguments that may be what the model failed at."""
+    if type(error) not in (RuntimeError, TypeError, IndexError):
         return
-    odd = []
-    for name, value in model_kwargs.items():
-        if not isinstance(value, Tensor):
-            odd.append(f"{name!r}, which is no tensor but of {type(value).__name__}")
-        elif value.dim() and len(value) != len(x):
-            odd.append(f"{name!r} of shape {tuple(value.shape)}")
-    if odd:
-        raise type(error)(
-            f"{fn}: the model failed ({message}), maybe at what model_kwargs holds for a batch of "
-            f"{len(x)}: {', '.join(odd)}"
-        ) from error
+    if not _WRONG_ARGUMENT.search(message):
+        return
+    index = bool(_WANTS_INDEX.search(message))
+    odd = [_odd(name, value, len(x), index) for name, value in model_kwargs.items()]
+    if "NoneType" in message:
+        left_out = parameters_of(model)[1 if conditioning == "none" else 2 :]
+        odd += [f"{name!r}, which is not given" for name in left_out if name not in model_kwargs]
+    found = [text for text in odd if text]
+    if found:
+        what = f"what model_kwargs holds for a batch of {len(x)}: {', '.join(found)}"
+    elif conditioning != "none" and _WRONG_SHAPE.search(message):
+        what = "the noise level, which is of shape (batch,): sigma[:, None] is a column"
+    elif isinstance(error, IndexError) and model_kwargs:
+        what = f"what model_kwargs holds: {', '.join(map(repr, model_kwargs))}"
+    else:
+        return
+    raise type(error)(f"{fn}: the model failed ({message}), maybe at {what}") from error
+
+
+def _odd(name: str, value: Any, batch: int, index: bool) -> str | None:
+    """What may be wrong with an entry of ``model_kwargs``, in words; None if nothing is.
+
+    ``index`` says that whole numbers were wanted somewhere.
+    """
+    if not isinstance(value, Tensor):
+        return f"{name!r}, which is no tensor but of {type(value).__name__}"
+    if value.dim() and len(value) != batch:
+        return f"{name!r} of shape {tuple(value.shape)}"
+    if index and value.is_floating_point():
+        return f"{name!r} of {value.dtype}"
+    return None
 
 
 def parameter_dtypes(model: Any) -> set[torch.dtype]:

@@ -63,6 +63,15 @@ def test_sample_npz_is_reproducible(checkpoint, tmp_path, capsys):
     assert "wrote 5 samples" in capsys.readouterr().out
 
 
+def test_sample_with_another_setting(checkpoint, tmp_path):
+    out = tmp_path / "a.npy"
+    command = ["sample", str(checkpoint), "-n", "3", "-o", str(out), "--seed", "1"]
+    assert main([*command, "--set", "steps_per_sigma=4", "--set", "convention=full"]) == 0
+    settings = {"steps_per_sigma": 4, "convention": "full"}
+    want = fastscore.load_checkpoint(checkpoint).sample(3, seed=1, **settings)
+    assert torch.equal(torch.as_tensor(numpy.load(out)), want)
+
+
 def test_sample_png(checkpoint, tmp_path):
     outs = [tmp_path / "a.png", tmp_path / "b.png", tmp_path / "a.npz"]
     for out in outs:
@@ -160,6 +169,11 @@ def test_sample_of_classes(tmp_path, capsys, monkeypatch):
     more = ["--with", "label=0,1", "--with", "scale=0.5", "--batch-size", "2"]
     assert main([*command, *more, "--build"]) == 0
     assert numpy.load("x.npy").round().tolist() == [[-5], [5], [-5], [5], [-5]]
+    assert main([*command, "--with", "label=7", "--build"]) == 2
+    assert (
+        "out of bounds for dimension 0 with size 2), maybe at what model_kwargs"
+        in capsys.readouterr().err
+    )
     sys.modules.pop("class_networks")
 
 
@@ -179,6 +193,11 @@ def nothing_done(monkeypatch):
         ({"--with": "label"}, "--with must be NAME=VALUE or NAME=VALUE,VALUE"),
         ({"--with": "label=a"}, "--with must be NAME=VALUE or NAME=VALUE,VALUE"),
         ({"--with": "1=1"}, "--with must be NAME=VALUE or NAME=VALUE,VALUE"),
+        (
+            {"--set": "steps=3"},
+            "--set must be NAME=VALUE with a setting of annealed_langevin (",
+        ),
+        ({"--set": "steps_per_sigma"}, "--set must be NAME=VALUE with a setting of"),
         ({"--batch-size": "0"}, "--batch-size must be at least 1, got 0"),
         ({"--build": "nonsense"}, 'build must be a name "package.module:function"'),
     ],

@@ -71,6 +71,7 @@ def test_readme_snippets_run_pasted_one_by_one(tmp_path, monkeypatch):
         for line in [*re.sub(r"range\(\d000\)", "range(20)", snippet).splitlines(), ""]:
             prompt.push(line)
     assert {p.name for p in tmp_path.iterdir()} == {
+        "energy.safetensors",
         "moons.safetensors",
         "moons.png",
         "net.safetensors",

@@ -226,6 +226,8 @@ def test_what_a_network_takes_besides_is_named(fn: str) -> None:
         (torch.zeros(4, dtype=torch.int64), RuntimeError, r"batch of 6: 'label' of shape \(4,\)"),
         (0, TypeError, "'label', which is no tensor but of int"),
         (numpy.zeros(6, dtype=int), TypeError, "'label', which is no tensor but of ndarray"),
+        (torch.full((6,), 5), IndexError, "model_kwargs holds: 'label'"),
+        (torch.zeros(6), RuntimeError, "'label' of torch.float32"),
     ],
 )
 def test_what_is_odd_among_its_arguments_is_named(
@@ -233,6 +235,27 @@ def test_what_is_odd_among_its_arguments_is_named(
 ) -> None:
     with pytest.raises(error, match=rf"^{fn}: the model failed \(.*\), maybe at what .*{odd}"):
         CALLS[fn](Classes(), model_kwargs={"label": label})
+
+
+@each_call
+def test_an_argument_forgotten_or_misspelt(fn: str) -> None:
+    class Optional(Classes):
+        def forward(self, x: Tensor, sigma: Tensor, label: Any = None) -> Tensor:
+            return super().forward(x, sigma, label)
+
+    with pytest.raises(TypeError, match=rf"^{fn}: the model failed .*'label', which is not given"):
+        CALLS[fn](Optional())
+    with pytest.raises(TypeError, match=rf"^{fn}: the model takes label by name, got 'lable'"):
+        CALLS[fn](Optional(), model_kwargs={"lable": torch.zeros(6, dtype=torch.int64)})
+
+
+@each_call
+def test_the_shape_of_the_noise_level_is_said(fn: str) -> None:
+    for model in (lambda x, s: torch.cat([x, s], 1), lambda x, s: -x / s):
+        with pytest.raises(
+            RuntimeError, match=rf"^{fn}: the model failed .*sigma\[:, None\] is a "
+        ):
+            CALLS[fn](model)
 
 
 @each_call

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -59,6 +61,15 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE[,VALUE...]",
         help="what else the network takes, such as label=3; of several values each sample gets one "
         "in turn; may be repeated",
+    )
+    command.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of the sampler in place of the stored one, such as steps_per_sigma=20; may "
+        "be repeated",
     )
     command.add_argument(
         "--batch-size", type=int, default=None, help="samples in a call of the network (all)"
@@ -137,6 +148,7 @@ def run_sample(args: argparse.Namespace) -> None:
     require_all(fn, {"safetensors": "safetensors"} | ({"PIL": "pillow"} if picture else {}))
     progress = shows_progress(fn, args.progress)
     checkpoint = load_own(args.checkpoint, args.build, device)
+    settings = settings_of(fn, args.settings, checkpoint.sampler)
     shape = checkpoint.data_shape
     if shape is None:
         expected = "one that says data_shape=, the shape of a sample (see fastscore.Checkpoint)"
@@ -156,6 +168,7 @@ def run_sample(args: argparse.Namespace) -> None:
             progress=progress,
             model_kwargs=given,
             batch_size=args.batch_size,
+            **settings,
         )
     except TypeError as error:
         hint = " (on the command line: --with NAME=VALUE)" if "model_kwargs=" in str(error) else ""
@@ -185,6 +198,21 @@ def model_kwargs_of(
         tensor = torch.tensor(numbers, dtype=torch.int64 if whole else torch.float32, device=device)
         given[name] = tensor.repeat(-(-n // len(tensor)))[:n]
     return given
+
+
+def settings_of(fn: str, entries: Sequence[str], sampler: str) -> dict[str, Any]:
+    """NAME=VALUE as keywords of the sampler: numbers, and words as they are."""
+    known = sorted(getattr(fastscore, sampler).settings)
+    settings: dict[str, Any] = {}
+    for entry in entries:
+        name, sign, value = entry.partition("=")
+        if not sign or name not in known:
+            fail(fn, "--set", f"NAME=VALUE with a setting of {sampler} ({', '.join(known)})", entry)
+        try:
+            settings[name] = json.loads(value)
+        except ValueError:
+            settings[name] = value
+    return settings
 
 
 def load_own(path: str, build: bool | str, device: torch.device) -> fastscore.Checkpoint:
@@ -225,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         args.run(args)
-    except (OSError, ValueError, TypeError, ImportError) as error:
+    except (OSError, ValueError, TypeError, ImportError, RuntimeError, IndexError) as error:
         message = str(error).removeprefix(f"{args.command}: ")
         print(f"fastscore {args.command}: {message}", file=sys.stderr)
         return 2

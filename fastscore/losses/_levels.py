@@ -88,6 +88,8 @@ class How(NamedTuple):
         prediction = prediction_of(fn, model, self.prediction)
         if clean and (conditioning, prediction) != ("none", "score"):
             expected = f"given for a model of {conditioning=}, {prediction=}"
+            if prediction == "score":
+                expected += ' (one of x alone is of conditioning="none")'
             fail(fn, "sigmas", expected, None)
         return How(conditioning, prediction, self.reduction)
 

@@ -103,8 +103,8 @@ def annealed_langevin(
         ImportError: ``progress=True`` without tqdm.
 
     Warns:
-        UserWarning: the result has NaN or infinity in it, or is far off all data: the chain has
-            diverged.
+        UserWarning: the result has NaN or infinity in it, or numbers of 10^4 times the largest
+            noise level: the chain has diverged.
 
     Example:
         One data point at 3, whose score under noise is known:
