@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from functools import partial
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import Any, TypeVar
 
 from torch import nn
@@ -39,6 +39,8 @@ def said_by(model: Any, name: str) -> Any:
     Also that of a moving average's network, of what a ``partial`` calls, and of the network whose
     ``forward`` this is.
     """
+    if type(model) is FunctionType:
+        return getattr(model, name, None)
     while model is not None:
         for module in (model,) if (network := unwrapped(model)) is model else (model, network):
             if (value := _attribute(module, name)) is not None:

@@ -20,9 +20,9 @@ except ImportError as error:
     _package = Path(__file__).parents[1]
     _sources = (_package.parent / "setup.py").exists() and not list(_package.glob("_C*.so"))
     _hint = (
-        f"Python found the sources in {_package.parent}, which are not built in place. If "
-        "fastscore is installed, leave that directory; else install it there with "
-        "`pip install --no-build-isolation .` (or `-e .`, which builds in place)."
+        f"Python found the sources in {_package.parent}, which are not built in place: import an "
+        "installed fastscore from another directory, or install the checkout with "
+        "`pip install --no-build-isolation -e .`."
         if _sources
         else "Build it with `pip install --no-build-isolation .` in a checkout, with the torch "
         "that you run."
