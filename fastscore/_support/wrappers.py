@@ -7,6 +7,7 @@ from functools import partial
 from types import FunctionType, MethodType
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
@@ -74,12 +75,24 @@ def parameters_of(model: Any) -> list[str]:
     if isinstance(model, AveragedModel):
         return parameters_of(model.module)
     function = model.forward if isinstance(model, nn.Module) else model
+    if torch.compiler.is_compiling():  # which can't trace a signature on every version of PyTorch
+        return _parameters_of_code(function)
     try:
         parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError, AttributeError):  # the last in a graph that is being compiled
+    except (TypeError, ValueError):
         return []
     named = [p for p in parameters if p.kind is not inspect.Parameter.VAR_POSITIONAL]
     return [("**" if p.kind is inspect.Parameter.VAR_KEYWORD else "") + p.name for p in named]
+
+
+def _parameters_of_code(function: Any) -> list[str]:
+    """The same from a Python function's code."""
+    bound = isinstance(function, MethodType)
+    code = getattr(function.__func__ if bound else function, "__code__", None)
+    if code is None:
+        return []
+    count = code.co_argcount + code.co_kwonlyargcount
+    return list(code.co_varnames[1 if bound else 0 : count])
 
 
 def _within(model: Any) -> Any:
