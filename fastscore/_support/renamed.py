@@ -2,24 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
-_OURS = ("fastscore.", "torch.")
-
-
-def warn_caller(message: str, category: type[Warning]) -> None:
-    """Warn at the line outside of this library and of PyTorch that led here."""
-    if torch.compiler.is_compiling():  # which sees no frames
-        return
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and f"{frame.f_globals.get('__name__')}.".startswith(_OURS):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, category, stacklevel=level + 1)
+from fastscore._support.warn import warn_caller
 
 
 def with_new_names(fn: str, renamed: Mapping[str, str], kwargs: dict[str, Any]) -> dict[str, Any]:

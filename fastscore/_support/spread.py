@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 import torch
 from torch import Tensor
 
 from fastscore._support.checks import check_finite, check_floating, fail
+from fastscore._support.warn import warn_caller
 
 FAR_OFF = 3.0  # standard deviations from 0, where networks do a little worse
 
@@ -45,8 +45,8 @@ def warn_if_far_off(fn: str, x: Tensor, spread: float) -> None:
     mean = x.detach().mean(0, dtype=torch.float64)
     distance = float(mean.square().mean().sqrt()) / spread
     if distance > FAR_OFF:
-        warnings.warn(
+        warn_caller(
             f"{fn}: the mean of x is {distance:.3g} standard deviations from 0, where networks and "
             "samplers start: train on x - x.mean(0), and add x.mean(0) to the samples.",
-            stacklevel=3,
+            UserWarning,
         )

@@ -16,9 +16,9 @@ from fastscore._support.inference import is_captured, recordable, recording
 from fastscore._support.known import known_of
 from fastscore._support.once import marked_once, only_once, refuse
 from fastscore._support.reach import Statistics, modules_of, same_statistics
-from fastscore._support.renamed import warn_caller
 from fastscore._support.rewind import Rewind
 from fastscore._support.tangents import refuse_tangents
+from fastscore._support.warn import warn_caller
 from fastscore.derivatives.call import Call
 from fastscore.derivatives.closed_form import NoClosedForm, jacobian
 from fastscore.derivatives.forward.api import dual_output

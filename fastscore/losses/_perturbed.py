@@ -18,7 +18,7 @@ from fastscore._support.checks import (
     describe,
     fail,
 )
-from fastscore._support.renamed import warn_caller
+from fastscore._support.warn import warn_caller
 from fastscore._support.wrappers import parameters_of
 from fastscore.losses._options import DrawOptions
 from fastscore.ops import perturb

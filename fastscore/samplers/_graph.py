@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastscore._support.checks import fail, fail_type
-from fastscore._support.renamed import warn_caller
+from fastscore._support.warn import warn_caller
 
 WARM_UP_CALLS = 3
 FEWEST_STEPS = 64  # with fewer steps than this, "auto" finds a capture not worth its time

@@ -29,7 +29,7 @@ from fastscore._support.checks import (
     largest,
 )
 from fastscore._support.model_kwargs import check_model_kwargs
-from fastscore._support.renamed import warn_caller
+from fastscore._support.warn import warn_caller
 from fastscore._support.wrappers import said_by
 from fastscore.conditioning import conditioning_of, parameter_dtypes, prediction_of
 from fastscore.random import Stream

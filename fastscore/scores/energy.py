@@ -14,8 +14,8 @@ from fastscore._support.eager import compiled_parts_run_eagerly
 from fastscore._support.inference import recordable, recording
 from fastscore._support.lending import lend, lent
 from fastscore._support.once import marked_once, only_once
-from fastscore._support.renamed import warn_caller
 from fastscore._support.tangents import refuse_tangents
+from fastscore._support.warn import warn_caller
 from fastscore.conditioning import as_sigma, explained
 from fastscore.scores.adapters import Adapter
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastscore._support.renamed import warn_caller
+from fastscore._support.warn import warn_caller
 
 _WARNED: set[str] = set()
 
