@@ -248,17 +248,23 @@ def call_model(
     return check_output(fn, output, x)
 
 
-def score_of_denoised(denoised: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-    """(D - x)/sigma^2 for sigma (batch,), in 32 bits at least: the difference is small.
+def as_score(prediction: str, output: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+    """The score at x and sigma (batch,) of a model that returns ``prediction``, one of PREDICTIONS.
+
+    (D - x)/sigma^2 is taken in 32 bits at least: the difference is small.
 
     Example:
         >>> import torch
-        >>> score_of_denoised(torch.zeros(1, 2), torch.ones(1, 2), torch.tensor([2.0]))
+        >>> as_score("x0", torch.zeros(1, 2), torch.ones(1, 2), torch.tensor([2.0]))
         tensor([[-0.2500, -0.2500]])
     """
-    dtype = torch.promote_types(torch.promote_types(denoised.dtype, x.dtype), torch.float32)
-    level = per_sample(sigma, x).to(dtype)
-    return (denoised.to(dtype) - x.to(dtype)) / level.square()
+    if prediction == "score":
+        return output
+    level = per_sample(sigma, x)
+    if prediction == "eps":
+        return -output / level
+    dtype = torch.promote_types(torch.promote_types(output.dtype, x.dtype), torch.float32)
+    return (output.to(dtype) - x.to(dtype)) / level.to(dtype).square()
 
 
 @contextmanager

@@ -17,7 +17,15 @@ from torch.optim.swa_utils import AveragedModel
 import fastscore
 from fastscore._support.known import known_of
 from fastscore.conditioning import PREDICTIONS
-from fastscore.scores import DenoiserScore, EnergyScore, EpsScore, GaussianMixture, NetworkScore
+from fastscore.losses import _levels
+from fastscore.scores import (
+    DenoiserScore,
+    EnergyScore,
+    EpsScore,
+    GaussianMixture,
+    NetworkScore,
+    adapters,
+)
 
 SIGMAS = fastscore.geometric_sigmas(2.0, 0.1, 6)
 LOSSES = [fastscore.dsm_loss, fastscore.ssm_loss, fastscore.score_matching_loss]
@@ -89,6 +97,20 @@ def test_losses_take_a_prediction_as_the_adapter_does(
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
         gradients = torch.autograd.grad(got, network.parameters())
         torch.testing.assert_close(gradients, wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["forward", "reverse", "finite_difference", "exact"])
+def test_steps_with_a_prediction_look_at_no_levels(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading them is a wait of the host's for a GPU in each step."""
+    loss_fn = fastscore.SSMLoss(SIGMAS, conditioning="index", prediction="eps", method=method)
+    net, x = Net(), randn(7, 2)
+    adapter = NetworkScore(net, prediction="eps", conditioning="index", sigmas=SIGMAS)
+    want = fastscore.ssm_loss(adapter, x, sigmas=SIGMAS, method=method, seed=0)
+    for module in (_levels, adapters):
+        monkeypatch.setattr(module, "check_sigmas", lambda *a, **k: pytest.fail("levels read"))
+    torch.testing.assert_close(loss_fn(net, x, seed=0), want)
 
 
 def test_dsm_of_an_exact_denoiser_is_that_of_its_score() -> None:

@@ -23,7 +23,14 @@ from fastscore._support.checks import (
 )
 from fastscore._support.model_kwargs import check_model_kwargs
 from fastscore._support.options import takes_options
-from fastscore.conditioning import condition, conditioning_of, explained, prediction_of
+from fastscore.conditioning import (
+    as_score,
+    call_model,
+    condition,
+    conditioning_of,
+    explained,
+    prediction_of,
+)
 from fastscore.derivatives.call import Call
 from fastscore.derivatives.projections import Batch
 from fastscore.losses._options import DrawOptions, LossOptions, check_call, shown
@@ -36,7 +43,6 @@ from fastscore.losses._perturbed import (
 )
 from fastscore.losses.dsm import REDUCTIONS, WEIGHTINGS, Loss, weights
 from fastscore.ops.dsm import reduced
-from fastscore.scores import NetworkScore
 
 
 class Levels(NamedTuple):
@@ -94,18 +100,25 @@ class How(NamedTuple):
         return How(conditioning, prediction, self.reduction)
 
 
-class _AsScore(NetworkScore):
-    """A network as a score, for one call; what is known of it is known of the network."""
+class _AsScore(torch.nn.Module):
+    """A network as a score of (x, sigma, index), for one call on behalf of ``fn``.
 
-    def __init__(self, net: Callable[..., Tensor], how: How, sigmas: Tensor) -> None:
-        given = sigmas if how.conditioning == "index" else None
-        super().__init__(
-            net, prediction=how.prediction, conditioning=how.conditioning, sigmas=given
-        )
+    What is known of it is known of the network. No level is looked for, as an adapter does.
+    """
+
+    def __init__(self, fn: str, net: Callable[..., Tensor], how: How) -> None:
+        super().__init__()
+        self.fn, self.net = fn, net
+        self.net_conditioning, self.net_prediction = str(how.conditioning), str(how.prediction)
 
     @property
     def known_as(self) -> Callable[..., Tensor]:
         return self.net
+
+    def forward(self, x: Tensor, sigma: Tensor, index: Tensor, **model_kwargs: Any) -> Tensor:
+        how = self.net_conditioning
+        output = call_model(self.fn, self.net, x, sigma, index, how, model_kwargs)
+        return as_score(self.net_prediction, output, x, sigma).to(x.dtype)
 
 
 def expected_term(
@@ -142,8 +155,8 @@ def expected_term(
         args = condition(str(conditioning), at.sigma, at.levels)
         call = Call(fn, model, args, model_kwargs, True)
     else:
-        score = _AsScore(model, How(conditioning, prediction, reduction), levels.sigmas)
-        call = Call(fn, score, (at.sigma,), model_kwargs, True)
+        score = _AsScore(fn, model, How(conditioning, prediction, reduction))
+        call = Call(fn, score, (at.sigma, at.levels), model_kwargs, True)
     with explained(fn, model, x, str(conditioning), model_kwargs):
         terms = estimator(Batch(at.x, call, at.sigma, key, *numbering))
     return reduced(terms * levels.weights.index_select(0, at.levels).to(terms.dtype), reduction)

@@ -33,10 +33,10 @@ from fastscore._support.model_kwargs import check_model_kwargs
 from fastscore._support.options import documents, takes_options
 from fastscore.conditioning import (
     PREDICTIONS,
+    as_score,
     call_model,
     conditioning_of,
     prediction_of,
-    score_of_denoised,
 )
 from fastscore.losses._options import DrawOptions, LossOptions, Weighting, check_call, shown
 from fastscore.losses._perturbed import (
@@ -304,5 +304,5 @@ def _loss(
     if prediction == "eps" and prepared_for is None:  # the model has said so itself
         table = torch.cat([torch.full_like(table[:, :1], -1), table[:, 1:]], dim=1)
     if prediction == "x0":
-        output = score_of_denoised(output, at.x, at.sigma)
+        output = as_score("x0", output, at.x, at.sigma)
     return dsm_residual(output, table, at.drawn, key, reduction=reduction, **numbering(draws))

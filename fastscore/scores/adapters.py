@@ -13,16 +13,15 @@ from fastscore._support.checks import (
     check_floating,
     check_sigmas,
     fail,
-    per_sample,
 )
 from fastscore._support.wrappers import said_by
 from fastscore.conditioning import (
+    as_score,
     as_sigma,
     call_model,
     condition,
     conditioning_of,
     prediction_of,
-    score_of_denoised,
 )
 
 
@@ -146,11 +145,7 @@ class NetworkScore(Adapter):
         level = as_sigma(name, x, sigma)
         index = self._index(level)
         output = call_model(name, self.net, x, level, index, self.net_conditioning, model_kwargs)
-        if self.net_prediction == "score":
-            return output.to(x.dtype)
-        if self.net_prediction == "eps":
-            return (-output / per_sample(level, x)).to(x.dtype)
-        return score_of_denoised(output, x, level).to(x.dtype)
+        return as_score(self.net_prediction, output, x, level).to(x.dtype)
 
 
 class _OnePrediction(NetworkScore):
