@@ -262,3 +262,9 @@ def test_a_checkpoint_of_an_adapter_is_one_of_a_score(path: Path) -> None:
     again = fastscore.scores.EpsScore(Net(), conditioning="log_sigma")
     drawn = load_checkpoint(path, model=again).sample(5, seed=1)
     assert torch.equal(drawn, annealed_langevin(adapter, SIGMAS, shape=(5, 2), seed=1))
+
+
+def test_a_shape_said_by_a_wrapper_is_heard() -> None:
+    wrapped = torch.nn.DataParallel(Net())
+    wrapped.data_shape = (2,)
+    assert Checkpoint(wrapped, SIGMAS).data_shape == (2,)

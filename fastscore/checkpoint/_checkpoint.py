@@ -18,7 +18,7 @@ from fastscore._support.checks import (
     fail,
     fail_type,
 )
-from fastscore._support.wrappers import unwrapped
+from fastscore._support.wrappers import said_by, unwrapped
 from fastscore.conditioning import conditioning_of, prediction_of
 from fastscore.nn import EMA
 from fastscore.samplers import annealed_langevin, consistent_annealed_langevin, langevin
@@ -100,7 +100,6 @@ class Checkpoint:
             model = model.module
         if not isinstance(model, nn.Module):
             fail_type(fn, "model", "a torch.nn.Module, or an EMA of one", model)
-        own = unwrapped(model)
         self.model = model
         self.sampler = check_choice(fn, "sampler", sampler, tuple(SAMPLERS))
         self.sampling = check_mapping(fn, "sampling", sampling)
@@ -111,7 +110,7 @@ class Checkpoint:
         default = "sigma" if level else "none"
         self.conditioning = conditioning_of(fn, model, conditioning, default)
         self.prediction = prediction_of(fn, model, prediction)
-        shape = getattr(own, "data_shape", None) if data_shape is None else data_shape
+        shape = said_by(model, "data_shape") if data_shape is None else data_shape
         if shape is not None:
             check_sequence(fn, "data_shape", shape, "sizes, such as (3, 32, 32)")
             shape = tuple(check_int(fn, "data_shape", size, minimum=1) for size in shape)
