@@ -37,6 +37,7 @@ from torch import Tensor
 
 import fastscore
 from fastscore._support.files import prepare_directory
+from fastscore._support.spread import standard_deviation
 from fastscore.apps.demo.data import load_digits
 from fastscore.apps.info import info
 
@@ -115,11 +116,6 @@ def data(name: str) -> tuple[Tensor, Tensor, Tensor]:
     return sets[0], sets[1], sets[2]
 
 
-def standard_deviation(x: Tensor) -> float:
-    """Of the elements about each one's mean."""
-    return float((x - x.mean(0)).square().mean().sqrt())
-
-
 # ---- measures -----------------------------------------------------------------------------------
 
 
@@ -143,14 +139,16 @@ def limits(name: str) -> tuple[float, float]:
     _, reference, fresh = data(name)
     share = 0.99 if name == DIGITS else 0.999
     limit = float(nearest(fresh, reference).quantile(share))
-    return limit, sliced_distance(fresh[:DRAWN], reference) / standard_deviation(reference)
+    return limit, sliced_distance(fresh[:DRAWN], reference) / standard_deviation(
+        "defaults", reference
+    )
 
 
 def judge(name: str, samples: Tensor) -> Row:
     _, reference, _ = data(name)
     limit, fresh = limits(name)
     # Samples that are not finite are off the data, and have no distance from it.
-    distance = sliced_distance(samples, reference) / standard_deviation(reference)
+    distance = sliced_distance(samples, reference) / standard_deviation("defaults", reference)
     return {
         "off": 1 - float((nearest(samples, reference) <= limit).double().mean()),
         "distance": distance if math.isfinite(distance) else None,
@@ -200,7 +198,7 @@ def run(job: Row) -> Row:
     torch.set_num_threads(1)
     torch.manual_seed(job["seed"])
     x, _, _ = data(job["data"])
-    spread = standard_deviation(x)
+    spread = standard_deviation("defaults", x)
     # Data whose mean is so many standard deviations from 0, or the data as they are.
     move = torch.zeros(x.shape[1])
     if job["shift"] is not None:
@@ -263,7 +261,7 @@ def levels(dim: int, quick: bool) -> list[Row]:
     weights = torch.rand(10, generator=fixed) + 0.2
     score = fastscore.scores.GaussianMixture(weights / weights.sum(), means, 0.3**2)
     fresh, other = score.sample(4000, seed=1), score.sample(4000, seed=2)
-    spread = standard_deviation(fresh)
+    spread = standard_deviation("defaults", fresh)
     high, low = fastscore.sigma_max_from_data(fresh), SIGMA_MIN * spread
     rows = []
     for ratio in LEVEL_RATIOS[:2] if quick else LEVEL_RATIOS:

@@ -5,6 +5,7 @@ import doctest
 import functools
 import importlib
 import inspect
+import json
 import pkgutil
 import re
 from pathlib import Path
@@ -76,6 +77,16 @@ def test_readme_snippets_run_pasted_one_by_one(tmp_path, monkeypatch):
         "moons.png",
         "net.safetensors",
     }
+
+
+def test_the_figures_of_the_example_are_those_that_were_measured():
+    found = json.loads((README.parent / "benchmarks/results/readme.json").read_text())
+    shown = [f"{value:.2g}" for value in found["frechet_distance"].values()]
+    *first, last = (f"{float(value):.3f}".rstrip("0") for value in shown)
+    expected = "[Here](benchmarks/results/readme.json) {}, {} and {}, and {} for".format(
+        *first, last
+    )
+    assert expected in README.read_text()
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"])
