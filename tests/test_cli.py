@@ -12,7 +12,7 @@ from PIL import Image
 
 import fastscore
 from fastscore import Checkpoint, save_checkpoint
-from fastscore.apps.cli import main
+from fastscore.apps.cli import main, model_kwargs_of
 from fastscore.apps.demo import run_demo
 from fastscore.apps.info import info
 
@@ -177,6 +177,13 @@ def test_sample_of_classes(tmp_path, capsys, monkeypatch):
     sys.modules.pop("class_networks")
 
 
+def test_numbers_for_the_network_are_taken_as_they_are():
+    given = model_kwargs_of("sample", ["a=9007199254740993,-1", "b=1,0.5"], 3, torch.device("cpu"))
+    assert given["a"].tolist() == [9007199254740993, -1, 9007199254740993]  # no float has it
+    assert given["b"].dtype == torch.float32
+    assert given["b"].tolist() == [1, 0.5, 1]
+
+
 def nothing_done(monkeypatch):
     monkeypatch.setattr(Checkpoint, "sample", lambda *a, **k: pytest.fail("work done"))
 
@@ -305,7 +312,7 @@ def test_info_and_bench_need_nothing_optional(tmp_path):
         import sys
         for name in ("tqdm", "safetensors", "PIL", "sklearn", "matplotlib", "scipy", "pytest"):
             sys.modules[name] = None
-        from fastscore.apps.cli import main
+        from fastscore.apps.cli import main, model_kwargs_of
         import fastscore.apps.bench, fastscore.apps.bench.suite
         assert main(["info"]) == 0
         assert main(["bench", "--quick", "--op", "langevin_step_", "--out", sys.argv[1]]) == 0

@@ -188,13 +188,13 @@ def model_kwargs_of(
     given = {}
     for entry in entries:
         name, _, values = entry.partition("=")
+        whole = all(value.strip().lstrip("+-").isdecimal() for value in values.split(","))
         try:
-            numbers = [float(value) for value in values.split(",")]
+            numbers = [(int if whole else float)(value) for value in values.split(",")]
         except ValueError:
             numbers = []
         if not name.isidentifier() or not numbers:
             fail(fn, "--with", "NAME=VALUE or NAME=VALUE,VALUE,... of numbers", repr(entry))
-        whole = all(value.strip().lstrip("+-").isdigit() for value in values.split(","))
         tensor = torch.tensor(numbers, dtype=torch.int64 if whole else torch.float32, device=device)
         given[name] = tensor.repeat(-(-n // len(tensor)))[:n]
     return given
