@@ -1,7 +1,7 @@
 // Every op's schema. What an op means stands in fastscore/ops/<family>.py.
-#include <torch/csrc/stable/library.h>
+#include "registration.h"
 
-STABLE_TORCH_LIBRARY(fastscore, m) {
+FASTSCORE_SCHEMAS(m) {
   // random
   m.def(
       "random_normal_(Tensor(a!) out, Tensor key, int stream, int sample_offset, Tensor? "

@@ -238,7 +238,7 @@ struct ResidualSum {
   LabelledTable<3> table;
   Real* loss;
 
-  __device__ __forceinline__ int64_t jobs() const { return 1; }
+  __host__ __device__ __forceinline__ int64_t jobs() const { return 1; }
   __device__ __forceinline__ int64_t origin(int64_t sample) const {
     return noise.origin_of(sample);
   }
@@ -449,7 +449,7 @@ void dsm_residual_regrad_(Tensor grad_output, const Tensor& grad, double expecte
 }  // namespace
 }  // namespace fastscore::FASTSCORE_ISA
 
-STABLE_TORCH_LIBRARY_IMPL(fastscore, CUDA, m) {
+FASTSCORE_CUDA_OPS(m) {
   using namespace fastscore::FASTSCORE_ISA;
   m.impl("perturb", TORCH_BOX(&perturb));
   m.impl("dsm_residual", TORCH_BOX(&dsm_residual));

@@ -240,6 +240,4 @@ void run_dual(const Tensor& like, const DualArgs& args, DualPass pass) {
 }  // namespace
 }  // namespace fastscore::FASTSCORE_ISA
 
-STABLE_TORCH_LIBRARY_IMPL(fastscore, CUDA, m) {
-  FASTSCORE_IMPL_DUAL(m, fastscore::FASTSCORE_ISA::run_dual);
-}
+FASTSCORE_CUDA_OPS(m) { FASTSCORE_IMPL_DUAL(m, fastscore::FASTSCORE_ISA::run_dual); }

@@ -241,7 +241,7 @@ Tensor langevin_step(const Tensor& x, const Tensor& score, const Tensor& table, 
 }  // namespace
 }  // namespace fastscore::FASTSCORE_ISA
 
-STABLE_TORCH_LIBRARY_IMPL(fastscore, CUDA, m) {
+FASTSCORE_CUDA_OPS(m) {
   using namespace fastscore::FASTSCORE_ISA;
   m.impl("langevin_step_", TORCH_BOX(&langevin_step_));
   m.impl("langevin_step", TORCH_BOX(&langevin_step));

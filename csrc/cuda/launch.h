@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "checks.h"
+#include "registration.h"
 
 namespace fastscore::FASTSCORE_ISA {
 

@@ -92,7 +92,7 @@ void random_rademacher_(Tensor out, const Tensor& key, int64_t stream, int64_t s
 }  // namespace
 }  // namespace fastscore::FASTSCORE_ISA
 
-STABLE_TORCH_LIBRARY_IMPL(fastscore, CUDA, m) {
+FASTSCORE_CUDA_OPS(m) {
   using namespace fastscore::FASTSCORE_ISA;
   m.impl("random_normal_", TORCH_BOX(&random_normal_));
   m.impl("random_uniform_", TORCH_BOX(&random_uniform_));

@@ -105,7 +105,7 @@ struct SphereRadius {
   Projections projections;
   float* radii;
 
-  __device__ __forceinline__ int64_t jobs() const { return projections.count; }
+  __host__ __device__ __forceinline__ int64_t jobs() const { return projections.count; }
   __device__ __forceinline__ int64_t origin(int64_t sample) const {
     return projections.noise.origin_of(sample);
   }
@@ -221,7 +221,7 @@ struct SlicedSums {
   Access score, jvp;
   Real *vjv, *vs, *half_vs2, *half_s2;
 
-  __device__ __forceinline__ int64_t jobs() const { return projections.count; }
+  __host__ __device__ __forceinline__ int64_t jobs() const { return projections.count; }
   __device__ __forceinline__ int64_t origin(int64_t sample) const {
     return projections.noise.origin_of(sample);
   }
@@ -233,9 +233,8 @@ struct SlicedSums {
     return {score.load(range, whole), jvp.load(projections.at(m, range), whole)};
   }
 
-  // Elements that do not exist are 0 in both inputs.
   __device__ __forceinline__ void add(const Row& row, int64_t m, const Inputs& inputs,
-                                      const Range& range, bool, Real (&sums)[3]) const {
+                                      const Range& range, bool whole, Real (&sums)[3]) const {
     Real s[V], j[V];
     float v[V];
     Access::unpack(inputs.score, s);
@@ -243,12 +242,15 @@ struct SlicedSums {
     projections.draw(row.noise, row.radius, range.i, v);
 #pragma unroll
     for (int k = 0; k < V; ++k) {
+      // Another sample's v, scaled by this one's radius, may be infinite in float16: no sum may
+      // meet it, not even times 0.
+      if (!whole && (k < range.low || k >= range.high)) continue;
       sums[0] = fma(static_cast<Real>(v[k]), j[k], sums[0]);
       sums[1] = fma(static_cast<Real>(v[k]), s[k], sums[1]);
     }
     if (m != 0) return;
 #pragma unroll
-    for (int k = 0; k < V; ++k) sums[2] = fma(s[k], s[k], sums[2]);
+    for (int k = 0; k < V; ++k) sums[2] = fma(s[k], s[k], sums[2]);  // 0 where there is none
   }
 
   __device__ __forceinline__ void finish(int64_t sample, int64_t m, const double (&sums)[3]) const {
@@ -464,7 +466,7 @@ std::tuple<Tensor, Tensor> sliced_terms_backward(const Tensor& grad_vjv,
 }  // namespace
 }  // namespace fastscore::FASTSCORE_ISA
 
-STABLE_TORCH_LIBRARY_IMPL(fastscore, CUDA, m) {
+FASTSCORE_CUDA_OPS(m) {
   using namespace fastscore::FASTSCORE_ISA;
   m.impl("project_", TORCH_BOX(&project_));
   m.impl("sliced_terms", TORCH_BOX(&sliced_terms));
