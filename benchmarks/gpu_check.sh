@@ -75,6 +75,7 @@ if [ -n "$REHEARSE" ]; then
 else
   rehearsal=()
   on_device="cuda"
+  export FASTSCORE_TEST_EMULATED=none  # there is a device
   sanitizer() {
     local tool=$1
     shift

@@ -129,7 +129,12 @@ def make_key(
     if isinstance(seed, (Tensor, Sequence)):
         seeds = _seeds(fn, seed, device)
         return torch.stack([seeds, torch.full_like(seeds, draw)], dim=1)
-    return torch.tensor([_signed(fn, seed), draw], dtype=torch.int64, device=device)
+    return _integers([_signed(fn, seed), draw], device)
+
+
+def _integers(values: list[int], device: torch.device | str | None) -> Tensor:
+    """On the device, without waiting for it."""
+    return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
 
 
 def _seeds(fn: str, seed: Tensor | Sequence[int], device: torch.device | str | None) -> Tensor:
@@ -140,7 +145,7 @@ def _seeds(fn: str, seed: Tensor | Sequence[int], device: torch.device | str | N
         return seed.detach().to(device)
     if isinstance(seed, (str, bytes)):
         fail_type(fn, "seed", SEED, seed)
-    return torch.tensor([_signed(fn, each) for each in seed], dtype=torch.int64, device=device)
+    return _integers([_signed(fn, each) for each in seed], device)
 
 
 def noise_key(

@@ -121,8 +121,9 @@ def largest(x: Tensor) -> float:
     """The largest magnitude, NaN where there is one; 0 of no elements. Waits for the device."""
     if not x.numel():
         return 0.0
-    low, high = torch.aminmax(x.detach())  # a fifteenth of the time of an infinity norm
-    return max(-float(low), float(high)) if float(low) == float(low) else float("nan")
+    ends = torch.aminmax(x.detach())  # a fifteenth of the time of an infinity norm
+    low, high = torch.stack(tuple(ends)).tolist()
+    return max(-low, high) if low == low else float("nan")
 
 
 def check_choice(
