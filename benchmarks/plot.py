@@ -45,6 +45,7 @@ COLOURS = {
     "torchebm": "#882255",
     "blackjax": "#000000",
     "DSM step": "#999999",
+    "reduce-overhead": "#117733",
 }
 LABELS = {
     "eager": "eager PyTorch",
@@ -56,6 +57,7 @@ LABELS = {
     "NCSNv2 loop": "NCSNv2's code",
     "func.jvp": "torch.func.jvp",
     "DSM step": "a step of DSM by fastscore",
+    "reduce-overhead": "the whole step compiled and captured",
 }
 FAMILY_COLOURS = {
     "random": "#0072B2",
