@@ -3,7 +3,7 @@
 
 #include "runtime.h"
 
-namespace emulator {
+namespace emulator::host {
 namespace {
 
 // Addresses that nothing lies at. CUDA's default stream is null, which an op must not use:
@@ -51,4 +51,4 @@ bool may_write(const void* data) {
   return std::find(writable().begin(), writable().end(), data) != writable().end();
 }
 
-}  // namespace emulator
+}  // namespace emulator::host

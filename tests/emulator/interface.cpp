@@ -8,6 +8,7 @@
 #include "runtime.h"
 
 using namespace emulator;
+using namespace emulator::host;
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 

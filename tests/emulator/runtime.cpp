@@ -8,7 +8,7 @@
 #include <map>
 #include <stdexcept>
 
-namespace emulator {
+namespace emulator::host {
 namespace {
 
 struct Configuration {
@@ -133,12 +133,13 @@ const char* words_of(int error) {
   }
 }
 
-}  // namespace emulator
+}  // namespace emulator::host
 
 // ---- what nvcc's host code and the library's call
 // ------------------------------------------------
 
 using namespace emulator;
+using namespace emulator::host;
 
 extern "C" {
 

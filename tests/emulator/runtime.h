@@ -8,7 +8,7 @@
 
 #include "emulator.h"
 
-namespace emulator {
+namespace emulator::host {
 
 // CUDA's numbers for what a call came to.
 enum Error : int {
@@ -55,4 +55,4 @@ void own(const void* data);  // a new tensor of the op's own
 // The error that the next cudaGetLastError tells; the same, for a return statement.
 int fail_with(int error);
 
-}  // namespace emulator
+}  // namespace emulator::host

@@ -99,6 +99,7 @@ class _State:
         self.lock = threading.RLock()
         self.library: ctypes.CDLL | None = None
         self.path: Path | None = None
+        self.failure: Exception | None = None
         self.depth = 0
         self.registration: torch.library.Library | None = None
         self.records: list[list[Launch]] = []
@@ -120,7 +121,13 @@ def load(arch: str | None = None, library: Path | None = None) -> Path:
     with _state.lock:
         if _state.path is not None and arch is None and library is None:
             return _state.path
-        path = library or build.build_library(arch or os.environ.get(ARCH, "90"))
+        if _state.failure is not None:
+            raise _state.failure
+        try:
+            path = library or build.build_library(arch or os.environ.get(ARCH, "90"))
+        except Exception as failure:
+            _state.failure = failure  # minutes of a compiler: once is enough
+            raise
         if _state.path is not None:
             if path != _state.path:
                 raise RuntimeError(f"{_state.path} is loaded, and a process has room for one alone")

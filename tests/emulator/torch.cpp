@@ -9,6 +9,7 @@
 #include "runtime.h"
 
 using namespace emulator;
+using namespace emulator::host;
 
 struct AtenTensorOpaque;
 using Tensor = AtenTensorOpaque*;

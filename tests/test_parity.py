@@ -1,17 +1,18 @@
-"""The same bytes on a GPU as on the CPU, for every op, in every layout and precision.
+"""The same bytes from the CUDA kernels as from the CPU's, for every op, layout and precision.
 
-Sums over samples (``dsm_residual``, ``sliced_terms``) have an order of their own on each device:
-they are compared within rounding, and to the byte between splits of the batch and between layouts.
+``other`` is where they run: emulated on this machine, or on a device. Sums over samples
+(``dsm_residual``, ``sliced_terms``) have an order of their own on each device: they are compared
+within rounding, and to the byte between splits of the batch and between layouts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 
 import pytest
 import torch
 from byte_cases import dsm_tables, langevin_table
+from emulator.plugin import Side
 from helpers import (
     DTYPES,
     LAYOUTS,
@@ -26,11 +27,6 @@ from torch import Tensor
 import fastscore
 from fastscore import ops
 from fastscore.random import Stream
-
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-]
 
 Shape = tuple[int, ...]
 Results = tuple[Tensor, ...]
@@ -197,45 +193,46 @@ ELEMENTWISE: dict[str, Case] = {
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_elementwise_ops_give_the_bytes_of_the_cpu(
-    name: str, dtype: torch.dtype, layout: str
+    name: str, dtype: torch.dtype, layout: str, other: Side
 ) -> None:
     if name == "duals" and dtype == torch.float64:
         pytest.skip("float64 activations are the platform's mathematics library")
     case = ELEMENTWISE[name]
-    on_cpu, on_gpu = torch.device("cpu"), torch.device("cuda", 0)
+    on_cpu, there = torch.device("cpu"), other.device
     for shape in shapes_for(layout):
         want = case(maker(dtype, layout, on_cpu), shape, on_cpu)
-        got = case(maker(dtype, layout, on_gpu), shape, on_gpu)
+        got = other(case, maker(dtype, layout, there), shape, there)
         for ours, theirs in zip(got, want, strict=True):
-            assert ours.device == on_gpu
+            assert ours.device == there
             assert_same_bytes(ours, theirs)
 
 
-def test_float64_activations_are_the_cpus_within_rounding() -> None:
-    on_cpu, on_gpu = torch.device("cpu"), torch.device("cuda", 0)
+def test_float64_activations_are_the_cpus_within_rounding(other: Side) -> None:
+    on_cpu, there = torch.device("cpu"), other.device
     for shape in SHAPES:
         want = duals(maker(torch.float64, "contiguous", on_cpu), shape, on_cpu)
-        got = duals(maker(torch.float64, "contiguous", on_gpu), shape, on_gpu)
+        got = other(duals, maker(torch.float64, "contiguous", there), shape, there)
         for ours, theirs in zip(got, want, strict=True):
             torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-12, atol=1e-13)
 
 
-def test_many_normals() -> None:
+def test_many_normals(other: Side) -> None:
     """Enough for the rare words: small and large radii, angles near every quarter turn."""
     rows, columns = 64, 2**20
     for seed in range(2):
         want = fastscore.random.normal(make_key(seed), (rows, columns))
-        got = fastscore.random.normal(make_key(seed, device="cuda"), (rows, columns))
+        key = make_key(seed, device=other.device)
+        got = other(fastscore.random.normal, key, (rows, columns))
         assert_same_bytes(got, want)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_nan_and_infinity_in_half_precision(dtype: torch.dtype) -> None:
+def test_nan_and_infinity_in_half_precision(dtype: torch.dtype, other: Side) -> None:
     x, score = randn(5, 70, dtype=dtype, seed=1), randn(5, 70, dtype=dtype, seed=2)
     x[:, ::7], x[:, 3::7], score[:, 4::5] = torch.nan, torch.inf, -torch.inf
     table, key = langevin_table(), make_key(1, 1)
     want = ops.langevin_step(x, score, table, key)
-    got = ops.langevin_step(x.cuda(), score.cuda(), table.cuda(), key.cuda())
+    got = other(ops.langevin_step, *(t.to(other.device) for t in (x, score, table, key)))
     assert_same_bytes(got, want)
 
 
@@ -266,24 +263,24 @@ def terms(make: Make, shape: Shape, device: torch.device, part: slice) -> Result
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("sums", [residuals, terms])
 def test_sums_are_the_cpus_within_rounding_and_split_to_the_byte(
-    sums: Callable[..., Results], dtype: torch.dtype, layout: str
+    sums: Callable[..., Results], dtype: torch.dtype, layout: str, other: Side
 ) -> None:
-    on_cpu, on_gpu = torch.device("cpu"), torch.device("cuda", 0)
+    on_cpu, there = torch.device("cpu"), other.device
     tolerance = 1e-12 if dtype == torch.float64 else 3e-6
     for shape in shapes_for(layout):
-        make, plain = maker(dtype, layout, on_gpu), maker(dtype, "contiguous", on_gpu)
-        whole = sums(make, shape, on_gpu, slice(None))
+        make, plain = maker(dtype, layout, there), maker(dtype, "contiguous", there)
+        whole = other(sums, make, shape, there, slice(None))
         want = sums(maker(dtype, layout, on_cpu), shape, on_cpu, slice(None))
         for ours, theirs in zip(whole, want, strict=True):
             scale = float(theirs.abs().max()) if theirs.numel() else 0.0
             size = max(1, randn(*shape).numel() // max(1, shape[0]))
             absolute = tolerance * max(scale, size**0.5)
             torch.testing.assert_close(ours.cpu(), theirs, rtol=10 * tolerance, atol=absolute)
-        for ours, again in zip(whole, sums(plain, shape, on_gpu, slice(None)), strict=True):
+        for ours, again in zip(whole, other(sums, plain, shape, there, slice(None)), strict=True):
             assert_same_bytes(ours, again)
         for first in range(0, min(shape[0], 3)):
             part = slice(first, first + 2)
-            for ours, alone in zip(whole, sums(make, shape, on_gpu, part), strict=True):
+            for ours, alone in zip(whole, other(sums, make, shape, there, part), strict=True):
                 assert_same_bytes(alone, ours[..., part])
 
 
@@ -311,147 +308,18 @@ def chain(device: torch.device, steps: int) -> Tensor:
     return x
 
 
-def test_a_chain_of_a_thousand_steps_gives_the_bytes_of_the_cpu() -> None:
+def test_a_chain_of_a_thousand_steps_gives_the_bytes_of_the_cpu(other: Side) -> None:
     want = chain(torch.device("cpu"), 1000)
-    got = chain(torch.device("cuda", 0), 1000)
+    got = other(chain, other.device, 1000)
     assert_same_bytes(got, want)
     assert 0.3 < float((want[:, 0] > 0).float().mean()) < 0.7  # it visits both modes
 
 
-# ---- streams, graphs, sizes ------------------------------------------------------------------
-
-
-class EveryOp:
-    """Each op once, on data that lies on the device already: fit to be captured."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.table = langevin_table().to(device)
-        self.noise, self.loss = (table.to(device) for table in dsm_tables())
-        self.x, self.s = randn(6, 5001, seed=1).to(device), randn(6, 5001, seed=2).to(device)
-        self.labels = torch.arange(6, device=device)
-
-    def __call__(self, key: Tensor) -> list[Tensor]:
-        x, s, labels = self.x, self.s, self.labels
-        jvp, raw = torch.stack([x, s]), torch.ops.fastscore
-        return [
-            ops.normal_(torch.empty_like(x), key),
-            ops.uniform_(torch.empty_like(x), key),
-            ops.rademacher_(torch.empty_like(x), key),
-            ops.langevin_step(x, s, self.table, key),
-            ops.langevin_step_(x.clone(), s, self.table, key),
-            *ops.perturb(x, self.noise, key),
-            ops.dsm_residual(x, self.loss, labels, key),
-            raw.dsm_residual_backward(x[:, 0], x, self.loss, labels, key, 0),
-            *self.residual_in_advance(key),
-            *(ops.projections(key, x.shape, 2, distribution=d) for d in DISTRIBUTIONS),
-            *(t for d in DISTRIBUTIONS for t in ops.sliced_terms(s, jvp, key, distribution=d)),
-            *raw.sliced_terms_backward(jvp[:, :, 0], None, x[:, 0], s, key, 2, 0),
-            *ops.dual(x, jvp, "silu"),
-            *raw.dual_backward(s, jvp, x, jvp, 1, 0.0, 0.0),
-            *ops.dual_slope(x, "gelu"),
-            raw.dual_slope_backward(s, x, x, 5, 0.0, 0.0),
-            ops.dual_stacked(jvp, "tanh"),
-            raw.dual_stacked_backward(jvp, jvp, 2, 0.0, 0.0),
-        ]
-
-    def residual_in_advance(self, key: Tensor) -> tuple[Tensor, Tensor]:
-        args, raw = (self.x, self.loss, self.labels, key, 0), torch.ops.fastscore
-        loss, grad = raw.dsm_residual_with_grad(*args, 0.5)
-        raw.dsm_residual_regrad_(grad, self.x[:, 0], 0.5, *args)
-        return loss, grad
-
-
-def test_ops_run_on_the_current_stream() -> None:
-    device = torch.device("cuda", 0)
-    every_op, key, late = EveryOp(device), make_key(5, 1, device), make_key(99, 99, device)
-    want = every_op(key)
-    torch.cuda.synchronize()
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        # The key that the ops read is written late, on their stream: on another they would miss it.
-        torch.cuda._sleep(20_000_000)
-        late.copy_(key)
-        got = every_op(late)
-    stream.synchronize()
-    for ours, theirs in zip(got, want, strict=True):
-        assert_same_bytes(ours, theirs)
-
-
-def test_a_captured_graph_draws_fresh_noise_at_each_replay() -> None:
-    device = torch.device("cuda", 0)
-    every_op, key = EveryOp(device), make_key(5, 0, device)
-    every_op(key)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = every_op(key)
-        key[1].add_(1)
-    key.copy_(make_key(5, 0, device))
-    seen: list[Tensor] = []
-    for draw in range(4):
-        graph.replay()
-        for ours, theirs in zip(captured, every_op(make_key(5, draw, device)), strict=True):
-            assert_same_bytes(ours, theirs)
-        seen.append(captured[0].clone())
-    assert int(key[1]) == 4
-    assert not any(torch.equal(a, b) for a, b in pairwise(seen))
-
-
-def test_ops_do_not_wait_for_the_device() -> None:
-    every_op, key = EveryOp(torch.device("cuda", 0)), make_key(5, 1, "cuda")
-    every_op(key)
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        every_op(key)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
-def test_ops_run_on_the_device_of_their_tensors() -> None:
-    here, there = torch.device("cuda", 0), torch.device("cuda", 1)
-    want = EveryOp(here)(make_key(5, 1, here))
-    with torch.cuda.device(here):
-        got = EveryOp(there)(make_key(5, 1, there))
-    for ours, theirs in zip(got, want, strict=True):
-        assert ours.device == there
-        assert_same_bytes(ours, theirs)
-
-
 @pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0), (0, 2, 4, 4), (2, 0, 4, 4)])
-def test_no_elements(shape: Shape) -> None:
-    device = torch.device("cuda", 0)
-    make = maker(torch.float32, "contiguous", device)
+def test_no_elements(shape: Shape, other: Side) -> None:
+    make = maker(torch.float32, "contiguous", other.device)
     for case in ELEMENTWISE.values():
-        case(make, shape, device)
+        other(case, make, shape, other.device)
     for sums in (residuals, terms):
-        assert all(bool((t == 0).all()) for t in sums(make, shape, device, slice(None)))
-    torch.cuda.synchronize()
-
-
-def test_more_than_31_bits_of_elements() -> None:
-    """The ends of long tensors, against a shard of their own. ``test_large`` has the other ops."""
-    rows, columns, device = 2**11 + 1, 2**20, torch.device("cuda", 0)
-    if torch.cuda.mem_get_info()[0] < 9 * rows * columns * 2:
-        pytest.skip("needs 39 GB of GPU memory")
-    key = make_key(5, 1, device)
-    s = torch.zeros(rows, columns, dtype=torch.bfloat16, device=device)
-    ops.normal_(s, key)
-    whole = ops.sliced_terms(s, s[None], key, distribution="sphere")
-    value, tangent = ops.dual(s, s[None], "silu")
-    v = ops.projections(key, (rows, columns), 1, dtype=torch.bfloat16)
-    for row in (0, rows // 2, rows - 1):
-        one = slice(row, row + 1)
-        options = {"distribution": "sphere", "sample_offset": row}
-        for ours, alone in zip(
-            whole, ops.sliced_terms(s[one], s[None, one], key, **options), strict=True
-        ):
-            assert_same_bytes(ours[..., one], alone)
-        alone = ops.dual(s[one].clone(), s[None, one].clone(), "silu")
-        assert_same_bytes(value[one], alone[0])
-        assert_same_bytes(tangent[:, one], alone[1])
-        want = ops.projections(
-            make_key(5, 1), (1, columns), 1, dtype=torch.bfloat16, sample_offset=row
-        )
-        assert_same_bytes(v[:, one], want)
+        found = other(sums, make, shape, other.device, slice(None))
+        assert all(bool((t == 0).all()) for t in found)
