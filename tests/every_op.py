@@ -15,10 +15,10 @@ DISTRIBUTIONS = ("rademacher", "gaussian", "sphere")
 class EveryOp:
     """Each op once, on data that lies on the device already: fit to be captured."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, columns: int = 5001) -> None:
         self.table = langevin_table().to(device)
         self.noise, self.loss = (table.to(device) for table in dsm_tables())
-        self.x, self.s = randn(6, 5001, seed=1).to(device), randn(6, 5001, seed=2).to(device)
+        self.x, self.s = (randn(6, columns, seed=seed).to(device) for seed in (1, 2))
         self.labels = torch.arange(6, device=device)
 
     def __call__(self, key: Tensor) -> list[Tensor]:

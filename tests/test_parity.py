@@ -259,29 +259,74 @@ def terms(make: Make, shape: Shape, device: torch.device, part: slice) -> Result
     return tuple(found)
 
 
+def compare_sums(
+    sums: Callable[..., Results], dtype: torch.dtype, layout: str, shape: Shape, other: Side
+) -> None:
+    """The CPU's within rounding; the same bytes in every layout and for every part of a batch."""
+    on_cpu, there = torch.device("cpu"), other.device
+    tolerance = 1e-12 if dtype == torch.float64 else 3e-6
+    make, plain = maker(dtype, layout, there), maker(dtype, "contiguous", there)
+    whole = other(sums, make, shape, there, slice(None))
+    want = sums(maker(dtype, layout, on_cpu), shape, on_cpu, slice(None))
+    for ours, theirs in zip(whole, want, strict=True):
+        scale = float(theirs.abs().max()) if theirs.numel() else 0.0
+        size = max(1, randn(*shape).numel() // max(1, shape[0]))
+        absolute = tolerance * max(scale, size**0.5)
+        torch.testing.assert_close(ours.cpu(), theirs, rtol=10 * tolerance, atol=absolute)
+    for ours, again in zip(whole, other(sums, plain, shape, there, slice(None)), strict=True):
+        assert_same_bytes(ours, again)
+    for first in range(0, min(shape[0], 3)):
+        part = slice(first, first + 2)
+        for ours, alone in zip(whole, other(sums, make, shape, there, part), strict=True):
+            assert_same_bytes(alone, ours[..., part])
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("sums", [residuals, terms])
 def test_sums_are_the_cpus_within_rounding_and_split_to_the_byte(
     sums: Callable[..., Results], dtype: torch.dtype, layout: str, other: Side
 ) -> None:
-    on_cpu, there = torch.device("cpu"), other.device
-    tolerance = 1e-12 if dtype == torch.float64 else 3e-6
     for shape in shapes_for(layout):
-        make, plain = maker(dtype, layout, there), maker(dtype, "contiguous", there)
-        whole = other(sums, make, shape, there, slice(None))
-        want = sums(maker(dtype, layout, on_cpu), shape, on_cpu, slice(None))
-        for ours, theirs in zip(whole, want, strict=True):
-            scale = float(theirs.abs().max()) if theirs.numel() else 0.0
-            size = max(1, randn(*shape).numel() // max(1, shape[0]))
-            absolute = tolerance * max(scale, size**0.5)
-            torch.testing.assert_close(ours.cpu(), theirs, rtol=10 * tolerance, atol=absolute)
-        for ours, again in zip(whole, other(sums, plain, shape, there, slice(None)), strict=True):
-            assert_same_bytes(ours, again)
-        for first in range(0, min(shape[0], 3)):
-            part = slice(first, first + 2)
-            for ours, alone in zip(whole, other(sums, make, shape, there, part), strict=True):
-                assert_same_bytes(alone, ours[..., part])
+        compare_sums(sums, dtype, layout, shape, other)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "misaligned", "strided"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_of_about_one_segment_and_of_several(
+    dtype: torch.dtype, layout: str, other: Side
+) -> None:
+    """Kernels sum a long row in segments of 1024 packs of 16 bytes, and then those, by a launch of
+    their own: 4097 elements of float32 are two segments."""
+    on_cpu, there = torch.device("cpu"), other.device
+    pack = 16 // dtype.itemsize
+    segment = 1024 * pack
+    for size in (segment, segment + 1, segment + pack, 3 * segment + 1):
+        for sums in (residuals, terms):
+            compare_sums(sums, dtype, layout, (2, size), other)
+        for case in (residual_gradients, gradients_in_advance, projected, sliced_gradients):
+            want = case(maker(dtype, layout, on_cpu), (2, size), on_cpu)
+            got = other(case, maker(dtype, layout, there), (2, size), there)
+            for ours, theirs in zip(got, want, strict=True):
+                assert_same_bytes(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_point_of_the_sphere_in_one_dimension_is_one_or_minus_one(
+    dtype: torch.dtype, other: Side
+) -> None:
+    """Where a sample's radius would make a neighbour's v infinite in float16: key and offset of one
+    such sample, and enough others for some more."""
+    for seed, draw, offset, rows in ((-4216630886547464035, 77, 100, 2500), (0, 0, 0, 100_000)):
+        key = make_key(seed, draw, other.device)
+        score = torch.ones(rows, dtype=dtype, device=other.device)
+        options = {"distribution": "sphere", "sample_offset": offset}
+        v = other(ops.projections, key, (rows,), 3, dtype=dtype, **options)
+        vjv, half_vs2, half_s2 = other(ops.sliced_terms, score, score.expand(3, -1), key, **options)
+        assert bool((v.abs() - 1).abs().max() < 1e-6)
+        assert_same_bytes(vjv, v.to(vjv.dtype))
+        torch.testing.assert_close(half_vs2, torch.full_like(half_vs2, 0.5))
+        torch.testing.assert_close(half_s2, torch.full_like(half_s2, 0.5))
 
 
 # ---- a chain ---------------------------------------------------------------------------------

@@ -158,17 +158,31 @@ def emulator_object(source: Path) -> Path:
 
 
 def check_what_it_takes(library: Path) -> None:
-    """No function that might reach a GPU, or memory that the emulator doesn't watch."""
+    """No function that might reach a GPU, or memory that the emulator doesn't watch; no exit()."""
     command = ["nm", "-D", "--undefined-only", str(library)]
     listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     names = [line.split()[-1].partition("@")[0] for line in listing.splitlines()]
     unknown = [n for n in names if FOREIGN.fullmatch(n) and not PYTORCHS_OWN.fullmatch(n)]
+    if "exit" in names:
+        library.unlink()
+        raise RuntimeError(
+            "host code calls exit(): nvcc puts it in the place of a function that is __device__ alone"
+        )
     if unknown:
         library.unlink()
         raise RuntimeError(
             f"host code of a kernel calls {', '.join(unknown)}, which the emulator doesn't know: "
             "see tests/emulator/torch.cpp and PYTORCHS_OWN in tests/emulator/build.py"
         )
+
+
+def link(objects: list[Path], name: str) -> Path:
+    """A library that takes all it needs from PyTorch's CPU side, or isn't made."""
+    lib = Path(torch.__file__).parent / "lib"
+    # -Bsymbolic: its functions are its own, though PyTorch has some of the same name.
+    command = [*compiler(), "-shared", "-Wl,-Bsymbolic", "-Wl,--no-undefined"]
+    where = [*map(str, objects), f"-L{lib}", f"-Wl,-rpath,{lib}", "-ltorch_cpu", "-lc10", "-ldl"]
+    return made(name, command, objects, ".so", where)
 
 
 def build_library(arch: str = "90", csrc: Path = CSRC) -> Path:
@@ -179,12 +193,7 @@ def build_library(arch: str = "90", csrc: Path = CSRC) -> Path:
         jobs += [pool.submit(emulator_object, source) for source in sorted(HERE.glob("*.cpp"))]
         jobs += [pool.submit(host_object, csrc / f"{n}.cpp", csrc) for n in ("checks", "library")]
         objects = [job.result() for job in jobs]
-        lib = Path(torch.__file__).parent / "lib"
-        # -Bsymbolic: its functions are its own, though PyTorch has some of the same name.
-        command = [*compiler(), "-shared", "-Wl,-Bsymbolic", "-Wl,--no-undefined"]
-        where = [*map(str, objects), f"-L{lib}", f"-Wl,-rpath,{lib}"]
-        where += ["-ltorch_cpu", "-lc10", "-ldl"]
-        library = made(f"fastscore_emulated_{arch}", command, objects, ".so", where)
+        library = link(objects, f"fastscore_emulated_{arch}")
         check_what_it_takes(library)
         return library
 

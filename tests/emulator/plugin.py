@@ -132,7 +132,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def is_whole_run(config: pytest.Config) -> bool:
     """Whether every emulated test of the suite has been asked for."""
     narrowed = any(config.getoption(o, None) for o in ("keyword", "markexpr", "lf", "deselect"))
-    everything = config.args_source is not pytest.Config.ArgsSource.ARGS
+    everything = config.args == config.getini("testpaths")
     return amount(config) == "all" and everything and not narrowed and side.why_not() is None
 
 
