@@ -166,7 +166,7 @@ def check_what_it_takes(library: Path) -> None:
     if "exit" in names:
         library.unlink()
         raise RuntimeError(
-            "host code calls exit(): nvcc puts it in the place of a function that is __device__ alone"
+            "host code calls exit(): nvcc puts it in place of a function that is __device__ alone"
         )
     if unknown:
         library.unlink()
