@@ -30,7 +30,8 @@ KEPT = 8  # of each object and library, that many made last
 
 HOST = ["-std=c++20", "-fPIC", "-Wall", "-Wextra", "-fvisibility=hidden"]
 # The interpreter's float arithmetic is the kernels': nothing may be contracted.
-EMULATOR = [*HOST, "-O3", "-ffp-contract=off", "-fno-math-errno"]
+# The last two options say that nobody looks at errno or at the flags of exceptions.
+EMULATOR = [*HOST, "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 
 # What of PyTorch the library may take from PyTorch itself. All that tells what a tensor is; nothing
 # that makes one, changes one or knows of GPUs: of such the emulator has its own, or there is none.
