@@ -200,4 +200,4 @@ def build_library(arch: str = "90", csrc: Path = CSRC) -> Path:
 
 
 if __name__ == "__main__":
-    print(build_library(*sys.argv[1:]))
+    print(build_library(sys.argv[1] if len(sys.argv) > 1 else "90"))
