@@ -54,7 +54,7 @@ Instruction Decoder::decode(std::string_view text, int line, std::string_view& l
     return i;
   }
   const Form& form = form_of(name, operands);
-  i.run = form.run, i.flow = form.flow;
+  i.run = form.run, i.flow = form.flow, i.spread = form.spread;
   if (form.flow == Flow::kBranch) {
     if (operands.size() != 1) fail("a branch to one label");
     label = operands[0];
@@ -125,6 +125,8 @@ void Decoder::described(Instruction& i, const Form& form, std::vector<std::strin
     }
   }
   if (next != operands.size()) fail("too many operands");
+  if (i.spread == Spread::kNothing) return;
+  i.bytes = static_cast<u8>(names_.width(i.outs == 2 ? i.in[0] : i.out[0]));
 }
 
 // ---- loads and stores --------------------------------------------------------------------------
@@ -173,6 +175,7 @@ void Decoder::memory(Instruction& i, const std::vector<std::string_view>& parts,
     width = here;
     load ? add_out(i, slot) : add_in(i, slot);
   }
+  i.bytes = static_cast<u8>(bytes), i.spread = Spread::kNothing;
   const Element element{bytes, type[0] == 's'};
   i.run = load ? load_handler(space, element, width) : store_handler(space, element, width);
   if (!i.run) fail("unknown modifier or type");

@@ -1,6 +1,7 @@
 // How control flows through a kernel, and what is known of its registers along the way.
 #pragma once
 
+#include <functional>
 #include <vector>
 
 #include "ptx.h"
@@ -57,5 +58,9 @@ void find_needed(const Kernel& kernel, std::vector<BasicBlock>& blocks, size_t r
 // `constants`: written before the kernel starts.
 void find_written(const Kernel& kernel, std::vector<BasicBlock>& blocks,
                   const RegisterSet& constants, size_t registers);
+
+// Which instructions are to be watched; `new_shadow` gives a register's shadow a slot.
+void find_watches(Kernel& kernel, const std::vector<RegisterInfo>& registers,
+                  std::vector<BasicBlock>& blocks, const std::function<Slot()>& new_shadow);
 
 }  // namespace emulator

@@ -17,6 +17,7 @@ struct Form {
   // the instruction. Empty: not described so (memory, branches).
   std::string operands;
   Flow flow = Flow::kNext;
+  Spread spread = Spread::kAll;
 };
 
 class Forms {
@@ -29,14 +30,15 @@ class Forms {
   // An instruction that does f to each lane by itself, like [](s32 a, s32 b) { return a < b; }: the
   // operands follow from its types, bool being a predicate.
   template <class F>
-  void add(const std::string& name, F f) {
-    add_lanes(name, f, &F::operator());
+  void add(const std::string& name, F f, Spread spread = Spread::kAll) {
+    add_lanes(name, f, &F::operator(), spread);
   }
 
  private:
   template <class F, class D, class... S>
-  void add_lanes(const std::string& name, F, D (F::*)(S...) const) {
-    add(name, Form{&run_lanes<F, D, S...>, letter<D>() + "=" + (letter<S>() + ... + "")});
+  void add_lanes(const std::string& name, F, D (F::*)(S...) const, Spread spread) {
+    add(name, Form{&run_lanes<F, D, S...>, letter<D>() + "=" + (letter<S>() + ... + ""),
+                   Flow::kNext, spread});
   }
   template <class T>
   static std::string letter() {

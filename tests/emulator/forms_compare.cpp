@@ -44,7 +44,8 @@ void add_integer(Forms& forms, const std::string& type) {
 template <class T>
 void add_choice(Forms& forms, std::initializer_list<const char*> types) {
   for (const char* type : types) {
-    forms.add(std::string("selp.") + type, [](T a, T b, bool p) { return p ? a : b; });
+    forms.add(
+        std::string("selp.") + type, [](T a, T b, bool p) { return p ? a : b; }, Spread::kChoice);
   }
 }
 
@@ -62,7 +63,7 @@ void combine(Warp& warp, const Instruction& i, u32 mask) {
 }
 template <class F>
 void add_predicates(Forms& forms, const char* name, const char* operands, F) {
-  forms.add(name, Form{combine<F>, operands});
+  forms.add(name, Form{combine<F>, operands, Flow::kNext, Spread::kBits});
 }
 
 }  // namespace

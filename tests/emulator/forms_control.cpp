@@ -14,7 +14,8 @@ enum class Shuffle { kUp, kDown, kButterfly, kIndex };
 template <Shuffle kMode>
 void shuffle(Warp& warp, const Instruction& i, u32 mask) {
   u32* to = warp.registers.lanes<u32>(i.out[0]);
-  const u32 *by = warp.registers.lanes<u32>(i.in[1]), *limits = warp.registers.lanes<u32>(i.in[2]);
+  const u32 *by = warp.registers.lanes<u32>(i.in[1]), *limits = warp.registers.lanes<u32>(i.in[2]),
+            *members = warp.registers.lanes<u32>(i.in[3]);
   u32 values[kLanes], valid = 0;
   std::memcpy(values, warp.registers.lanes<u32>(i.in[0]), sizeof values);
   each_lane(mask, [&](int lane) {
@@ -36,7 +37,7 @@ void shuffle(Warp& warp, const Instruction& i, u32 mask) {
     }
     const bool there = kMode == Shuffle::kUp ? from >= last : from <= last;
     if (!there) from = lane;
-    if (!(mask >> from & 1)) {
+    if (!((mask & members[lane]) >> from & 1)) {
       fault(warp, i, lane,
             "shuffle from thread " + std::to_string(warp.thread(from)) + ", which takes no part");
     }
@@ -51,17 +52,21 @@ void nothing(Warp&, const Instruction&, u32) {}
 }  // namespace
 
 void add_control(Forms& forms) {
-  forms.add("bra", Form{nothing, "", Flow::kBranch});
-  forms.add("bra.uni", Form{nothing, "", Flow::kBranch});
-  forms.add("ret", Form{nothing, "", Flow::kExit});
-  forms.add("exit", Form{nothing, "", Flow::kExit});
-  forms.add("bar.sync", Form{nothing, "=0", Flow::kBarrier});
-  forms.add("bar.red.or.pred", Form{nothing, "p=0p", Flow::kBarrierOr});
-  forms.add("bar.warp.sync", Form{nothing, "=4", Flow::kWarpBarrier});
-  forms.add("shfl.sync.up.b32", Form{shuffle<Shuffle::kUp>, "4|p=4444", Flow::kShuffle});
-  forms.add("shfl.sync.down.b32", Form{shuffle<Shuffle::kDown>, "4|p=4444", Flow::kShuffle});
-  forms.add("shfl.sync.bfly.b32", Form{shuffle<Shuffle::kButterfly>, "4|p=4444", Flow::kShuffle});
-  forms.add("shfl.sync.idx.b32", Form{shuffle<Shuffle::kIndex>, "4|p=4444", Flow::kShuffle});
+  forms.add("bra", Form{nothing, "", Flow::kBranch, Spread::kNothing});
+  forms.add("bra.uni", Form{nothing, "", Flow::kBranch, Spread::kNothing});
+  forms.add("ret", Form{nothing, "", Flow::kExit, Spread::kNothing});
+  forms.add("exit", Form{nothing, "", Flow::kExit, Spread::kNothing});
+  forms.add("bar.sync", Form{nothing, "=0", Flow::kBarrier, Spread::kNothing});
+  forms.add("bar.red.or.pred", Form{nothing, "p=0p", Flow::kBarrierOr, Spread::kNothing});
+  forms.add("bar.warp.sync", Form{nothing, "=4", Flow::kWarpBarrier, Spread::kNothing});
+  forms.add("shfl.sync.up.b32",
+            Form{shuffle<Shuffle::kUp>, "4|p=4444", Flow::kShuffle, Spread::kNothing});
+  forms.add("shfl.sync.down.b32",
+            Form{shuffle<Shuffle::kDown>, "4|p=4444", Flow::kShuffle, Spread::kNothing});
+  forms.add("shfl.sync.bfly.b32",
+            Form{shuffle<Shuffle::kButterfly>, "4|p=4444", Flow::kShuffle, Spread::kNothing});
+  forms.add("shfl.sync.idx.b32",
+            Form{shuffle<Shuffle::kIndex>, "4|p=4444", Flow::kShuffle, Spread::kNothing});
 }
 
 }  // namespace emulator

@@ -45,7 +45,12 @@ double of_float(float x) {
 template <class D, class S>
 void add_pair(Forms& forms, const std::string& to, const std::string& from) {
   if constexpr (!std::is_same_v<D, S>) {
-    forms.add("cvt." + to + "." + from, [](S x) { return static_cast<D>(x); });
+    // Of integers, the bits stay where they are, but for those that the sign fills.
+    constexpr bool same =
+        std::is_integral_v<D> && (sizeof(D) <= sizeof(S) || std::is_unsigned_v<S>);
+    forms.add(
+        "cvt." + to + "." + from, [](S x) { return static_cast<D>(x); },
+        same ? Spread::kBits : Spread::kAll);
   }
 }
 template <class D>
@@ -84,10 +89,13 @@ void add_conversions(Forms& forms) {
   forms.add("cvt.rn.bf16.f32", [](float x) { return bfloat16_of(x); });
   forms.add("cvt.f32.bf16", [](u16 x) { return of_bfloat16(x); });
   // The first operand becomes the upper half.
-  forms.add("cvt.rn.f16x2.f32",
-            [](float a, float b) { return u32{half_of(a)} << 16 | u32{half_of(b)}; });
-  forms.add("cvt.rn.bf16x2.f32",
-            [](float a, float b) { return u32{bfloat16_of(a)} << 16 | u32{bfloat16_of(b)}; });
+  forms.add(
+      "cvt.rn.f16x2.f32", [](float a, float b) { return u32{half_of(a)} << 16 | u32{half_of(b)}; },
+      Spread::kEachHalf);
+  forms.add(
+      "cvt.rn.bf16x2.f32",
+      [](float a, float b) { return u32{bfloat16_of(a)} << 16 | u32{bfloat16_of(b)}; },
+      Spread::kEachHalf);
 }
 
 }  // namespace emulator

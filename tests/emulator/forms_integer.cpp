@@ -58,11 +58,14 @@ void add_arithmetic(Forms& forms, const std::string& type) {
   forms.add("mad.lo." + type, [](T a, T b, T c) { return sum(product(a, b), c); });
   forms.add("div." + type, [](T a, T b) { return quotient(a, b); });
   forms.add("rem." + type, [](T a, T b) { return remainder(a, b); });
-  forms.add("shr." + type, [](T a, u32 b) {
-    constexpr u32 bits = 8 * sizeof(T);
-    const T all = static_cast<T>(a < 0 ? -1 : 0);
-    return b < bits ? static_cast<T>(a >> (b & (bits - 1))) : all;
-  });
+  forms.add(
+      "shr." + type,
+      [](T a, u32 b) {
+        constexpr u32 bits = 8 * sizeof(T);
+        const T all = static_cast<T>(a < 0 ? -1 : 0);
+        return b < bits ? static_cast<T>(a >> (b & (bits - 1))) : all;
+      },
+      std::is_unsigned_v<T> ? Spread::kRight : Spread::kAll);
 }
 
 // Not for 16 bits, of which gcc 12 cannot make vector code here.
@@ -86,18 +89,24 @@ void add_wide(Forms& forms, const std::string& type) {
 
 template <class T>
 void add_bits(Forms& forms, const std::string& type) {
-  forms.add("and." + type, [](T a, T b) { return static_cast<T>(a & b); });
-  forms.add("or." + type, [](T a, T b) { return static_cast<T>(a | b); });
-  forms.add("xor." + type, [](T a, T b) { return static_cast<T>(a ^ b); });
-  forms.add("not." + type, [](T a) { return static_cast<T>(~a); });
-  forms.add("shl." + type, [](T a, u32 b) {
-    constexpr u32 bits = 8 * sizeof(T);
-    return b < bits ? static_cast<T>(static_cast<Wide<T>>(a) << (b & (bits - 1))) : T{0};
-  });
-  forms.add("shr." + type, [](T a, u32 b) {
-    constexpr u32 bits = 8 * sizeof(T);
-    return b < bits ? static_cast<T>(a >> (b & (bits - 1))) : T{0};
-  });
+  forms.add("and." + type, [](T a, T b) { return static_cast<T>(a & b); }, Spread::kAnd);
+  forms.add("or." + type, [](T a, T b) { return static_cast<T>(a | b); }, Spread::kBits);
+  forms.add("xor." + type, [](T a, T b) { return static_cast<T>(a ^ b); }, Spread::kBits);
+  forms.add("not." + type, [](T a) { return static_cast<T>(~a); }, Spread::kBits);
+  forms.add(
+      "shl." + type,
+      [](T a, u32 b) {
+        constexpr u32 bits = 8 * sizeof(T);
+        return b < bits ? static_cast<T>(static_cast<Wide<T>>(a) << (b & (bits - 1))) : T{0};
+      },
+      Spread::kLeft);
+  forms.add(
+      "shr." + type,
+      [](T a, u32 b) {
+        constexpr u32 bits = 8 * sizeof(T);
+        return b < bits ? static_cast<T>(a >> (b & (bits - 1))) : T{0};
+      },
+      Spread::kRight);
 }
 
 // Any function of three bits: `immediate` is its table.

@@ -7,7 +7,7 @@ namespace {
 
 template <class T>
 void add_copies(Forms& forms, std::initializer_list<const char*> names) {
-  for (const char* name : names) forms.add(name, [](T a) { return a; });
+  for (const char* name : names) forms.add(name, [](T a) { return a; }, Spread::kBits);
 }
 
 template <class Whole, class Half>
@@ -32,13 +32,13 @@ void add_moves(Forms& forms) {
   add_copies<u64>(forms, {"mov.b64", "mov.u64", "mov.s64", "mov.f64"});
   // Generic addresses are those of global memory: nothing else is addressed so here.
   add_copies<u64>(forms, {"cvta.global.u64", "cvta.to.global.u64"});
-  forms.add("mov.b32 unpack", Form{unpack<u32, u16>, "{22}=4"});
-  forms.add("mov.b64 unpack", Form{unpack<u64, u32>, "{44}=8"});
+  forms.add("mov.b32 unpack", Form{unpack<u32, u16>, "{22}=4", Flow::kNext, Spread::kHalves});
+  forms.add("mov.b64 unpack", Form{unpack<u64, u32>, "{44}=8", Flow::kNext, Spread::kHalves});
   forms.add("mov.b32 pack", [](u16 low, u16 high) { return pair<u32>(low, high); });
   forms.add("mov.b64 pack", [](u32 low, u32 high) { return pair<u64>(low, high); });
   for (const auto& [name, operands] :
        {std::pair("mov.b32 pack", "4={22}"), {"mov.b64 pack", "8={44}"}}) {
-    forms.add(name, Form{forms.find(name)->run, operands});
+    forms.add(name, Form{forms.find(name)->run, operands, Flow::kNext, Spread::kHalves});
   }
 }
 

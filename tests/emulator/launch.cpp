@@ -101,7 +101,7 @@ class Runner {
       }
     }
     if (kernel_.watched_from < kernel_.register_bytes) {
-      std::memset(warp.registers.lanes<u8>(kernel_.watched_from), 0,
+      std::memset(warp.registers.lanes<u8>(kernel_.watched_from), 0xff,
                   kernel_.register_bytes - kernel_.watched_from);
     }
   }

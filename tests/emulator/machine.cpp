@@ -46,35 +46,30 @@ class Elsewhere {
   s32 lowest_;
 };
 
-// Before an instruction runs: have its lanes written all that they read? And now they write.
-// `here` are all threads, which read the guard, `mask` those that the guard lets through.
-void watch(const Warp& warp, const Instruction& i, u32 here, u32 mask) {
-  const Watch& watch = warp.launch->kernel.watches[i.watch];
-  for (const Watch::Register& r : watch.reads) {
-    const u32 missing = (r.is_guard ? here : mask) & ~warp.registers.predicate(r.written);
-    each_lane(missing, [&](int lane) {
-      fault(warp, i, lane, "read of register " + r.name + ", which nobody wrote");
-    });
-  }
-  for (const Watch::Register& r : watch.writes) {
-    warp.registers.set_predicate(r.written, mask, mask);
-  }
-}
-
 // Of a shuffle or a warp barrier: all threads that it names must be here.
 void check_members(const Warp& warp, const Instruction& i, u32 mask, const u32* members) {
-  u32 named = 0;
-  each_lane(mask, [&](int lane) { named |= members[lane]; });
+  u32 absent = 0;
   each_lane(mask, [&](int lane) {
-    if (!(members[lane] >> lane & 1)) fault(warp, i, lane, "a mask of threads without this one");
-    if (members[lane] != named) fault(warp, i, lane, "a mask of threads unlike its neighbours'");
+    const u32 named = members[lane];
+    if (!(named >> lane & 1)) fault(warp, i, lane, "a mask of threads without this one");
+    absent |= named & ~mask;
+    // Those that it names must name the same ones.
+    each_lane(named & mask, [&](int other) {
+      if (members[other] != named) fault(warp, i, lane, "a mask of threads unlike theirs");
+    });
   });
   const int first = std::countr_zero(mask);
-  const u32 absent = named & ~mask;
   if (absent & warp.alive) {
     fault(warp, i, first, "threads that it waits for are elsewhere: divergent code");
   }
   if (absent & ~warp.alive) fault(warp, i, first, "it waits for threads that have ended");
+}
+
+// Whether each thread of a warp barrier waits for all the others.
+bool is_whole(const Warp& warp, u32 mask, const u32* members) {
+  bool whole = mask == warp.alive;
+  each_lane(mask, [&](int lane) { whole &= (members[lane] & mask) == mask; });
+  return whole;
 }
 
 }  // namespace
@@ -137,9 +132,10 @@ void run_warp(Warp& warp) {
         break;
       case Flow::kWarpBarrier:
         if (mask) {
-          check_members(warp, i, mask, warp.registers.lanes<u32>(i.in[0]));
+          const u32* members = warp.registers.lanes<u32>(i.in[0]);
+          check_members(warp, i, mask, members);
           // A barrier of some of the warp orders nothing here: all that could be a race is told.
-          if (mask == warp.alive) ++warp.barriers;
+          if (is_whole(warp, mask, members)) ++warp.barriers;
         }
         ++now.at;
         break;

@@ -47,6 +47,11 @@ void fault(const Warp& warp, const Instruction& i, int lane, std::string_view wh
 void fault_at(const Warp& warp, const Instruction& i, int lane, std::string_view what, u64 address,
               std::string_view about = "");
 
+// Before a watched instruction runs: which bits of its results nobody wrote. Reports where such a
+// bit decides what happens: in a guard, an address, what is stored or handed to another thread.
+// `here` are the threads that read the guard, `mask` those that it lets through.
+void watch(const Warp& warp, const Instruction& i, u32 here, u32 mask);
+
 // Runs a warp until it waits at a barrier of the block, or has ended.
 void run_warp(Warp& warp);
 

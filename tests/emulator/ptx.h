@@ -18,11 +18,26 @@ using Handler = void (*)(Warp&, const Instruction&, u32 mask);
 // What the machine does with an instruction besides calling its handler.
 enum class Flow : u8 { kNext, kBranch, kExit, kBarrier, kBarrierOr, kWarpBarrier, kShuffle };
 
+// Which bits of a result nobody wrote, if some of the operands' bits nobody wrote.
+enum class Spread : u8 {
+  kAll,       // all, if there is any among the operands
+  kBits,      // the same, in bitwise operations
+  kAnd,       // those that no 0 of the other operand makes 0
+  kLeft,      // shifted with the others
+  kRight,     // likewise
+  kChoice,    // those of the operand that is chosen
+  kHalves,    // of two results, of each those of its half; of two operands, likewise
+  kEachHalf,  // all of a half, if there is any in the operand that it is made from, first on top
+  kNothing,   // none: all operands must have been written
+};
+
 struct Instruction {
   Handler run = nullptr;
   Flow flow = Flow::kNext;
+  Spread spread = Spread::kAll;
   bool unless = false;  // the guard is negated
   u8 outs = 0, ins = 0;
+  u8 bytes = 0;          // of an element of a memory access, or of what is bitwise or in halves
   u8 count = 1;          // elements of a vector access
   u8 address_bytes = 0;  // width of an address' register, 0 for none
   u16 access = 0;        // the number of a global access in its kernel
@@ -33,15 +48,17 @@ struct Instruction {
   s64 immediate = 0;  // offset of an address, table of lop3
 };
 
-// Registers that not every way to a read has written: whether a lane has is recorded as the kernel
-// runs.
+// An instruction that reads or writes registers that not every way to it has written, or what is
+// made of them. Which of their bits nobody wrote is kept as the kernel runs, in shadows: 32 lanes
+// of 8 bytes, a bit set for each bit without a value. kNone stands for what has surely been
+// written.
 struct Watch {
-  struct Register {
-    Slot written;  // a predicate: the lanes that wrote
+  struct Shadow {
+    Slot slot = kNone;
+    u64 bits = 0;  // that the register has
     std::string name;
-    bool is_guard = false;
   };
-  std::vector<Register> reads, writes;
+  Shadow guard, in[5], out[4];
 };
 
 struct SourceLine {
@@ -85,7 +102,7 @@ struct Kernel {
   std::vector<u8> reached;        // of each instruction
   std::vector<Watch> watches;     // the first is empty
   u32 register_bytes = 0;         // of a warp
-  u32 watched_from = 0;           // behind here: what the watches record
+  u32 watched_from = 0;           // behind here: the watches' shadows
   std::vector<Constant> constants;
   std::vector<SpecialRegister> specials;
 };
@@ -108,6 +125,7 @@ struct RegisterInfo {
   bool is_constant;  // or special: written before the kernel starts
   Slot slot = kNone;
 };
+struct BasicBlock;
 void assign_slots(Kernel& kernel, std::vector<RegisterInfo>& registers);
 
 }  // namespace emulator

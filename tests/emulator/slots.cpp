@@ -1,4 +1,4 @@
-// Where registers are in a warp's memory, and which of them are watched for reads before a write.
+// Where registers are in a warp's memory.
 #include <algorithm>
 #include <map>
 #include <queue>
@@ -26,8 +26,10 @@ class Assignment {
   void run() {
     place_constants();
     place_registers();
-    watch();
-    kernel_.register_bytes = (top_ + kSlotAlignment - 1) / kSlotAlignment * kSlotAlignment;
+    top_ = (top_ + kSlotAlignment - 1) / kSlotAlignment * kSlotAlignment;
+    kernel_.watched_from = top_;
+    find_watches(kernel_, registers_, blocks_, [this] { return allocate(sizeof(u64)); });
+    kernel_.register_bytes = top_;
     use_places();
   }
 
@@ -86,46 +88,6 @@ class Assignment {
     }
   }
 
-  void watch() {
-    RegisterSet constants(registers_.size()), watched(registers_.size());
-    for (Slot r = 0; r < registers_.size(); ++r) {
-      if (registers_[r].is_constant) constants.add(r);
-    }
-    find_written(kernel_, blocks_, constants, registers_.size());
-    std::map<s32, std::vector<Watch::Register>> reads;  // that are not sure
-    for (const BasicBlock& block : blocks_) {
-      RegisterSet written = block.written_before;
-      for (s32 at = block.begin; at < block.end; ++at) {
-        const Instruction& i = kernel_.code[static_cast<size_t>(at)];
-        each_read(i, [&](Slot r) {
-          if (written.has(r)) return;
-          watched.add(r);
-          reads[at].push_back({r, registers_[r].name, r == i.guard});
-        });
-        if (i.guard == kNone) each_write(i, [&](Slot r) { written.add(r); });
-      }
-    }
-    top_ = (top_ + sizeof(u32) - 1) / sizeof(u32) * sizeof(u32);
-    kernel_.watched_from = top_;
-    std::map<Slot, Slot> records;
-    watched.each([&](Slot r) { records[r] = allocate(0); });
-    kernel_.watches.emplace_back();
-    for (s32 at = 0; at < static_cast<s32>(kernel_.code.size()); ++at) {
-      Watch watch;
-      const auto found = reads.find(at);
-      if (found != reads.end()) watch.reads = found->second;
-      for (Watch::Register& r : watch.reads) r.written = records[r.written];
-      Instruction& i = kernel_.code[static_cast<size_t>(at)];
-      each_write(i, [&](Slot r) {
-        if (watched.has(r)) watch.writes.push_back({records[r], registers_[r].name});
-      });
-      if (watch.reads.empty() && watch.writes.empty()) continue;
-      i.watch = static_cast<u32>(kernel_.watches.size());
-      kernel_.watches.push_back(std::move(watch));
-    }
-    if (records.empty()) kernel_.watched_from = 0;
-  }
-
   // The instructions' registers by place instead of number.
   void use_places() {
     for (Instruction& i : kernel_.code) {
@@ -133,7 +95,6 @@ class Assignment {
       for (int n = 0; n < i.ins; ++n) i.in[n] = registers_[i.in[n]].slot;
       for (int n = 0; n < i.outs; ++n) i.out[n] = registers_[i.out[n]].slot;
     }
-    if (kernel_.watched_from == 0) kernel_.watched_from = kernel_.register_bytes;
   }
 
   Kernel& kernel_;
