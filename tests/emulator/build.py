@@ -187,7 +187,7 @@ def check_what_it_takes(library: Path) -> None:
     if "exit" in names:
         library.unlink()
         raise RuntimeError(
-            "host code calls exit(): nvcc puts it in the place of a function that is __device__ alone"
+            "host code calls exit(): nvcc puts it in place of a function that is __device__ alone"
         )
     if unknown:
         library.unlink()
@@ -220,4 +220,4 @@ def build_library(arch: str = "90", csrc: Path = CSRC) -> Path:
 
 
 if __name__ == "__main__":
-    print(build_library(*sys.argv[1:]))
+    print(build_library(sys.argv[1] if len(sys.argv) > 1 else "90"))

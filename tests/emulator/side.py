@@ -15,7 +15,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,9 @@ DEFAULTS = {
     "device": 0,
     "stream": 0,
 }
+
+OF_DEVICES = {"multiprocessors", "device", "stream"}
+FAULTS = 8  # of an op, that many are told in full
 
 
 class EmulationError(AssertionError):
@@ -137,17 +140,23 @@ def load(arch: str | None = None, library: Path | None = None) -> Path:
         torch.ops.load_library(str(path))
         loaded = ctypes.CDLL(str(path))
         loaded.emulated_begin.argtypes = [ctypes.POINTER(ctypes.c_void_p), ctypes.c_int]
-        loaded.emulated_set.argtypes = [ctypes.c_char_p, ctypes.c_int64]
-        for name in ("faults", "counts", "launches", "coverage"):
-            getattr(loaded, f"emulated_{name}").restype = ctypes.c_char_p
+        loaded.emulator_take_faults.argtypes = [ctypes.c_int64]
+        loaded.emulator_count.argtypes = [ctypes.c_char_p]
+        loaded.emulator_count.restype = ctypes.c_double
+        for setter in (loaded.emulated_set, loaded.emulator_set):
+            setter.argtypes = [ctypes.c_char_p, ctypes.c_int64]
+        for text in ("emulator_take_faults", "emulator_coverage"):
+            getattr(loaded, text).restype = ctypes.c_char_p
+        for text in ("emulated_launches", "emulated_readable"):
+            getattr(loaded, text).restype = ctypes.c_char_p
         _state.library, _state.path = loaded, path
         return path
 
 
-def _text(name: str) -> str:
-    assert _state.library is not None, "the emulator is not loaded"
-    found: bytes = getattr(_state.library, f"emulated_{name}")()
-    return found.decode()
+def _loaded() -> ctypes.CDLL:
+    load()
+    assert _state.library is not None
+    return _state.library
 
 
 # ---- ops -----------------------------------------------------------------------------------
@@ -170,12 +179,11 @@ def _op(name: str) -> tuple[Any, tuple[int, ...]]:
 
 def run(name: str, *args: Any) -> Any:
     """One op of the CUDA sources on tensors of the CPU."""
-    load()
-    assert _state.library is not None
+    library = _loaded()
     op, changed = _op(name)
     written = [args[i].data_ptr() for i in changed if isinstance(args[i], Tensor)]
     with _state.lock:
-        _state.library.emulated_begin((ctypes.c_void_p * len(written))(*written), len(written))
+        library.emulated_begin((ctypes.c_void_p * len(written))(*written), len(written))
         try:
             out = op(*args)
         except Exception as error:
@@ -188,7 +196,7 @@ def run(name: str, *args: Any) -> Any:
 
 
 def _raise_faults(name: str, args: tuple[Any, ...], error: Exception | None = None) -> None:
-    faults = _text("faults")
+    faults = _loaded().emulator_take_faults(FAULTS).decode()
     if faults:
         came = ", ".join(
             f"{str(a.dtype)[6:]}{tuple(a.shape)} strides {a.stride()}"
@@ -199,16 +207,20 @@ def _raise_faults(name: str, args: tuple[Any, ...], error: Exception | None = No
         raise EmulationError(f"{name}({came}):\n{faults}") from error
 
 
-def readable(kernel: str) -> str:
-    """A kernel's name without what is the same in all of them."""
-    return re.sub(r"^void |\(anonymous namespace\)::|fastscore::cuda::|\(.*\)$", "", kernel)
+@cache
+def readable(mangled: str) -> str:
+    """A kernel's name in the source, without what is the same in all of them."""
+    name: str = _loaded().emulated_readable(mangled.encode()).decode()
+    return re.sub(r"^void |\(anonymous namespace\)::|fastscore::cuda::|\(.*\)$", "", name)
 
 
-def _launches_of(op: str) -> Iterator[Launch]:
-    for line in _text("launches").splitlines():
-        *numbers, name = line.split("\t", 8)
+def _launches_of(op: str) -> list[Launch]:
+    found: list[Launch] = []
+    for line in _loaded().emulated_launches().decode().splitlines():
+        *numbers, name = line.split("\t")
         n = [int(number) for number in numbers]
-        yield Launch(op, readable(name), (n[0], n[1], n[2]), (n[3], n[4], n[5]), n[6], n[7])
+        found.append(Launch(op, name, (n[0], n[1], n[2]), (n[3], n[4], n[5]), n[6], n[7]))
+    return [replace(launch, kernel=readable(launch.kernel)) for launch in found]
 
 
 def _register() -> torch.library.Library:
@@ -248,11 +260,11 @@ def is_emulating() -> bool:
 
 
 def _apply(settings: dict[str, Any]) -> None:
-    load()
-    assert _state.library is not None
+    library = _loaded()
     for name, value in settings.items():
         number = ORDERS.index(value) if name == "order" else int(value)
-        if not _state.library.emulated_set(name.encode(), number):
+        setter = library.emulated_set if name in OF_DEVICES else library.emulator_set
+        if setter(name.encode(), number) != 0:
             raise ValueError(f"configured: there is no setting {name}")
         _state.settings[name] = value
 
@@ -301,9 +313,11 @@ def counts() -> Counts:
     """How much was emulated; zeros if nothing is loaded."""
     if _state.library is None:
         return Counts(0, 0, 0, 0.0)
-    with _state.lock:
-        a, b, c, seconds = _text("counts").split()
-    return Counts(int(a), int(b), int(c), float(seconds))
+    count = _state.library.emulator_count
+    launches, warps, threads = (
+        int(count(name)) for name in (b"launches", b"warp_instructions", b"thread_instructions")
+    )
+    return Counts(launches, warps, threads, count(b"seconds"))
 
 
 def coverage() -> list[Kernel]:
@@ -311,13 +325,13 @@ def coverage() -> list[Kernel]:
     if _state.library is None:
         return []
     with _state.lock:
-        text = _text("coverage")
+        text: str = _state.library.emulator_coverage().decode()
     kernels: list[Kernel] = []
     for line in text.splitlines():
-        mark, first, rest = line.split("\t", 2)
-        if mark == "=":
-            mangled, name = rest.split("\t", 1)
-            kernels.append(Kernel(mangled, readable(name), int(first)))
+        if line.startswith("\t"):
+            _, number, reached, words = line.split("\t", 3)
+            kernels[-1].lines.append(Line(int(number), reached == "1", words))
         else:
-            kernels[-1].lines.append(Line(int(first), mark == "+", rest))
+            launches_of_it, mangled = line.split("\t")
+            kernels.append(Kernel(mangled, readable(mangled), int(launches_of_it)))
     return kernels
