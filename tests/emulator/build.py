@@ -69,6 +69,15 @@ def compiler() -> list[str]:
     return words
 
 
+def why_not_core() -> str | None:
+    """Why the emulator by itself can't be built on this machine, if it can't."""
+    try:
+        compiler()
+    except CannotBuild as reason:
+        return str(reason)
+    return None
+
+
 def why_not() -> str | None:
     """Why the emulator can't be built on this machine, if it can't."""
     try:

@@ -107,6 +107,12 @@ API const char* emulator_kernels(Module* module) {
   for (const Kernel* kernel : kernels_of(module)) names += name_of(kernel) + "\n";
   return kept(std::move(names));
 }
+// Those of all instructions, likewise.
+API const char* emulator_instructions() {
+  std::string names;
+  for (const std::string& name : known_instructions()) names += name + "\n";
+  return kept(std::move(names));
+}
 API int emulator_prepare(Kernel* kernel) {
   return guarded([&] { prepare(kernel); });
 }

@@ -8,11 +8,6 @@ namespace emulator {
 
 namespace {
 
-const Forms& forms() {
-  static const Forms forms;
-  return forms;
-}
-
 bool in_braces(std::string_view s) { return !s.empty() && s.front() == '{' && s.back() == '}'; }
 
 std::vector<std::string_view> members(std::string_view s) {
@@ -70,9 +65,9 @@ const Form& Decoder::form_of(const std::string& name,
   std::string key = name;
   if (operands.size() == 2 && in_braces(operands[0])) key += " unpack";
   if (operands.size() == 2 && in_braces(operands[1])) key += " pack";
-  const Form* form = forms().find(key);
+  const Form* form = Forms::all().find(key);
   if (form) return *form;
-  if (forms().has_opcode(name)) fail("unknown modifier or type of " + name);
+  if (Forms::all().has_opcode(name)) fail("unknown modifier or type of " + name);
   fail("unknown opcode " + name);
 }
 

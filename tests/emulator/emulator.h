@@ -49,6 +49,8 @@ const std::string& name_of(const Kernel* kernel);
 std::vector<Kernel*> kernels_of(Module* module);
 // Parses a kernel now, which its first launch does otherwise; throws what is not understood.
 void prepare(Kernel* kernel);
+// All instructions that are known by their full name; loads and stores are known by their parts.
+std::vector<std::string> known_instructions();
 struct Dim3 {
   unsigned x = 1, y = 1, z = 1;
 };

@@ -1,6 +1,13 @@
 #include "forms.h"
 
+#include <algorithm>
+
 namespace emulator {
+
+const Forms& Forms::all() {
+  static const Forms forms;
+  return forms;
+}
 
 Forms::Forms() {
   add_integers(*this);
@@ -21,8 +28,17 @@ const Form* Forms::find(const std::string& name) const {
   return it == forms_.end() ? nullptr : &it->second;
 }
 
+std::vector<std::string> Forms::names() const {
+  std::vector<std::string> names;
+  for (const auto& [name, form] : forms_) names.push_back(name);
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
 bool Forms::has_opcode(const std::string& opcode) const {
   return opcodes_.contains(opcode.substr(0, opcode.find('.')));
 }
+
+std::vector<std::string> known_instructions() { return Forms::all().names(); }
 
 }  // namespace emulator

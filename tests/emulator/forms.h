@@ -22,8 +22,10 @@ struct Form {
 
 class Forms {
  public:
+  static const Forms& all();
   Forms();
   const Form* find(const std::string& name) const;
+  std::vector<std::string> names() const;
   bool has_opcode(const std::string& opcode) const;  // the name up to the first dot
 
   void add(const std::string& name, Form form);
