@@ -385,6 +385,11 @@ def test_shuffles_that_wait_for_absent_threads() -> None:
     assert any("unlike theirs" in f for f in faults(unlike, words(1), threads=2))
 
 
+def test_loops_that_do_not_end() -> None:
+    [fault] = faults("$L: bra.uni $L;", words(1))
+    assert fault.startswith("no end in sight")
+
+
 def test_no_return() -> None:
     [fault] = faults("mov.u32 %r1, 1;", words(1))
     assert fault.startswith("no return at the kernel's end")

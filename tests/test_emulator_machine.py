@@ -164,7 +164,7 @@ def test_shuffle_in_place_and_each_with_its_own_lane() -> None:
 
 
 def test_tiles_shuffle_among_themselves() -> None:
-    """Each quarter of the warp names its own eight threads, of which the last ones are not there."""
+    """Each quarter names its own eight threads; the last eight are not there."""
     body = """
         and.b32 %r1, %lane, 24;
         shl.b32 %r2, 0xff, %r1;

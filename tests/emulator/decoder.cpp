@@ -17,7 +17,7 @@ std::vector<std::string_view> members(std::string_view s) {
 }  // namespace
 
 void Decoder::fail(const std::string& what) const {
-  emulator::fail(kernel_, line_, what + " in `" + std::string(text_) + "`");
+  emulator::fail(kernel_, line_, what + " in `" + squeezed(text_) + "`");
 }
 
 void Decoder::add_out(Instruction& i, Slot slot) {
