@@ -1,4 +1,8 @@
-"""Every CUDA source compiles against the torch that is here: no GPU, no CUDA build of torch."""
+"""Every CUDA source compiles against the torch that is here: no GPU, no CUDA build of torch.
+
+Also what its host code calls: where it calls a function that is for the device alone, nvcc puts a
+call of exit() in its place, without a word.
+"""
 
 from __future__ import annotations
 
@@ -48,19 +52,59 @@ def fingerprint(tool: ModuleType) -> str:
     return digest.hexdigest()
 
 
+def undefined_symbols(target: Path) -> list[str]:
+    run = ["nm", "--undefined-only", "--format=just-symbols", str(target)]
+    return subprocess.run(run, capture_output=True, text=True, check=True).stdout.split()
+
+
 @pytest.fixture(scope="module")
-def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list:
-    """What ptxas says of every kernel, kept from one run to the next: compiling takes a while."""
+def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """What ptxas says of every kernel, and what each object's unoptimised host code calls.
+
+    Kept from one run to the next: compiling takes a while.
+    """
     tool = load_tool()
-    key = f"fastscore/kernels-{fingerprint(tool)}"
+    key = f"fastscore/cuda-{fingerprint(tool)}"
     cache = getattr(request.config, "cache", None)  # none with -p no:cacheprovider
     known = cache and cache.get(key, None)
     if known is None:
-        found = tool.compile_all(tmp_path_factory.mktemp("objects"))
-        known = [dataclasses.asdict(kernel) for kernel in found]
+        objects = tmp_path_factory.mktemp("objects")
+        found = tool.compile_all(objects)
+        known = {
+            "kernels": [dataclasses.asdict(kernel) for kernel in found],
+            "calls": {path.stem: undefined_symbols(path) for path in objects.glob("*.o")},
+        }
         if cache:
             cache.set(key, known)
-    return [tool.Kernel(**kernel) for kernel in known]
+    return known
+
+
+@pytest.fixture(scope="module")
+def kernels(compiled: dict) -> list:
+    tool = load_tool()
+    return [tool.Kernel(**kernel) for kernel in compiled["kernels"]]
+
+
+def test_host_code_does_not_end_the_process(compiled: dict) -> None:
+    calls = compiled["calls"]
+    assert set(calls) == {path.stem for path in ROOT.glob("csrc/cuda/*.cu")} >= set(FAMILIES)
+    assert all("__cudaRegisterFatBinary" in names for names in calls.values())
+    ends = {"exit", "_exit", "_Exit", "quick_exit", "abort"}
+    found = {source: ends & set(names) for source, names in calls.items()}
+    assert not any(found.values()), found
+
+
+def test_such_a_call_is_seen(tmp_path: Path) -> None:
+    source = tmp_path / "wrong.cu"
+    source.write_text("""
+        template <class T> struct Jobs { __device__ __forceinline__ T count() const { return 3; } };
+        template <class Op> long host(const Op& op) { return op.count(); }
+        long twice() { return 2 * host(Jobs<long>{}); }
+        """)
+    target = tmp_path / "wrong.o"
+    command = ["nvcc", "-std=c++20", "-Xcompiler=-O0,-fPIC", "-c", str(source), "-o", str(target)]
+    subprocess.run(command, capture_output=True, check=True)
+    assert "exit" in undefined_symbols(target)
 
 
 def test_every_source_compiles(kernels: list) -> None:

@@ -219,3 +219,10 @@ def test_without_the_compiled_library_the_import_says_what_to_do(
     expected = "are not built in place: import an installed" if checkout else "Build it with"
     assert "fastscore._C could not be loaded" in done.stderr
     assert expected in done.stderr
+
+
+def test_every_option_of_the_tests_is_listed_in_one_place() -> None:
+    listed = set(re.findall(r"FASTSCORE_TEST_\w+", (ROOT / "CONTRIBUTING.md").read_text()))
+    files = [path for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__)]
+    used = {name for path in files for name in re.findall(r"FASTSCORE_TEST_\w+", path.read_text())}
+    assert used == listed

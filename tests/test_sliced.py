@@ -132,12 +132,14 @@ def test_terms_match_the_reference(
         eager = terms(score, jvp, v)
         exact = terms(score.double(), jvp.double(), v.double())
         assert fused[0].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-        for got, want, truth in zip(fused, eager, exact, strict=True):
+        # (v's)^2/2 of a v's that is rounded once, the least that a sum in float32 does: the square
+        # doubles that half unit, and is rounded itself.
+        for got, want, truth, halves in zip(fused, eager, exact, (1, 3, 1), strict=True):
             assert got.shape == truth.shape
             if dtype == torch.float64:
                 torch.testing.assert_close(got.cpu(), truth, rtol=1e-12, atol=1e-12)
             else:
-                assert_accurate(got.cpu(), want, truth)
+                assert_accurate(got.cpu(), want, truth, halves)
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)

@@ -1,0 +1,52 @@
+"""Every op of the library once, on data of one device."""
+
+from __future__ import annotations
+
+import torch
+from byte_cases import dsm_tables, langevin_table
+from helpers import randn
+from torch import Tensor
+
+from fastscore import ops
+
+DISTRIBUTIONS = ("rademacher", "gaussian", "sphere")
+
+
+class EveryOp:
+    """Each op once, on data that lies on the device already: fit to be captured."""
+
+    def __init__(self, device: torch.device, columns: int = 5001) -> None:
+        self.table = langevin_table().to(device)
+        self.noise, self.loss = (table.to(device) for table in dsm_tables())
+        self.x, self.s = (randn(6, columns, seed=seed).to(device) for seed in (1, 2))
+        self.labels = torch.arange(6, device=device)
+
+    def __call__(self, key: Tensor) -> list[Tensor]:
+        x, s, labels = self.x, self.s, self.labels
+        jvp, raw = torch.stack([x, s]), torch.ops.fastscore
+        return [
+            ops.normal_(torch.empty_like(x), key),
+            ops.uniform_(torch.empty_like(x), key),
+            ops.rademacher_(torch.empty_like(x), key),
+            ops.langevin_step(x, s, self.table, key),
+            ops.langevin_step_(x.clone(), s, self.table, key),
+            *ops.perturb(x, self.noise, key),
+            ops.dsm_residual(x, self.loss, labels, key),
+            raw.dsm_residual_backward(x[:, 0], x, self.loss, labels, key, 0),
+            *self.residual_in_advance(key),
+            *(ops.projections(key, x.shape, 2, distribution=d) for d in DISTRIBUTIONS),
+            *(t for d in DISTRIBUTIONS for t in ops.sliced_terms(s, jvp, key, distribution=d)),
+            *raw.sliced_terms_backward(jvp[:, :, 0], None, x[:, 0], s, key, 2, 0),
+            *ops.dual(x, jvp, "silu"),
+            *raw.dual_backward(s, jvp, x, jvp, 1, 0.0, 0.0),
+            *ops.dual_slope(x, "gelu"),
+            raw.dual_slope_backward(s, x, x, 5, 0.0, 0.0),
+            ops.dual_stacked(jvp, "tanh"),
+            raw.dual_stacked_backward(jvp, jvp, 2, 0.0, 0.0),
+        ]
+
+    def residual_in_advance(self, key: Tensor) -> tuple[Tensor, Tensor]:
+        args, raw = (self.x, self.loss, self.labels, key, 0), torch.ops.fastscore
+        loss, grad = raw.dsm_residual_with_grad(*args, 0.5)
+        raw.dsm_residual_regrad_(grad, self.x[:, 0], 0.5, *args)
+        return loss, grad
