@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py kernels OUT     single ops, against copies, eager and torch.compile
     python benchmarks/gpu.py jobs OUT        sampling under CUDA graphs and training steps
-    ... --rehearse                           on the CPU, at sizes that show nothing but that it runs
+    ... --rehearse                           emulated, at sizes that show nothing but that it runs
 
 Writes every row to ``OUT/gpu_kernels.json`` or ``OUT/gpu_jobs.json`` as soon as it is there, prints
 them, and last a table of goals. The L2 cache is flushed before each call of a kernel; sides take
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from rehearsal import kernels as kernels_of
 from torch import Tensor
 
 import fastscore
@@ -339,13 +340,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("cases", choices=CASES)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--rehearse", action="store_true", help="on the CPU, at small sizes")
+    parser.add_argument("--rehearse", action="store_true", help="emulated, at small sizes")
     parser.add_argument("--only", default="", help="cases whose names contain this")
     args = parser.parse_args()
     if not args.rehearse and not torch.cuda.is_available():
         sys.exit("benchmarks/gpu.py: no CUDA device (--rehearse runs on the CPU)")
     scale = REHEARSAL if args.rehearse else GPU
-    return 1 if run(args.cases, scale, args.out, args.only) else 0
+    with kernels_of(args.rehearse):
+        return 1 if run(args.cases, scale, args.out, args.only) else 0
 
 
 if __name__ == "__main__":

@@ -8,16 +8,22 @@ from __future__ import annotations
 import argparse
 
 import torch
+from rehearsal import kernels
 
 from fastscore import ops, random
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rehearse", action="store_true", help="on the CPU, at small sizes")
+    parser.add_argument("--rehearse", action="store_true", help="emulated, at small sizes")
     small = parser.parse_args().rehearse
     device, elements = ("cpu", 2**12) if small else ("cuda", 2**28)
     images = (8, 192) if small else (16_384, 3072)
+    with kernels(small):
+        run(device, elements, images)
+
+
+def run(device: str, elements: int, images: tuple[int, int]) -> None:
     key = random.key(0, device=device)
     rows = torch.tensor([[1.0, 0.01, 0.1, 0.0]], dtype=torch.float64, device=device)
     noise = torch.tensor([[1.0, 0.5]], dtype=torch.float64, device=device)

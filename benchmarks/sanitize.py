@@ -10,12 +10,12 @@ Results are compared with the CPU's: a sanitizer that changed them would be seen
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import sys
 from collections.abc import Iterator
 
 import torch
+from rehearsal import kernels
 from torch import Tensor
 
 from fastscore import ops
@@ -127,14 +127,13 @@ def main() -> int:
     if not rehearse and not torch.cuda.is_available():
         sys.exit("benchmarks/sanitize.py: no CUDA device (--rehearse runs on the CPU)")
     device = "cpu" if rehearse else "cuda"
-    watched = contextlib.nullcontext if rehearse else contextlib.nullcontext
     wrong = 0
     for dtype in DTYPES[:1] if rehearse else DTYPES:
         for shape in SHAPES:
             # From the CPU's copies: indexing on the device would be kernels of PyTorch's.
             want = list(results(shape, dtype, "cpu", lambda x: x))
             for place in (packed, spread):
-                with watched():
+                with kernels(rehearse):
                     got = list(results(shape, dtype, device, functools.partial(place, device)))
                 for i, (ours, theirs) in enumerate(zip(got, want, strict=True)):
                     if not agree(ours, theirs):

@@ -21,7 +21,7 @@ NEVER: dict[str, str] = {}
 # tests once, long rows and odd shapes; the ops, losses and samplers themselves, but not each once
 # more through opcheck and torch.compile, which see the same kernels.
 CHOSEN = (
-    r"/test_emulated_",
+    r"/test_(emulated_|capture)",
     r"/test_parity\.py.*(float32-(contiguous|channels_last)|bfloat16-strided|float16-misaligned)",
     r"/test_parity\.py.*float64-transposed",
     r"/test_parity\.py::test_(a_|nan_|no_)",
