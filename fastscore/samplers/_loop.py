@@ -73,7 +73,7 @@ class Chain:
         self.model_dtype = half_dtype(self.model) if self.autocast is None else None
         if self.batch_size is not None and batch:
             self.batches = Batches(self.fn, self.batch_size, batch, self.model_kwargs)
-        if self.key.device.type == "cpu" and self.key.dim() == 1:
+        if self.key.device.type == "cpu" and self.key.dim() == 1 and not self.static:
             self.host_key = memoryview(cast(Any, self.key.numpy()))
 
     def set_level_of(self, step: int) -> None:
