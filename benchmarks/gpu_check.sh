@@ -48,6 +48,7 @@ note() { echo "$*" | tee -a "$OUT/summary.txt"; }
 part() {
   local name=$1 limit=$2 log=$3 begin=$SECONDS status
   shift 3
+  limit=$((limit * PATIENCE))
   [ "$limit" -gt "$(left)" ] && limit=$(left)
   if [ "$limit" -lt 5 ]; then
     note "SKIPPED  $name: no time left"
@@ -68,6 +69,8 @@ part() {
 if [ -n "$REHEARSE" ]; then
   rehearsal=(--rehearse)
   on_device="emulated"
+  PATIENCE=4
+  BUDGET=$((4 * BUDGET))
   sanitizer() { shift && "$@"; }
   profiler() { shift && "$@" && echo "(no profile in a rehearsal)"; }
   describe_gpu() { echo "rehearsal: no GPU"; }
@@ -75,6 +78,7 @@ if [ -n "$REHEARSE" ]; then
 else
   rehearsal=()
   on_device="cuda"
+  PATIENCE=1
   export FASTSCORE_TEST_EMULATED=none  # there is a device
   sanitizer() {
     local tool=$1
@@ -206,7 +210,11 @@ if wanted sanitizers; then
   for tool in racecheck initcheck synccheck; do report $tool; done
 fi
 if wanted large; then
-  [ -n "$REHEARSE" ] || export FASTSCORE_TEST_LARGE=1
+  if [ -n "$REHEARSE" ]; then
+    export FASTSCORE_TEST_EMULATED=all  # these are not in the choice; they are skipped
+  else
+    export FASTSCORE_TEST_LARGE=1
+  fi
   WORKERS=1 test_part "tests of more than 2^31 elements" 90 -m "$on_device" -k "31_bits" || failed=1
 fi
 note "finished after $SECONDS s, $([ $failed = 0 ] && echo "all parts well" || echo "SOME PART FAILED")"

@@ -14,23 +14,23 @@ pytestmark = pytest.mark.emulated
 BATCH, COLUMNS = 6, 20_001
 ELEMENTS = BATCH * COLUMNS
 BLOCKS_PER_MULTIPROCESSOR = 32
-# What one block of 256 threads does at a time: two packs of four elements a thread where an op can
-# move packs whole, else four elements (rows of odd length make the stack of a tangent unaligned).
-PACKED, SPREAD = 2048, 1024
+# The tile of a block of 256 threads: so many packs of four elements a thread where an op can move
+# packs whole, else four elements (rows of odd length make the stack of a tangent unaligned).
+FILLED, MAPPED, PACKED, SPREAD = 4096, 3072, 2048, 1024
 SEGMENT = 4096  # of a row that is summed
 PROJECTIONS = 2
 
-# The kernels of each op whose blocks loop over tiles, with the elements of a tile. `regrad` shares
-# its tiles out evenly.
+# The kernels of each op that have a block for each tile, with the elements of a tile. `regrad`
+# shares its tiles out evenly over few blocks.
 TILED = {
-    "random_normal_": ("fill", PACKED),
-    "random_uniform_": ("fill", PACKED),
-    "random_rademacher_": ("fill", PACKED),
+    "random_normal_": ("fill", FILLED),
+    "random_uniform_": ("fill", FILLED),
+    "random_rademacher_": ("fill", FILLED),
     "langevin_step": ("langevin", PACKED),
     "langevin_step_": ("langevin", PACKED),
-    "perturb": ("map", PACKED),
-    "dsm_residual_backward": ("map", PACKED),
-    "dsm_residual_regrad_": ("regrad", PACKED),
+    "perturb": ("map", MAPPED),
+    "dsm_residual_backward": ("map", MAPPED),
+    "dsm_residual_regrad_": ("regrad", MAPPED),
     "project_": ("project", SPREAD),
     "sliced_terms_backward": ("terms_backward", SPREAD),
     "dual": ("forward", SPREAD),
@@ -59,10 +59,9 @@ def expected(op: str, multiprocessors: int) -> set[tuple[str, int]]:
     found: set[tuple[str, int]] = set()
     if op in TILED:
         kernel, tile = TILED[op]
-        tiles = ceil_div(ELEMENTS, tile)
-        blocks = min(tiles, multiprocessors * BLOCKS_PER_MULTIPROCESSOR)
+        blocks = ceil_div(ELEMENTS, tile)
         if kernel == "regrad":
-            blocks = ceil_div(tiles, ceil_div(tiles, blocks))
+            blocks = ceil_div(blocks, ceil_div(blocks, multiprocessors * BLOCKS_PER_MULTIPROCESSOR))
         found.add((kernel, blocks))
     for what, sums in SUMMED.get(op, []):
         found.add((f"sum_segments<{what}", BATCH * ceil_div(COLUMNS, SEGMENT)))
@@ -100,7 +99,9 @@ def test_on_the_current_stream_of_the_tensors_device(run: Run) -> None:
 def test_with_the_expected_number_of_blocks(op: str, run: Run) -> None:
     multiprocessors, record, _ = run
     mine = [launch for launch in record if launch.op == op]
-    assert all(launch.block == (256, 1, 1) for launch in mine)
+    for launch in mine:
+        threads = 128 if launch.kernel.startswith("sum_segments") else 256
+        assert launch.block == (threads, 1, 1), launch.kernel
     assert all(launch.grid[1:] == (1, 1) for launch in mine)
     wanted = expected(op, multiprocessors)
     got = {(launch.kernel, launch.grid[0]) for launch in mine}
