@@ -411,6 +411,8 @@ NOT_PTX = {
     "an operand is missing": "add.u32 %r1, %r1;",
     "too many operands": "not.b32 %r1, %r1, %r1;",
     "a destination that is no register": "mov.u32 5, %r1;",
+    "a destination that is no register in `shfl": "shfl.sync.down.b32 7|%p1, %r1, 1, 31, -1;",
+    "a table of more than 8 bits": "lop3.b32 %r1, %r1, %r1, %r1, 256;",
     "number 65536 of 2 bytes": "mov.u16 %h1, 65536;",
     "number 010": "mov.u32 %r1, 010;",
     "a barrier other than 0": "bar.sync 1;",
