@@ -19,7 +19,7 @@ lint: setup
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
-	git ls-files 'csrc/*' 'tests/emulator/*.cpp' 'tests/emulator/*.h' | xargs $(VENV)/bin/clang-format --dry-run -Werror
+	git ls-files '*.h' '*.cuh' '*.cpp' '*.cu' | xargs $(VENV)/bin/clang-format --dry-run -Werror
 
 setup: $(VENV)/.built
 

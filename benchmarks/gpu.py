@@ -1,13 +1,17 @@
-"""The kernels at the sizes of a large GPU, against what they are to reach there.
+"""The kernels and the jobs at the sizes of a large GPU, against what they are to reach there.
 
-    python benchmarks/gpu.py OUT
+    python benchmarks/gpu.py kernels OUT     single ops, against copies, eager and torch.compile
+    python benchmarks/gpu.py jobs OUT        sampling under CUDA graphs and training steps
+    ... --rehearse                           on the CPU, at sizes that show nothing but that it runs
 
-Writes every row to ``OUT/gpu.json``, prints them, and last a table of goals. The L2 cache is
-flushed before each call of a kernel; sides take turns in one process; times are medians.
+Writes every row to ``OUT/gpu_kernels.json`` or ``OUT/gpu_jobs.json`` as soon as it is there, prints
+them, and last a table of goals. The L2 cache is flushed before each call of a kernel; sides take
+turns in one process; times are medians.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import sys
 import traceback
@@ -22,7 +26,8 @@ import fastscore
 from fastscore import random
 from fastscore.apps.bench import checks, limits
 from fastscore.apps.bench.case import Agreement, Candidate, Case, Side, Work, library, peer
-from fastscore.apps.bench.cases import dsm, langevin, networks, sampling, sliced
+from fastscore.apps.bench.cases import dsm, dual, langevin, networks, sampling, sliced, training
+from fastscore.apps.bench.cases import random as fills
 from fastscore.apps.bench.cases.common import normal, size
 from fastscore.apps.bench.machine import prepare_process
 from fastscore.apps.bench.measure import Effort, measure
@@ -31,10 +36,24 @@ from fastscore.apps.bench.report import LEGEND, lines, write_rows
 Row = dict[str, Any]
 Build = Callable[[Case], Work]
 
-ELEMENTS = 2**28
-IMAGES = (16_384, 3, 32, 32)
-EFFORT = Effort()
 LIBRARY = ("fastscore",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """Where the cases run, and how large they are."""
+
+    device: str
+    elements: int
+    images: tuple[int, ...]
+    hidden: int  # values of a network's layer
+    batches: tuple[int, int, int]  # of the networks: points, images sampled, images trained on
+    steps: int  # of a level
+    effort: Effort
+
+
+GPU = Scale("cuda", 2**28, (16_384, 3, 32, 32), 2**24, (1024, 64, 128), 5, Effort())
+REHEARSAL = Scale("cpu", 2**12, (8, 3, 8, 8), 2**10, (16, 2, 2), 2, Effort(quick=True))
 
 
 class Goal(NamedTuple):
@@ -57,9 +76,9 @@ def with_sides(build: Build, *more: Callable[[Case], Candidate]) -> Build:
 
     def whole(case: Case) -> Work:
         work = build(case)
-        return dataclasses.replace(
-            work, candidates=[*work.candidates, *(make(case) for make in more)]
-        )
+        there = {candidate.provider for candidate in work.candidates}
+        added = [candidate for make in more if (candidate := make(case)).provider not in there]
+        return dataclasses.replace(work, candidates=[*work.candidates, *added])
 
     return whole
 
@@ -167,70 +186,108 @@ def reduce_overhead(network: networks.Network) -> Callable[[Case], Candidate]:
     return candidate
 
 
-def sampled(network: networks.Network, levels: int, steps: int, *more: Any) -> Case:
+def sampled(scale: Scale, network: networks.Network, levels: int, steps: int, *more: Any) -> Case:
     params = {"network": network.name, "levels": levels, "steps": steps}
     return Case(
         "sample_annealed_langevin",
         "jobs",
         with_sides(sampling.build(network), *more),
         (network.batch, *network.shape),
-        device="cuda",
+        device=scale.device,
         params=params,
         clock="host",
     )
 
 
-def cases() -> Iterator[Case]:
+def trained(scale: Scale, network: networks.Network) -> Case:
+    return Case(
+        "train_dsm_loss", "jobs", training.build_dsm(network), (network.batch, *network.shape),
+        device=scale.device, params={"network": network.name}, clock="host",
+    )  # fmt: skip
+
+
+def kernels(scale: Scale) -> Iterator[Case]:
     """The most telling first: the rest may run out of time."""
+    device, elements, images = scale.device, scale.elements, scale.images
     step = with_sides(langevin.build_step, copy_side)
     plain = (*LIBRARY, "eager", "compile", "axpy", "triad", "copy")
     yield Case(
-        "langevin_step_", "langevin", step, (ELEMENTS,), device="cuda", providers=plain,
-        **size(ELEMENTS),
+        "langevin_step_", "langevin", step, (elements,), device=device, providers=plain,
+        **size(elements),
     )  # fmt: skip
+    n = torch.Size(images).numel()
+    rows = (images[0], n // images[0])
     yield Case(
-        "langevin_step_", "langevin", step, (ELEMENTS,), torch.bfloat16, "cuda",
-        providers=(*LIBRARY, "eager", "axpy", "triad", "copy"), **size(ELEMENTS, 2),
-    )  # fmt: skip
-    n = torch.Size(IMAGES).numel()
-    yield Case(
-        "dsm_loss", "dsm", dsm.build_part, IMAGES, device="cuda",
+        "dsm_loss", "dsm", dsm.build_part, images, device=device,
         providers=(*LIBRARY, "eager", "NCSN loss", "compile", "copy"), **size(n, buffers=20),
     )  # fmt: skip
     terms = {"distribution": "rademacher", "projections": 1}
+    sliced_sides = (*LIBRARY, "eager", "SSM loss", "read", "copy")
+    sliced_terms = with_sides(sliced.build_terms, copy_side)
     yield Case(
-        "sliced_terms", "sliced", with_sides(sliced.build_terms, copy_side), (IMAGES[0], 3072),
-        device="cuda", params=terms, providers=(*LIBRARY, "eager", "SSM loss", "read", "copy"),
-        **size(n, buffers=40),
+        "sliced_terms", "sliced", sliced_terms, rows, device=device, params=terms,
+        providers=sliced_sides, **size(n, buffers=40),
     )  # fmt: skip
     yield Case(
-        "sliced_terms_backward", "sliced", build_sliced_backward, (IMAGES[0], 3072), device="cuda",
-        params=terms, **size(n),
+        "langevin_step_", "langevin", step, (elements,), torch.bfloat16, device,
+        providers=(*LIBRARY, "eager", "axpy", "triad", "copy"), **size(elements, 2),
     )  # fmt: skip
+    for op, build in (("perturb", dsm.build_perturb), ("dsm_residual", dsm.build_residual)):
+        yield Case(
+            op, "dsm", with_sides(build, copy_side), images, device=device,
+            providers=(*LIBRARY, "eager", "copy"), **size(n, buffers=20),
+        )  # fmt: skip
     for name, build in (
         ("dsm_residual_with_grad", build_gradient_in_advance),
         ("dsm_residual_with_grad_as_expected", build_gradient_as_expected),
     ):
-        yield Case(name, "dsm", build, IMAGES, device="cuda", **size(n))
-    small = networks.mlp(1024, 2, 128, 128)
-    yield sampled(small, 20, 5, reduce_overhead(small))
-    images = networks.conv(64, 3, 32)
-    yield sampled(images, 8, 8, reduce_overhead(images))  # steps enough for "auto" to capture
-    yield sampled(networks.conv(64, 3, 32, width=128), 3, 2)
+        yield Case(name, "dsm", build, images, device=device, **size(n))
+    yield Case(
+        "sliced_terms_backward", "sliced", build_sliced_backward, rows, device=device,
+        params=terms, **size(n),
+    )  # fmt: skip
+    yield Case(
+        "sliced_terms", "sliced", sliced_terms, rows, device=device,
+        params={"distribution": "gaussian", "projections": 1},
+        providers=(*LIBRARY, "eager", "copy"), **size(n, buffers=40),
+    )  # fmt: skip
+    for op in ("normal_", "rademacher_"):
+        yield Case(
+            op, "random", with_sides(fills.build, copy_side), (elements,), device=device,
+            providers=(*LIBRARY, "eager", "fill", "copy"), **size(elements),
+        )  # fmt: skip
+    yield Case(
+        "dual", "dual", with_sides(dual.build, copy_side), (scale.hidden,), device=device,
+        params={"activation": "silu", "tangents": 1},
+        providers=(*LIBRARY, "eager", "compile", "copy"), **size(scale.hidden),
+    )  # fmt: skip
 
 
+def jobs(scale: Scale) -> Iterator[Case]:
+    """Whole jobs, by the host's clock: launches and waiting count."""
+    points, sampled_images, trained_images = scale.batches
+    small = networks.mlp(points, 2, 128, 128)
+    yield sampled(scale, small, 20, scale.steps, reduce_overhead(small))
+    yield trained(scale, small)
+    yield trained(scale, networks.conv(trained_images, 3, 32))
+    images = networks.conv(sampled_images, 3, 32)
+    # Steps enough for "auto" to capture.
+    yield sampled(scale, images, 8, scale.steps + 3, reduce_overhead(images))
+    yield sampled(scale, networks.conv(sampled_images, 3, 32, width=128), 3, 2)
+
+
+CASES = {"kernels": kernels, "jobs": jobs}
 GOALS = [
     Goal("langevin_step_-268435456-float32-cuda", "copy", 0.85),
     Goal("langevin_step_-268435456-float32-cuda", "eager", 2.0),
     Goal("langevin_step_-268435456-float32-cuda", "compile", 1.2),
-    Goal("langevin_step_-268435456-bfloat16-cuda", "copy", 0.70),
     Goal("dsm_loss-16384x3x32x32-float32-cuda", "eager", 4.0),
     Goal("dsm_loss-16384x3x32x32-float32-cuda", "compile", 1.3),
-    Goal("sliced_terms-16384x3072-float32-cuda", "copy", 0.85),
-    Goal("sliced_terms_backward-16384x3072-float32-cuda", "copy", 0.85),
+    Goal("sliced_terms-16384x3072-float32-cuda-distribution:rademacher", "copy", 0.85),
     Goal("sample_annealed_langevin-1024x2-float32-cuda", "NCSN loop", 5.0),
     Goal("sample_annealed_langevin-64x3x32x32-float32-cuda", "eager", 1.0),
-    Goal("sample_annealed_langevin-64x3x32x32-float32-cuda", "reduce-overhead", 1.0),
+    Goal("train_dsm_loss-1024x2-float32-cuda", "eager", 1.0),
+    Goal("train_dsm_loss-128x3x32x32-float32-cuda", "eager", 1.0),
 ]
 
 
@@ -250,18 +307,17 @@ def goal_line(goal: Goal, results: dict[str, list[Row]]) -> str:
     return f"{verdict:<12}  {goal.case}: {goal.ratio} {found:.3f} (at least {goal.least})"
 
 
-def main() -> int:
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    if not torch.cuda.is_available():
-        sys.exit("benchmarks/gpu.py: no CUDA device")
-    out, where = Path(sys.argv[1]), prepare_process()
+def run(which: str, scale: Scale, out: Path, only: str) -> int:
+    """Measures the cases whose names contain ``only``; returns how many failed."""
+    where = prepare_process()
     print(LEGEND)
     results: dict[str, list[Row]] = {}
     failures = 0
-    for case in cases():
+    for case in CASES[which](scale):
+        if only not in case.name:
+            continue
         try:
-            results[case.name] = measure(case, EFFORT, where)
+            results[case.name] = measure(case, scale.effort, where)
         except Exception:
             failures += 1
             print(f"{case.name} failed:\n{traceback.format_exc()}", flush=True)
@@ -270,11 +326,26 @@ def main() -> int:
             torch.cuda.empty_cache()
         print("\n".join(lines(results[case.name])), flush=True)
         # After each case: a run that is cut short keeps what it has.
-        write_rows([row for rows in results.values() for row in rows], out / "gpu.json")
+        write_rows([row for rows in results.values() for row in rows], out / f"gpu_{which}.json")
     print(f"\n{where['gpu']}, torch {torch.__version__}, CUDA {torch.version.cuda}")
+    begun = {case.op for case in CASES[which](scale)}
     for goal in GOALS:
-        print(goal_line(goal, results))
-    return 1 if failures else 0
+        if goal.case.partition("-")[0] in begun:
+            print(goal_line(goal, results))
+    return failures
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("cases", choices=CASES)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--rehearse", action="store_true", help="on the CPU, at small sizes")
+    parser.add_argument("--only", default="", help="cases whose names contain this")
+    args = parser.parse_args()
+    if not args.rehearse and not torch.cuda.is_available():
+        sys.exit("benchmarks/gpu.py: no CUDA device (--rehearse runs on the CPU)")
+    scale = REHEARSAL if args.rehearse else GPU
+    return 1 if run(args.cases, scale, args.out, args.only) else 0
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@ Results are compared with the CPU's: a sanitizer that changed them would be seen
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import functools
 import sys
 from collections.abc import Iterator
 
@@ -31,15 +34,15 @@ def data(*shape: int, dtype: torch.dtype, seed: int) -> Tensor:
     return torch.randn(shape, generator=generator).to(dtype)
 
 
-def spread(x: Tensor) -> Tensor:
+def spread(device: str, x: Tensor) -> Tensor:
     """The same numbers, every other element of twice the memory."""
     wide = torch.zeros(*x.shape[:-1], 2 * x.shape[-1], dtype=x.dtype)
     wide[..., ::2] = x
-    return wide.to("cuda")[..., ::2]
+    return wide.to(device)[..., ::2]
 
 
-def packed(x: Tensor) -> Tensor:
-    return x.to("cuda")
+def packed(device: str, x: Tensor) -> Tensor:
+    return x.to(device)
 
 
 def key(device: str) -> Tensor:
@@ -118,20 +121,27 @@ def agree(ours: Tensor, theirs: Tensor) -> bool:
 
 
 def main() -> int:
-    if not torch.cuda.is_available():
-        sys.exit("benchmarks/sanitize.py: no CUDA device")
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rehearse", action="store_true", help="emulated, on the CPU")
+    rehearse = parser.parse_args().rehearse
+    if not rehearse and not torch.cuda.is_available():
+        sys.exit("benchmarks/sanitize.py: no CUDA device (--rehearse runs on the CPU)")
+    device = "cpu" if rehearse else "cuda"
+    watched = contextlib.nullcontext if rehearse else contextlib.nullcontext
     wrong = 0
-    for dtype in DTYPES:
+    for dtype in DTYPES[:1] if rehearse else DTYPES:
         for shape in SHAPES:
             # From the CPU's copies: indexing on the device would be kernels of PyTorch's.
             want = list(results(shape, dtype, "cpu", lambda x: x))
             for place in (packed, spread):
-                got = results(shape, dtype, "cuda", place)
+                with watched():
+                    got = list(results(shape, dtype, device, functools.partial(place, device)))
                 for i, (ours, theirs) in enumerate(zip(got, want, strict=True)):
                     if not agree(ours, theirs):
                         wrong += 1
                         print(f"{place.__name__} {dtype} {shape}: result {i} differs")
-    torch.cuda.synchronize()
+    if not rehearse:
+        torch.cuda.synchronize()
     print("every kernel ran; all results agree" if not wrong else f"{wrong} results differ")
     return 1 if wrong else 0
 

@@ -119,7 +119,7 @@ def make_key(
     if seed is None:
         source = generator.device if generator is not None else device
         drawn = torch.randint(-(2**63), 2**63 - 1, (2,), generator=generator, device=source)
-        drawn[1] = draw
+        drawn[1:].fill_(draw)  # not drawn[1] = draw, which waits for a GPU
         # Asking is cheaper than a call of ``to`` that does nothing.
         return drawn if device is None or drawn.device == device else drawn.to(device)
     if generator is not None:

@@ -81,7 +81,7 @@ def assert_same_training(
 ) -> None:
     """Values of each sample, and the gradients of a sum with weights that tell samples apart."""
     torch.testing.assert_close(got, want, rtol=rtol, atol=atol)
-    weights = torch.linspace(0.5, 2.0, len(want), dtype=want.dtype)
+    weights = torch.linspace(0.5, 2.0, len(want)).to(want)
     grads = [parameter_gradients((weights * values).sum(), model) for values in (got, want)]
     for ours, theirs in zip(*grads, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=rtol, atol=max(atol, rtol * scale(theirs)))

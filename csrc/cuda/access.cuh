@@ -27,9 +27,9 @@ struct Range {
 template <class Access>
 constexpr int kResidentBlocks = Access::kAtOnce > 1 && sizeof(typename Access::Real) == 4 ? 4 : 2;
 
-template <class S, int kElements = kPack<S>>
+template <class S, int kElements = kPack<S>, int kPacks = 2>
 struct Packed {
-  static constexpr int V = kElements, kAtOnce = 2;
+  static constexpr int V = kElements, kAtOnce = kPacks;
   static constexpr bool kMovesWhole = true;
   using Real = Compute<S>;
   using Raw = Pack<S, V>;
@@ -165,8 +165,8 @@ inline bool packable(const View& view, int v) {
   return view.contiguous() && aligned(view.data, size, v);
 }
 
-template <class S, int V = kPack<S>>
-Packed<S, V> packed(const View& view) {
+template <class S, int V = kPack<S>, int kPacks = 2>
+Packed<S, V, kPacks> packed(const View& view) {
   return {static_cast<S*>(view.data)};
 }
 

@@ -39,6 +39,10 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---- elementwise: out = rule(in, z) ----------------------------------------------------------
 
+// Packs of a thread. A tile of float32 is then 3 x 1024 elements: images of three channels and a
+// multiple of 1024 pixels are whole tiles, each within one sample.
+constexpr int kMapPacks = 3;
+
 template <class T>
 struct Perturbation {
   LabelledTable<2> table;
@@ -100,7 +104,7 @@ struct Extent {
 
 template <bool kEach, class Access, class Rule>
 __device__ __forceinline__ void map_tile(const NoiseKey& key, const NoiseSource& noise,
-                                         const Tiles<Access>& tile, const Access& in,
+                                         const Tile<Access>& tile, const Access& in,
                                          const Access& out, const Rule& rule,
                                          const Divider& sample_size) {
   using T = typename Access::Real;
@@ -127,9 +131,8 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks<Access>)
         const __grid_constant__ Access out, const __grid_constant__ Rule rule,
         const __grid_constant__ Extent extent) {
   const NoiseKey key = noise_key(noise);
-  for (Tiles<Access> tile(noise.origin, extent.numel); tile.inside(); tile.next()) {
-    map_tile<kEach>(key, noise, tile, in, out, rule, extent.sample_size);
-  }
+  const Tile<Access> tile(noise.origin, extent.numel);
+  map_tile<kEach>(key, noise, tile, in, out, rule, extent.sample_size);
 }
 
 template <class S, template <class> class Rule>
@@ -140,12 +143,12 @@ void map_as(const Launcher& launch, const Noise& all, const View& in, const View
   const auto run = [&](const auto& from, const auto& to) {
     using Access = std::decay_t<decltype(from)>;
     all.split([&](auto each) {
-      launch.tiles(tile_count<Access>(noise.origin, extent.numel),
-                   &map<Access, Rule<Compute<S>>, each()>, noise, from, to, rule, extent);
+      launch.blocks(tile_count<Access>(noise.origin, extent.numel),
+                    &map<Access, Rule<Compute<S>>, each()>, noise, from, to, rule, extent);
     });
   };
   if (noise.origin % V == 0 && packable(in, V) && packable(out, V)) {
-    run(packed<S>(in), packed<S>(out));
+    run(packed<S, V, kMapPacks>(in), packed<S, V, kMapPacks>(out));
   } else {
     using Any = Spread<Compute<S>>;
     run(Any::of(in), Any::of(out));
@@ -187,12 +190,14 @@ __global__ void __launch_bounds__(kThreads)
            const __grid_constant__ Access grad_output,
            const __grid_constant__ ResidualGradient<typename Access::Real> rule,
            const __grid_constant__ Extent extent, const typename Access::Real expected,
-           const int64_t share) {
+           const int64_t tiles, const int64_t share) {
   const Divider& size = extent.sample_size;
-  Tiles<Access> tile(noise.origin, extent.numel, blockIdx.x * share);
-  if (as_expected(rule, expected, size, tile.begin(), tile.end(share))) return;
+  const int64_t first = blockIdx.x * share;
+  const Tile<Access> whole(noise.origin, extent.numel, first);
+  if (as_expected(rule, expected, size, whole.begin(), whole.end(share))) return;
   const NoiseKey key = noise_key(noise);
-  for (int64_t t = 0; t < share && tile.inside(); ++t, tile.advance(1)) {
+  for (int64_t t = 0; t < share && first + t < tiles; ++t) {
+    const Tile<Access> tile(noise.origin, extent.numel, first + t);
     if (as_expected(rule, expected, size, tile.begin(), tile.end(1))) continue;
     map_tile<kEach>(key, noise, tile, output, grad_output, rule, size);
   }
@@ -207,14 +212,14 @@ void regrad_as(const Launcher& launch, const Noise& all, const View& output,
   const auto run = [&](const auto& from, const auto& to) {
     using Access = std::decay_t<decltype(from)>;
     const int64_t tiles = tile_count<Access>(noise.origin, extent.numel);
-    const int64_t share = ceil_div(tiles, launch.tiles_at_once(tiles));
+    const int64_t share = ceil_div(tiles, launch.few_blocks());
     all.split([&](auto each) {
       launch.blocks(ceil_div(tiles, share), &regrad<Access, each()>, noise, from, to, rule, extent,
-                    static_cast<Compute<S>>(expected), share);
+                    static_cast<Compute<S>>(expected), tiles, share);
     });
   };
   if (noise.origin % V == 0 && packable(output, V) && packable(grad_output, V)) {
-    run(packed<S>(output), packed<S>(grad_output));
+    run(packed<S, V, kMapPacks>(output), packed<S, V, kMapPacks>(grad_output));
   } else {
     using Any = Spread<Compute<S>>;
     run(Any::of(output), Any::of(grad_output));
@@ -226,7 +231,7 @@ void regrad_as(const Launcher& launch, const Noise& all, const View& output,
 template <class Access>
 struct ResidualSum {
   using Real = typename Access::Real;
-  static constexpr int V = Access::V, kAtOnce = Access::kAtOnce, kSums = 1;
+  static constexpr int V = Access::V, kAtOnce = kRowPacks<Access>, kSums = 1;
   using Inputs = typename Access::Raw;
   struct Row {
     ResidualRow<Real> row;

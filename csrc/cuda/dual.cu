@@ -47,25 +47,24 @@ __global__ void __launch_bounds__(kThreads)
     forward(const DualShape shape, const __grid_constant__ ForwardTensors<Access> t) {
   using T = typename Access::Real;
   constexpr int V = Access::V;
-  for (Tiles<Access> tile(0, shape.numel); tile.inside(); tile.next()) {
+  const Tile<Access> tile(0, shape.numel);
 #pragma unroll 1
-    for (int u = 0; u < Access::kAtOnce; ++u) {
-      const Range range = tile.range(u, Constant<false>());
-      if (range.empty()) continue;
-      const bool whole = Access::kMovesWhole && range.holds(V);
-      auto raw = t.h.load(range, whole);
-      T h[V], value[V], slope[V], in[V];
-      Access::unpack(raw, h);
-      if (shape.tangents > 0) raw = t.hdot.load(shape.at(0, range), whole);
-      jets<ValueAndSlope>(shape, h, value, slope);
-      t.value.store(range, whole, value);
-      for (int64_t m = 0; m < shape.tangents; ++m) {
-        Access::unpack(raw, in);
-        if (m + 1 < shape.tangents) raw = t.hdot.load(shape.at(m + 1, range), whole);
+  for (int u = 0; u < Access::kAtOnce; ++u) {
+    const Range range = tile.range(u, Constant<false>());
+    if (range.empty()) continue;
+    const bool whole = Access::kMovesWhole && range.holds(V);
+    auto raw = t.h.load(range, whole);
+    T h[V], value[V], slope[V], in[V];
+    Access::unpack(raw, h);
+    if (shape.tangents > 0) raw = t.hdot.load(shape.at(0, range), whole);
+    jets<ValueAndSlope>(shape, h, value, slope);
+    t.value.store(range, whole, value);
+    for (int64_t m = 0; m < shape.tangents; ++m) {
+      Access::unpack(raw, in);
+      if (m + 1 < shape.tangents) raw = t.hdot.load(shape.at(m + 1, range), whole);
 #pragma unroll
-        for (int j = 0; j < V; ++j) in[j] = slope[j] * in[j];
-        t.out.store(shape.at(m, range), whole, in);
-      }
+      for (int j = 0; j < V; ++j) in[j] = slope[j] * in[j];
+      t.out.store(shape.at(m, range), whole, in);
     }
   }
 }
@@ -75,40 +74,39 @@ __global__ void __launch_bounds__(kThreads)
     backward(const DualShape shape, const __grid_constant__ BackwardTensors<Access> t) {
   using T = typename Access::Real;
   constexpr int V = Access::V;
-  for (Tiles<Access> tile(0, shape.numel); tile.inside(); tile.next()) {
+  const Tile<Access> tile(0, shape.numel);
 #pragma unroll 1
-    for (int u = 0; u < Access::kAtOnce; ++u) {
-      const Range range = tile.range(u, Constant<false>());
-      if (range.empty()) continue;
-      const bool whole = Access::kMovesWhole && range.holds(V);
-      const auto raw_h = t.h.load(range, whole);
-      const auto raw_grad = t.grad_value.load(range, whole);
-      T h[V], slope[V], curvature[V], grad[V], sum[V];
-      Access::unpack(raw_h, h);
-      const bool curved = jets<SlopeAndCurvature>(shape, h, slope, curvature);
+  for (int u = 0; u < Access::kAtOnce; ++u) {
+    const Range range = tile.range(u, Constant<false>());
+    if (range.empty()) continue;
+    const bool whole = Access::kMovesWhole && range.holds(V);
+    const auto raw_h = t.h.load(range, whole);
+    const auto raw_grad = t.grad_value.load(range, whole);
+    T h[V], slope[V], curvature[V], grad[V], sum[V];
+    Access::unpack(raw_h, h);
+    const bool curved = jets<SlopeAndCurvature>(shape, h, slope, curvature);
 #pragma unroll
-      for (int j = 0; j < V; ++j) sum[j] = 0;
-      for (int64_t m = 0; m < shape.tangents; ++m) {
-        const Range at = shape.at(m, range);
-        T upstream[V];
-        Access::unpack(t.grad_out.load(at, whole), upstream);
-        if (curved) {
-          T tangent[V];
-          Access::unpack(t.hdot.load(at, whole), tangent);
+    for (int j = 0; j < V; ++j) sum[j] = 0;
+    for (int64_t m = 0; m < shape.tangents; ++m) {
+      const Range at = shape.at(m, range);
+      T upstream[V];
+      Access::unpack(t.grad_out.load(at, whole), upstream);
+      if (curved) {
+        T tangent[V];
+        Access::unpack(t.hdot.load(at, whole), tangent);
 #pragma unroll
-          for (int j = 0; j < V; ++j) sum[j] = fma(upstream[j], tangent[j], sum[j]);
-        }
-#pragma unroll
-        for (int j = 0; j < V; ++j) upstream[j] = upstream[j] * slope[j];
-        t.grad_hdot.store(at, whole, upstream);
+        for (int j = 0; j < V; ++j) sum[j] = fma(upstream[j], tangent[j], sum[j]);
       }
-      Access::unpack(raw_grad, grad);
 #pragma unroll
-      for (int j = 0; j < V; ++j) {
-        grad[j] = curved ? fma(grad[j], slope[j], curvature[j] * sum[j]) : grad[j] * slope[j];
-      }
-      t.grad_h.store(range, whole, grad);
+      for (int j = 0; j < V; ++j) upstream[j] = upstream[j] * slope[j];
+      t.grad_hdot.store(at, whole, upstream);
     }
+    Access::unpack(raw_grad, grad);
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      grad[j] = curved ? fma(grad[j], slope[j], curvature[j] * sum[j]) : grad[j] * slope[j];
+    }
+    t.grad_h.store(range, whole, grad);
   }
 }
 
@@ -128,18 +126,17 @@ __global__ void __launch_bounds__(kThreads)
     value_and_slope(const DualShape shape, const __grid_constant__ SlopeTensors<Access> t) {
   using T = typename Access::Real;
   constexpr int V = Access::V;
-  for (Tiles<Access> tile(0, shape.numel); tile.inside(); tile.next()) {
+  const Tile<Access> tile(0, shape.numel);
 #pragma unroll 1
-    for (int u = 0; u < Access::kAtOnce; ++u) {
-      const Range range = tile.range(u, Constant<false>());
-      if (range.empty()) continue;
-      const bool whole = Access::kMovesWhole && range.holds(V);
-      T h[V], value[V], slope[V];
-      Access::unpack(t.h.load(range, whole), h);
-      jets<ValueAndSlope>(shape, h, value, slope);
-      t.value.store(range, whole, value);
-      t.slope.store(range, whole, slope);
-    }
+  for (int u = 0; u < Access::kAtOnce; ++u) {
+    const Range range = tile.range(u, Constant<false>());
+    if (range.empty()) continue;
+    const bool whole = Access::kMovesWhole && range.holds(V);
+    T h[V], value[V], slope[V];
+    Access::unpack(t.h.load(range, whole), h);
+    jets<ValueAndSlope>(shape, h, value, slope);
+    t.value.store(range, whole, value);
+    t.slope.store(range, whole, slope);
   }
 }
 
@@ -149,30 +146,29 @@ __global__ void __launch_bounds__(kThreads)
                              const __grid_constant__ SlopeBackwardTensors<Access> t) {
   using T = typename Access::Real;
   constexpr int V = Access::V;
-  for (Tiles<Access> tile(0, shape.numel); tile.inside(); tile.next()) {
+  const Tile<Access> tile(0, shape.numel);
 #pragma unroll 1
-    for (int u = 0; u < Access::kAtOnce; ++u) {
-      const Range range = tile.range(u, Constant<false>());
-      if (range.empty()) continue;
-      const bool whole = Access::kMovesWhole && range.holds(V);
-      const auto raw_h = t.h.load(range, whole);
-      const auto raw_value = t.grad_value.load(range, whole);
-      T h[V], slope[V], curvature[V], grad_value[V], grad_slope[V];
-      Access::unpack(raw_h, h);
-      const bool curved = jets<SlopeAndCurvature>(shape, h, slope, curvature);
-      Access::unpack(raw_value, grad_value);
-      if (curved) {
-        Access::unpack(t.grad_slope.load(range, whole), grad_slope);
+  for (int u = 0; u < Access::kAtOnce; ++u) {
+    const Range range = tile.range(u, Constant<false>());
+    if (range.empty()) continue;
+    const bool whole = Access::kMovesWhole && range.holds(V);
+    const auto raw_h = t.h.load(range, whole);
+    const auto raw_value = t.grad_value.load(range, whole);
+    T h[V], slope[V], curvature[V], grad_value[V], grad_slope[V];
+    Access::unpack(raw_h, h);
+    const bool curved = jets<SlopeAndCurvature>(shape, h, slope, curvature);
+    Access::unpack(raw_value, grad_value);
+    if (curved) {
+      Access::unpack(t.grad_slope.load(range, whole), grad_slope);
 #pragma unroll
-        for (int j = 0; j < V; ++j) {
-          grad_value[j] = fma(grad_value[j], slope[j], curvature[j] * grad_slope[j]);
-        }
-      } else {
-#pragma unroll
-        for (int j = 0; j < V; ++j) grad_value[j] = grad_value[j] * slope[j];
+      for (int j = 0; j < V; ++j) {
+        grad_value[j] = fma(grad_value[j], slope[j], curvature[j] * grad_slope[j]);
       }
-      t.grad_h.store(range, whole, grad_value);
+    } else {
+#pragma unroll
+      for (int j = 0; j < V; ++j) grad_value[j] = grad_value[j] * slope[j];
     }
+    t.grad_h.store(range, whole, grad_value);
   }
 }
 
@@ -196,23 +192,23 @@ void run_as(const Launcher& launch, const DualArgs& args, DualPass pass) {
                            args.numel,      args.tangents, args.first_tangent};
   const auto run = [&](const auto& access) {
     using Access = decltype(access(args.h));
-    const int64_t tiles = tile_count<Access>(0, shape.numel);
+    const int64_t blocks = tile_count<Access>(0, shape.numel);
     const Access h = access(args.h), value = access(args.value);
     const Access hdot = access(args.hdot), out = access(args.out);
     const Access grad_value = access(args.grad_value), grad_out = access(args.grad_out);
     switch (pass) {
       case DualPass::kForward:
-        return launch.tiles(tiles, &forward<Access>, shape,
-                            ForwardTensors<Access>{h, hdot, value, out});
+        return launch.blocks(blocks, &forward<Access>, shape,
+                             ForwardTensors<Access>{h, hdot, value, out});
       case DualPass::kBackward:
-        return launch.tiles(tiles, &backward<Access>, shape,
-                            BackwardTensors<Access>{h, hdot, grad_value, grad_out, value, out});
+        return launch.blocks(blocks, &backward<Access>, shape,
+                             BackwardTensors<Access>{h, hdot, grad_value, grad_out, value, out});
       case DualPass::kSlope:
-        return launch.tiles(tiles, &value_and_slope<Access>, shape,
-                            SlopeTensors<Access>{h, value, out});
+        return launch.blocks(blocks, &value_and_slope<Access>, shape,
+                             SlopeTensors<Access>{h, value, out});
       case DualPass::kSlopeBackward:
-        return launch.tiles(tiles, &value_and_slope_backward<Access>, shape,
-                            SlopeBackwardTensors<Access>{h, grad_value, grad_out, value});
+        return launch.blocks(blocks, &value_and_slope_backward<Access>, shape,
+                             SlopeBackwardTensors<Access>{h, grad_value, grad_out, value});
     }
   };
   if (all_packable(args, V)) {

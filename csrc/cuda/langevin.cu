@@ -62,7 +62,7 @@ struct StepPack {
 template <bool kMasked, bool kEach, bool kNoisy, class State, class Score, class Whole, class Rows>
 __device__ __forceinline__ void step_tile(const StepArgs<typename State::Real>& args,
                                           const StepTensors<State, Score>& t, const NoiseKey& key,
-                                          const Tiles<State>& tile, Whole whole, const Rows& rows) {
+                                          const Tile<State>& tile, Whole whole, const Rows& rows) {
   using T = typename State::Real;
   constexpr int V = State::V;
   typename State::Raw x[State::kAtOnce];
@@ -99,6 +99,10 @@ __device__ __forceinline__ void step_tile(const StepArgs<typename State::Real>& 
   }
 }
 
+// Packs of a thread: half precision is bound by what is done for each, float by memory.
+template <class S>
+constexpr int kStepPacks = sizeof(S) == 2 ? 4 : 2;
+
 // Masked packs of eight do not fit the registers that four blocks would leave them.
 template <class State, bool kMasked>
 constexpr int kStepBlocks = kMasked && State::V == 8 ? 3 : kResidentBlocks<State>;
@@ -123,18 +127,17 @@ __global__ void __launch_bounds__(kThreads, kStepBlocks<State, kMasked>)
     return coefficients<T>(row, kMasked);
   };
   const OneRow<Coefficients<T>> common = {row_of(0)};
-  for (Tiles<State> tile(args.noise.origin, args.numel); tile.inside(); tile.next()) {
-    if (per_sample) {
-      tile.split_rows(args.sample_size, row_of, [&](auto whole, const auto& rows) {
-        step_tile<kMasked, kEach, true>(args, t, key, tile, whole, rows);
-      });
-    } else if (common.row.noisy) {
-      tile.split(
-          [&](auto whole) { step_tile<kMasked, kEach, true>(args, t, key, tile, whole, common); });
-    } else {
-      tile.split(
-          [&](auto whole) { step_tile<kMasked, kEach, false>(args, t, key, tile, whole, common); });
-    }
+  const Tile<State> tile(args.noise.origin, args.numel);
+  if (per_sample) {
+    tile.split_rows(args.sample_size, row_of, [&](auto whole, const auto& rows) {
+      step_tile<kMasked, kEach, true>(args, t, key, tile, whole, rows);
+    });
+  } else if (common.row.noisy) {
+    tile.split(
+        [&](auto whole) { step_tile<kMasked, kEach, true>(args, t, key, tile, whole, common); });
+  } else {
+    tile.split(
+        [&](auto whole) { step_tile<kMasked, kEach, false>(args, t, key, tile, whole, common); });
   }
 }
 
@@ -151,9 +154,9 @@ void launch_step(const Launcher& launch, const StepArgs<typename State::Real>& a
   const auto kernel = [&](auto each) {
     return masked ? &langevin<State, Score, true, each()> : &langevin<State, Score, false, each()>;
   };
-  launch.tiles(tile_count<State>(args.noise.origin, args.numel),
-               args.noise.each ? kernel(std::true_type()) : kernel(std::false_type()), args,
-               tensors);
+  launch.blocks(tile_count<State>(args.noise.origin, args.numel),
+                args.noise.each ? kernel(std::true_type()) : kernel(std::false_type()), args,
+                tensors);
 }
 
 template <class S, class R>
@@ -163,9 +166,10 @@ void run_as(const Launcher& launch, const StepArgs<Compute<S>>& args, const Step
                      packable(v.score, V) &&
                      (!v.mask || (packable(v.known, V) && aligned(v.mask, sizeof(bool), V)));
   if (whole) {
-    launch_step<Packed<S>, Packed<R, V>>(
-        launch, args,
-        {packed<S>(v.out), packed<S>(v.x), packed<S>(v.known), packed<R, V>(v.score), {v.mask}},
+    constexpr int kPacks = kStepPacks<S>;
+    const auto state = [](const View& view) { return packed<S, V, kPacks>(view); };
+    launch_step<Packed<S, V, kPacks>, Packed<R, V>>(
+        launch, args, {state(v.out), state(v.x), state(v.known), packed<R, V>(v.score), {v.mask}},
         v.mask);
   } else {
     using Any = Spread<Compute<S>>;

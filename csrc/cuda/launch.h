@@ -13,13 +13,8 @@
 
 namespace fastscore::FASTSCORE_ISA {
 
-// Threads of a block, in every kernel.
+// Threads of a block, unless a kernel says otherwise.
 constexpr int kThreads = 256;
-// Kernels that loop over tiles start at most this many blocks on each multiprocessor: several waves
-// of what it can hold, so that the last wave is short, yet few enough that the work that a thread
-// does once (reading the key and the table) is spread over many tiles.
-constexpr int64_t kBlocksPerMultiprocessor = 32;
-
 __host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Makes the tensor's device the current one, and launches on PyTorch's current stream of it.
@@ -33,23 +28,16 @@ class Launcher {
   }
 
   // One block for each of `blocks` pieces of work.
-  template <class Kernel, class... Args>
+  template <int kBlockThreads = kThreads, class Kernel, class... Args>
   void blocks(int64_t blocks, Kernel* kernel, const Args&... args) const {
     if (blocks == 0) return;
-    kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream_>>>(args...);
+    kernel<<<static_cast<unsigned>(blocks), kBlockThreads, 0, stream_>>>(args...);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
 
-  // A kernel whose blocks loop over `tiles` pieces of work.
-  template <class Kernel, class... Args>
-  void tiles(int64_t tiles, Kernel* kernel, const Args&... args) const {
-    blocks(tiles_at_once(tiles), kernel, args...);
-  }
-
-  // How many blocks share out `tiles` pieces of work.
-  int64_t tiles_at_once(int64_t tiles) const {
-    return std::min(tiles, multiprocessors() * kBlocksPerMultiprocessor);
-  }
+  // How many blocks a kernel gets whose blocks most often have nothing to do: several waves of what
+  // the device can hold, so that the last is short.
+  int64_t few_blocks() const { return 32 * multiprocessors(); }
 
  private:
   int64_t multiprocessors() const {

@@ -14,7 +14,7 @@ constexpr int kPacksTogether = Access::V == 4 ? Access::kAtOnce : 1;
 // Calls body(u, range, z) for each of this thread's packs that has elements.
 template <int kTogether, bool kEach, class Access, class Whole, class Body>
 __device__ __forceinline__ void for_each_noisy_pack(const NoiseKey& key, const NoiseSource& source,
-                                                    const Tiles<Access>& tile, Whole whole,
+                                                    const Tile<Access>& tile, Whole whole,
                                                     const Body& body) {
   constexpr int V = Access::V;
   static_assert(Access::kAtOnce % kTogether == 0);

@@ -8,34 +8,37 @@
 namespace fastscore::FASTSCORE_ISA {
 namespace {
 
+// Packs of a thread: much is done once for all of them.
+template <class S>
+constexpr int kFillPacks = sizeof(S) == 8 ? 2 : 4;
+
 template <class Access, class Distribution, bool kEach>
 __global__ void __launch_bounds__(kThreads)
     fill(const NoiseSource source, const __grid_constant__ Access out, const int64_t numel) {
   constexpr int V = Access::V;
   const NoiseKey key = noise_key(source);
-  for (Tiles<Access> tile(source.origin, numel); tile.inside(); tile.next()) {
-    tile.split([&](auto whole) {
+  const Tile<Access> tile(source.origin, numel);
+  tile.split([&](auto whole) {
 #pragma unroll
-      for (int u = 0; u < Access::kAtOnce; ++u) {
-        const Range range = tile.range(u, whole);
-        if (kEach && range.empty()) continue;
-        float z[V];
-        draw<Distribution, kEach>(source, key, range, z);
-        typename Access::Real values[V];
+    for (int u = 0; u < Access::kAtOnce; ++u) {
+      const Range range = tile.range(u, whole);
+      if (kEach && range.empty()) continue;
+      float z[V];
+      draw<Distribution, kEach>(source, key, range, z);
+      typename Access::Real values[V];
 #pragma unroll
-        for (int j = 0; j < V; ++j) values[j] = z[j];
-        out.store(range, whole, values);
-      }
-    });
-  }
+      for (int j = 0; j < V; ++j) values[j] = z[j];
+      out.store(range, whole, values);
+    }
+  });
 }
 
 template <class Distribution, class Access>
 void run(const Launcher& launch, const Noise& noise, const Access& out, int64_t numel) {
   const NoiseSource& source = noise.source;
   noise.split([&](auto each) {
-    launch.tiles(tile_count<Access>(source.origin, numel), &fill<Access, Distribution, each()>,
-                 source, out, numel);
+    launch.blocks(tile_count<Access>(source.origin, numel), &fill<Access, Distribution, each()>,
+                  source, out, numel);
   });
 }
 
@@ -43,7 +46,7 @@ template <class S, class Distribution>
 void run_as(const Launcher& launch, const Noise& noise, const View& out, int64_t numel) {
   constexpr int V = kPack<S>;
   if (packable(out, V) && noise.source.origin % V == 0) {
-    run<Distribution>(launch, noise, packed<S>(out), numel);
+    run<Distribution>(launch, noise, packed<S, V, kFillPacks<S>>(out), numel);
   } else {
     run<Distribution>(launch, noise, Spread<Compute<S>>::of(out), numel);
   }

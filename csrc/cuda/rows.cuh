@@ -28,10 +28,42 @@ struct RowShape {
   uint32_t segments;  // of a long row
 };
 
-// A thread's share of a segment.
-constexpr int kPacksPerThread = 4;
+// The threads that share a segment, and the packs that each has of it.
+constexpr int kRowThreads = 128, kPacksPerThread = 8;
 template <int V>
-constexpr int64_t kSegmentElements = int64_t{kThreads} * V * kPacksPerThread;
+constexpr int64_t kSegmentElements = int64_t{kRowThreads} * V * kPacksPerThread;
+
+// Blocks that a multiprocessor is to hold at least, and packs that a thread has in flight where
+// packs move whole.
+template <class Op>
+constexpr int kRowBlocks = Op::kAtOnce > 1 && sizeof(typename Op::Real) == 4 ? 8 : 4;
+template <class Access>
+constexpr int kRowPacks = Access::kMovesWhole ? 3 : 1;
+
+// All sums of a row, which are reduced at once.
+template <int kSums>
+struct Totals {
+  double of[kSums];
+};
+
+struct AddTotals {
+  template <int kSums>
+  __device__ __forceinline__ Totals<kSums> operator()(const Totals<kSums>& a,
+                                                      const Totals<kSums>& b) const {
+    Totals<kSums> sum;
+#pragma unroll
+    for (int k = 0; k < kSums; ++k) sum.of[k] = a.of[k] + b.of[k];
+    return sum;
+  }
+};
+
+template <int kSums, class Real>
+__device__ __forceinline__ Totals<kSums> totals_of(const Real (&sums)[kSums]) {
+  Totals<kSums> totals;
+#pragma unroll
+  for (int k = 0; k < kSums; ++k) totals.of[k] = static_cast<double>(sums[k]);
+  return totals;
+}
 
 // The packs of elements [begin, end) of one tensor, cut at multiples of V in the flat index.
 template <int V>
@@ -74,25 +106,21 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks<Op>)
         op.add(shared, job, op.load(job, range, whole), range, whole, sums);
       }
     }
-    double totals[Op::kSums];
-#pragma unroll
-    for (int k = 0; k < Op::kSums; ++k) {
-      totals[k] = sums[k];
-      if constexpr (kLanes > 1) {
-        using Reduce = cub::WarpReduce<double, kLanes>;
-        __shared__ typename Reduce::TempStorage storage[kThreads / kLanes];
-        totals[k] = Reduce(storage[threadIdx.x / kLanes]).Sum(totals[k]);
-        __syncwarp();
-      }
+    Totals<Op::kSums> totals = totals_of(sums);
+    if constexpr (kLanes > 1) {
+      using Reduce = cub::WarpReduce<Totals<Op::kSums>, kLanes>;
+      __shared__ typename Reduce::TempStorage storage[kThreads / kLanes];
+      totals = Reduce(storage[threadIdx.x / kLanes]).Reduce(totals, AddTotals());
+      __syncwarp();
     }
-    if (exists && lane == 0) op.finish(row, job, totals);
+    if (exists && lane == 0) op.finish(row, job, totals.of);
   }
 }
 
 // ---- long rows -------------------------------------------------------------------------------
 
-// Adds kPacks of a thread's packs, the first of them number `first`, each kThreads packs behind the
-// one before: all loads come first. kWhole: all packs exist and are whole.
+// Adds kPacks of a thread's packs, the first of them number `first`, each kRowThreads packs behind
+// the one before: all loads come first. kWhole: all packs exist and are whole.
 template <int kPacks, bool kWhole, class Op, class Row, class Sums>
 __device__ __forceinline__ void add_packs(const Op& op, const Row& shared, int64_t job,
                                           const PackRun<Op::V>& run, int first, Sums& sums) {
@@ -101,7 +129,8 @@ __device__ __forceinline__ void add_packs(const Op& op, const Row& shared, int64
   typename Op::Inputs inputs[kPacks];
 #pragma unroll
   for (int u = 0; u < kPacks; ++u) {
-    range[u] = kWhole ? run.whole_range(first + u * kThreads) : run.range(first + u * kThreads);
+    range[u] =
+        kWhole ? run.whole_range(first + u * kRowThreads) : run.range(first + u * kRowThreads);
     whole[u] = kWhole || range[u].holds(Op::V);
     inputs[u] = op.load(job, range[u], whole[u]);
   }
@@ -114,11 +143,11 @@ __device__ __forceinline__ void add_packs(const Op& op, const Row& shared, int64
 // One block for each segment of each row. With several segments, their sums go to `partial`, laid
 // out as rows x jobs x sums x segments.
 template <class Op>
-__global__ void __launch_bounds__(kThreads, kResidentBlocks<Op>)
+__global__ void __launch_bounds__(kRowThreads, kRowBlocks<Op>)
     sum_segments(const __grid_constant__ Op op, const RowShape shape, double* partial) {
   using Real = typename Op::Real;
   constexpr int V = Op::V;
-  using Reduce = cub::BlockReduce<double, kThreads>;
+  using Reduce = cub::BlockReduce<Totals<Op::kSums>, kRowThreads>;
   __shared__ typename Reduce::TempStorage storage;
   const int64_t row = blockIdx.x / shape.segments;
   const int64_t segment = blockIdx.x % shape.segments;
@@ -129,8 +158,8 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks<Op>)
   const int64_t limit = run.first + kSegmentElements<V>;
   if (limit < run.end) run.end = limit;
   // The packs that the block takes at once make a round. How many there are, and how many whole.
-  const int rounds = ceil_div(run.end - run.first, kThreads * V);
-  const int whole = run.first < run.begin ? 0 : (run.end - run.first) / (kThreads * V);
+  const int rounds = ceil_div(run.end - run.first, kRowThreads * V);
+  const int whole = run.first < run.begin ? 0 : (run.end - run.first) / (kRowThreads * V);
 
 #pragma unroll 1
   for (int64_t job = 0; job < op.jobs(); ++job) {
@@ -139,25 +168,29 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks<Op>)
     int round = 0;
 #pragma unroll 1
     for (; round + Op::kAtOnce <= whole; round += Op::kAtOnce) {
-      add_packs<Op::kAtOnce, true>(op, shared, job, run, round * kThreads + threadIdx.x, sums);
+      add_packs<Op::kAtOnce, true>(op, shared, job, run, round * kRowThreads + threadIdx.x, sums);
+    }
+    if constexpr (Op::kAtOnce > 1) {
+#pragma unroll 1
+      for (; round < whole; ++round) {
+        add_packs<1, true>(op, shared, job, run, round * kRowThreads + threadIdx.x, sums);
+      }
     }
 #pragma unroll 1
     for (; round < rounds; ++round) {
-      add_packs<1, false>(op, shared, job, run, round * kThreads + threadIdx.x, sums);
+      add_packs<1, false>(op, shared, job, run, round * kRowThreads + threadIdx.x, sums);
     }
-    double totals[Op::kSums];
-#pragma unroll
-    for (int k = 0; k < Op::kSums; ++k) {
-      totals[k] = Reduce(storage).Sum(static_cast<double>(sums[k]));
-      __syncthreads();
-    }
+    if (job > 0) __syncthreads();  // The storage is used again.
+    const Totals<Op::kSums> totals = Reduce(storage).Reduce(totals_of(sums), AddTotals());
     if (threadIdx.x != 0) continue;
     if (shape.segments == 1) {
-      op.finish(row, job, totals);
+      op.finish(row, job, totals.of);
     } else {
       const int64_t set = (row * op.jobs() + job) * Op::kSums;
 #pragma unroll
-      for (int k = 0; k < Op::kSums; ++k) partial[(set + k) * shape.segments + segment] = totals[k];
+      for (int k = 0; k < Op::kSums; ++k) {
+        partial[(set + k) * shape.segments + segment] = totals.of[k];
+      }
     }
   }
 }
@@ -166,22 +199,20 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks<Op>)
 template <class Op>
 __global__ void __launch_bounds__(kThreads, kResidentBlocks<Op>)
     add_segments(const __grid_constant__ Op op, const RowShape shape, const double* partial) {
-  using Reduce = cub::WarpReduce<double>;
+  using Reduce = cub::WarpReduce<Totals<Op::kSums>>;
   __shared__ typename Reduce::TempStorage storage[kThreads / 32];
   const int64_t set = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / 32;
   const int lane = threadIdx.x % 32;
   if (set >= shape.rows * op.jobs()) return;  // The same for the whole warp.
-  double totals[Op::kSums];
+  Totals<Op::kSums> totals = {};
 #pragma unroll
   for (int k = 0; k < Op::kSums; ++k) {
-    double sum = 0;
     for (int64_t s = lane; s < shape.segments; s += 32) {
-      sum += partial[(set * Op::kSums + k) * shape.segments + s];
+      totals.of[k] += partial[(set * Op::kSums + k) * shape.segments + s];
     }
-    totals[k] = Reduce(storage[threadIdx.x / 32]).Sum(sum);
-    __syncwarp();
   }
-  if (lane == 0) op.finish(set / op.jobs(), set % op.jobs(), totals);
+  totals = Reduce(storage[threadIdx.x / 32]).Reduce(totals, AddTotals());
+  if (lane == 0) op.finish(set / op.jobs(), set % op.jobs(), totals.of);
 }
 
 // ---- choosing --------------------------------------------------------------------------------
@@ -201,13 +232,14 @@ void sum_rows(const Launcher& launch, const Op& op, RowShape shape, const Tensor
   const int64_t slack = shape.size % V == 0 ? 0 : V - 1;  // A row may begin within a pack.
   shape.segments = static_cast<uint32_t>(ceil_div(shape.size + slack, kSegmentElements<V>));
   if (shape.segments == 1) {
-    launch.blocks(shape.rows, &sum_segments<Op>, op, shape, static_cast<double*>(nullptr));
+    launch.blocks<kRowThreads>(shape.rows, &sum_segments<Op>, op, shape,
+                               static_cast<double*>(nullptr));
     return;
   }
   const int64_t sets = shape.rows * op.jobs();
   Tensor partial = new_tensor({sets * Op::kSums * shape.segments}, ScalarType::Double, like);
   double* sums = partial.mutable_data_ptr<double>();
-  launch.blocks(shape.rows * shape.segments, &sum_segments<Op>, op, shape, sums);
+  launch.blocks<kRowThreads>(shape.rows * shape.segments, &sum_segments<Op>, op, shape, sums);
   launch.blocks(ceil_div(sets * 32, kThreads), &add_segments<Op>, op, shape,
                 static_cast<const double*>(sums));
 }

@@ -159,30 +159,33 @@ bool stack_packable(const View& stack, int64_t count, int64_t numel, int v) {
   return packable(stack, v) && (count == 1 || numel % v == 0);
 }
 
+// Packs of a thread of the elementwise kernels: much is done once for all of them.
+template <class S>
+constexpr int kSlicedPacks = sizeof(S) == 8 ? 2 : 4;
+
 // ---- project_ --------------------------------------------------------------------------------
 
 template <class Access, bool kEach>
 __global__ void __launch_bounds__(kThreads, 2)
     project(const __grid_constant__ Projections p, const __grid_constant__ Access out) {
   constexpr int V = Access::V;
-  for (Tiles<Access> tile(p.noise.origin, p.numel); tile.inside(); tile.next()) {
-    tile.split([&](auto whole) {
+  const Tile<Access> tile(p.noise.origin, p.numel);
+  tile.split([&](auto whole) {
 #pragma unroll 1
-      for (int64_t m = 0; m < p.count; ++m) {
+    for (int64_t m = 0; m < p.count; ++m) {
 #pragma unroll
-        for (int u = 0; u < Access::kAtOnce; ++u) {
-          const Range range = tile.range(u, whole);
-          if (range.empty()) continue;
-          float v[V];
-          p.draw<kEach>(m, range, v);
-          typename Access::Real values[V];
+      for (int u = 0; u < Access::kAtOnce; ++u) {
+        const Range range = tile.range(u, whole);
+        if (range.empty()) continue;
+        float v[V];
+        p.draw<kEach>(m, range, v);
+        typename Access::Real values[V];
 #pragma unroll
-          for (int j = 0; j < V; ++j) values[j] = v[j];
-          out.store(p.at(m, range), whole, values);
-        }
+        for (int j = 0; j < V; ++j) values[j] = v[j];
+        out.store(p.at(m, range), whole, values);
       }
-    });
-  }
+    }
+  });
 }
 
 template <class S>
@@ -192,12 +195,12 @@ void project_as(const Launcher& launch, const ProjectionSetup& setup, const View
   const auto run = [&](const auto& access) {
     using Access = std::decay_t<decltype(access)>;
     setup.noise.split([&](auto each) {
-      launch.tiles(tile_count<Access>(p.noise.origin, p.numel), &project<Access, each()>, p,
-                   access);
+      launch.blocks(tile_count<Access>(p.noise.origin, p.numel), &project<Access, each()>, p,
+                    access);
     });
   };
   if (p.noise.origin % V == 0 && stack_packable(out, p.count, p.numel, V)) {
-    run(packed<S>(out));
+    run(packed<S, V, kSlicedPacks<S>>(out));
   } else {
     run(Spread<Compute<S>>::of(out));
   }
@@ -208,7 +211,7 @@ void project_as(const Launcher& launch, const ProjectionSetup& setup, const View
 template <class Access>
 struct SlicedSums {
   using Real = typename Access::Real;
-  static constexpr int V = Access::V, kAtOnce = Access::kAtOnce, kSums = 3;  // v'Jv, v's, |s|^2
+  static constexpr int V = Access::V, kAtOnce = kRowPacks<Access>, kSums = 3;  // v'Jv, v's, |s|^2
   struct Inputs {
     typename Access::Raw score, jvp;
   };
@@ -356,25 +359,24 @@ __global__ void __launch_bounds__(kThreads, 2)
   using T = typename Access::Real;
   constexpr int V = Access::V;
   const bool has_score = grads.half_s2.data != nullptr;
-  for (Tiles<Access> tile(p.noise.origin, p.numel); tile.inside(); tile.next()) {
-    tile.split([&](auto whole) {
-      typename Access::Raw raw[Access::kAtOnce] = {};
-      if (has_score) tile.load(t.score, whole, raw);
+  const Tile<Access> tile(p.noise.origin, p.numel);
+  tile.split([&](auto whole) {
+    typename Access::Raw raw[Access::kAtOnce] = {};
+    if (has_score) tile.load(t.score, whole, raw);
 #pragma unroll
-      for (int u = 0; u < Access::kAtOnce; ++u) {
-        const Range range = tile.range(u, whole);
-        if (range.empty()) continue;
-        T sum[V];
-        Access::unpack(raw[u], sum);
-        if (has_score) {
-          for_each_sample<V>(
-              p.sample_size, range, [&](int64_t sample) { return grads.half_s2.at(0, sample); },
-              [&](int j, T g) { sum[j] = g * sum[j]; });
-        }
-        backward_pack<kEach>(p, grads, t, range, whole, sum);
+    for (int u = 0; u < Access::kAtOnce; ++u) {
+      const Range range = tile.range(u, whole);
+      if (range.empty()) continue;
+      T sum[V];
+      Access::unpack(raw[u], sum);
+      if (has_score) {
+        for_each_sample<V>(
+            p.sample_size, range, [&](int64_t sample) { return grads.half_s2.at(0, sample); },
+            [&](int j, T g) { sum[j] = g * sum[j]; });
       }
-    });
-  }
+      backward_pack<kEach>(p, grads, t, range, whole, sum);
+    }
+  });
 }
 
 template <class S>
@@ -390,13 +392,14 @@ void backward_as(const Launcher& launch, const ProjectionSetup& setup, const Vie
   const auto run = [&](const auto& s, const auto& gs, const auto& gj) {
     using Access = std::decay_t<decltype(s)>;
     setup.noise.split([&](auto each) {
-      launch.tiles(tile_count<Access>(p.noise.origin, p.numel), &terms_backward<Access, each()>, p,
-                   grads, BackwardTensors<Access>{s, gs, gj});
+      launch.blocks(tile_count<Access>(p.noise.origin, p.numel), &terms_backward<Access, each()>, p,
+                    grads, BackwardTensors<Access>{s, gs, gj});
     });
   };
   if (p.noise.origin % V == 0 && packable(score, V) && packable(grad_score, V) &&
       stack_packable(grad_jvp, p.count, p.numel, V)) {
-    run(packed<S>(score), packed<S>(grad_score), packed<S>(grad_jvp));
+    const auto access = [](const View& view) { return packed<S, V, kSlicedPacks<S>>(view); };
+    run(access(score), access(grad_score), access(grad_jvp));
   } else {
     using Any = Spread<T>;
     run(Any::of(score), Any::of(grad_score), Any::of(grad_jvp));

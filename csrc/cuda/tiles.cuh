@@ -70,22 +70,16 @@ struct RowPerSample {
   }
 };
 
-// The tiles of one block, by default in a grid that loops over all.
+// Tile `number` of a tensor; by default the block's own, of which each has one.
 template <class Access>
-class Tiles {
+class Tile {
  public:
   static constexpr int V = Access::V;
 
-  __device__ __forceinline__ Tiles(int64_t origin, int64_t numel)
-      : Tiles(origin, numel, blockIdx.x) {}
-  __device__ __forceinline__ Tiles(int64_t origin, int64_t numel, int64_t first_tile)
-      : numel_(numel), begin_(first_tile * kTileElements<Access> - origin % V) {}
-
-  __device__ __forceinline__ bool inside() const { return begin_ < numel_; }
-  __device__ __forceinline__ void next() { advance(gridDim.x); }
-  __device__ __forceinline__ void advance(int64_t tiles) {
-    begin_ += tiles * kTileElements<Access>;
-  }
+  __device__ __forceinline__ Tile(int64_t origin, int64_t numel)
+      : Tile(origin, numel, blockIdx.x) {}
+  __device__ __forceinline__ Tile(int64_t origin, int64_t numel, int64_t number)
+      : numel_(numel), begin_(number * kTileElements<Access> - origin % V) {}
 
   // Elements [begin, end) are those of this tile and the `count` - 1 behind it.
   __device__ __forceinline__ int64_t begin() const { return begin_ < 0 ? 0 : begin_; }

@@ -11,7 +11,7 @@ from torch import Tensor
 from fastscore._support.checks import fail, fail_type
 from fastscore._support.warn import warn_caller
 
-WARM_UP_CALLS = 3
+WARM_UP_CALLS = 1  # besides the one that looks for what can't be captured
 FEWEST_STEPS = 64  # with fewer steps than this, "auto" finds a capture not worth its time
 
 
@@ -31,7 +31,7 @@ def wants_graph(fn: str, cuda_graph: bool | str, device: torch.device, steps: in
 def capture(
     fn: str, body: Callable[[], None], state: Sequence[Tensor], wanted: bool
 ) -> torch.cuda.CUDAGraph | None:
-    """Capture ``body`` as a CUDA graph, leaving the ``state`` that it changes as it was.
+    """Capture ``body`` as a CUDA graph, leaving the ``state`` that it works on as it was.
 
     Returns None when no graph is ``wanted``, and also, with one warning, when ``body`` can't be
     captured. An exception that ``body`` raises outside a capture is not caught.

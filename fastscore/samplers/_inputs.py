@@ -162,7 +162,7 @@ class Noise(NamedTuple):
     def initial(self) -> Tensor:
         """The key of what is drawn before the first step, wherever the run starts: draw 0."""
         key = self.key.clone()
-        key[..., 1] = 0
+        key[..., 1].zero_()  # not an assignment, which waits for a GPU
         return key
 
     def normal(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:

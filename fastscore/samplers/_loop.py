@@ -76,18 +76,11 @@ class Chain:
         if self.key.device.type == "cpu" and self.key.dim() == 1:
             self.host_key = memoryview(cast(Any, self.key.numpy()))
 
-    def set_level(self, level: int) -> None:
-        """Fill ``sigma`` and ``labels`` with the level that the host knows."""
+    def set_level_of(self, step: int) -> None:
+        """Fill ``sigma`` and ``labels`` with the level of a step; the host knows both."""
+        level = min(step // self.steps_per_level, len(self.levels) - 1)
         self.labels.fill_(level)
         self.sigma.fill_(self.levels[level])
-        self.arguments = condition(self.conditioning, self.sigma, self.labels)
-
-    def set_level_of_draw(self) -> None:
-        """Fill them for the current step, whose number stays on the device."""
-        step = self.draw.flatten()[:1]
-        level = (step // self.steps_per_level).clamp_(max=self.sigmas.shape[0] - 1)
-        self.labels.copy_(level)
-        self.sigma.copy_(self.sigmas.index_select(0, level))
         self.arguments = condition(self.conditioning, self.sigma, self.labels)
 
     def score(self) -> Tensor:
@@ -104,8 +97,8 @@ class Chain:
         """The model's output, looked at closely the first time; later the kernel's checks do.
 
         What it gets is lent, anew each time. Memory that is lent moves when it is written to, where
-        a CUDA graph would not find it: there the model gets copies, but of the state only if it
-        writes to that.
+        a CUDA graph would not find it: there the model gets the memory itself, or copies if it is
+        one that writes to what it gets.
         """
         x = self.x if self.model_dtype is None else self.x.to(self.model_dtype)
         if self.batches is not None:
@@ -113,17 +106,17 @@ class Chain:
         named = lent(self.model_kwargs) if self.model_kwargs else {}
         if self.checked and not self.static:
             return self.model(lend_own(x), *map(lend_own, self.arguments), **named)
+        handed = (x, *self.arguments)
         if self.checked:
-            x = x.clone() if self.writes else x
-            return self.model(x, *map(torch.clone, self.arguments), **named)
+            return self.model(*(map(torch.clone, handed) if self.writes else handed), **named)
         self.checked = True
-        handed, arguments = lend_own(x), map(torch.clone, self.arguments)
+        handed = tuple(map(lend_own, handed))
         try:
-            output = self.model(handed, *arguments, **named)
+            output = self.model(*handed, **named)
         except Exception as error:
             self.explain(error)
             raise
-        self.writes = not is_untouched(handed)
+        self.writes = not all(map(is_untouched, handed))
         return check_output(self.fn, output, x)
 
     def call_in_batches(self, batches: Batches, x: Tensor) -> Tensor:
@@ -159,9 +152,9 @@ class Chain:
         else:
             self.host_key[1] += 1  # a tenth of the time that an op on one number takes
 
-    def set_level_and_step(self) -> None:
-        """One step that serves every level: the work that a CUDA graph replays."""
-        self.set_level_of_draw()
+    def captured_step(self) -> None:
+        """The work that a CUDA graph replays: what the model is told is made of ``sigma`` anew."""
+        self.arguments = condition(self.conditioning, self.sigma, self.labels)
         self.step()
 
 
@@ -197,14 +190,16 @@ def run(
             # casts nothing itself, keeps them from one model call to the next.
             stack.enter_context(torch.autocast(chain.x.device.type, enabled=False))
         advance = stack.enter_context(_progress_bar(chain.fn, progress, start_step, steps))
-        graph = capture(chain.fn, chain.set_level_and_step, (chain.x, chain.key), use_graph)
+        chain.set_level_of(start_step)
+        state = (chain.x, chain.key, chain.sigma, chain.labels)
+        graph = capture(chain.fn, chain.captured_step, state, use_graph)
 
         for step in range(start_step, steps):
+            if step > start_step and step % chain.steps_per_level == 0:
+                chain.set_level_of(step)
             if graph is not None:
                 graph.replay()
             else:
-                if step == start_step or step % chain.steps_per_level == 0:
-                    chain.set_level(min(step // chain.steps_per_level, len(chain.levels) - 1))
                 chain.step()
             done = step + 1
             if recorded < len(record) and done == record[recorded]:

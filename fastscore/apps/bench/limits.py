@@ -25,11 +25,16 @@ UNIFORM = PHILOX_BLOCK / 4 + 1
 SIGN = PHILOX_BLOCK / 128
 
 
+def numbers(like: Tensor) -> Tensor:
+    """Random ones: a GPU may move zeros faster."""
+    return torch.rand_like(like)
+
+
 def triad(like: Tensor) -> Candidate:
     """a = b + s c: reads two arrays, writes a third (STREAM, McCalpin 1995)."""
 
     def make() -> Side:
-        a, b, c = (torch.zeros_like(like) for _ in range(3))
+        a, b, c = (numbers(like) for _ in range(3))
         return Side(lambda: torch.add(b, c, alpha=0.5, out=a), bytes=3 * b.nbytes)
 
     return limit("triad", make)
@@ -39,7 +44,7 @@ def axpy(like: Tensor) -> Candidate:
     """a += s b: reads two arrays and writes one of them, as an update in place does."""
 
     def make() -> Side:
-        a, b = torch.zeros_like(like), torch.zeros_like(like)
+        a, b = numbers(like), numbers(like)
         return Side(lambda: a.add_(b, alpha=0.5), bytes=3 * a.nbytes)
 
     return limit("axpy", make)
@@ -49,7 +54,7 @@ def copy(like: Tensor) -> Candidate:
     """a = b: reads one array, writes another."""
 
     def make() -> Side:
-        a, b = torch.zeros_like(like), torch.zeros_like(like)
+        a, b = numbers(like), numbers(like)
         return Side(lambda: a.copy_(b), bytes=2 * a.nbytes)
 
     return limit("copy", make)
@@ -59,7 +64,7 @@ def clone(like: Tensor) -> Candidate:
     """Reads one array, writes a new one, whose pages the system may have to map and clear."""
 
     def make() -> Side:
-        a = torch.zeros_like(like)
+        a = numbers(like)
         return Side(lambda: a.clone(), bytes=2 * a.nbytes)
 
     return limit("clone", make)
@@ -69,7 +74,7 @@ def fill(like: Tensor) -> Candidate:
     """a = 1: writes one array."""
 
     def make() -> Side:
-        a = torch.zeros_like(like)
+        a = numbers(like)
         return Side(lambda: a.fill_(1.0), bytes=a.nbytes)
 
     return limit("fill", make)
@@ -79,7 +84,7 @@ def read(*like: Tensor) -> Candidate:
     """max a: reads arrays. Of PyTorch's reductions the fastest."""
 
     def make() -> Side:
-        arrays = [torch.zeros_like(x) for x in like]
+        arrays = [numbers(x) for x in like]
         return Side(lambda: [a.amax() for a in arrays], bytes=sum(a.nbytes for a in arrays))
 
     return limit("read", make)

@@ -1,0 +1,41 @@
+"""Each of the main kernels twice at its benchmark's size, for a profiler to watch.
+
+ncu --kernel-name-base demangled --kernel-name regex:fastscore python benchmarks/profiled.py
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from fastscore import ops, random
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rehearse", action="store_true", help="on the CPU, at small sizes")
+    small = parser.parse_args().rehearse
+    device, elements = ("cpu", 2**12) if small else ("cuda", 2**28)
+    images = (8, 192) if small else (16_384, 3072)
+    key = random.key(0, device=device)
+    rows = torch.tensor([[1.0, 0.01, 0.1, 0.0]], dtype=torch.float64, device=device)
+    noise = torch.tensor([[1.0, 0.5]], dtype=torch.float64, device=device)
+    levels = torch.tensor([[0.5, 1.0, 1.0]], dtype=torch.float64, device=device)
+    x, s = (torch.randn(elements, device=device) for _ in range(2))
+    y, jvp = torch.randn(images, device=device), torch.randn(1, *images, device=device)
+    labels = torch.zeros(images[0], dtype=torch.int64, device=device)
+    for _ in range(2):
+        ops.langevin_step_(x, s, rows, key)
+        ops.normal_(s, key)
+        ops.perturb(y, noise, key)
+        ops.dsm_residual(y, levels, labels, key)
+        torch.ops.fastscore.dsm_residual_with_grad(y, levels, labels, key, 0, 0.5)
+        for distribution in ("rademacher", "gaussian"):
+            ops.sliced_terms(y, jvp, key, distribution=distribution)
+        ops.dual(y, jvp, "silu")
+        ops.dual_slope(y, "gelu")
+
+
+if __name__ == "__main__":
+    main()
