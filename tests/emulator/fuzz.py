@@ -98,9 +98,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--case", type=int, help="the number of one call, to make it alone")
     parser.add_argument("--arch", help="whose PTX: 80, 90 (default), 100 or 120")
     parser.add_argument("--library", type=Path, help="of kernels, built already")
-    parser.add_argument(
-        "--enough", type=int, default=ENOUGH, help=f"failures of a family ({ENOUGH})"
-    )
+    parser.add_argument("--enough", type=int, default=ENOUGH, help="failures of a family (3)")
     chosen = parser.parse_args()
     if chosen.case is not None and (chosen.seed is None or len(chosen.family or ()) != 1):
         parser.error("--case goes with --seed and one --family")

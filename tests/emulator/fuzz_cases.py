@@ -55,6 +55,11 @@ def numbered(draw: Draw, shape: Shape) -> tuple[dict[str, Any], bool]:
     return {"key": n.key, "sample_offset": n.sample_offset, "samples": n.samples}, n.promised
 
 
+def shape_of_rows(draw: Draw, most: int = MOST) -> Shape:
+    """Of what is summed."""
+    return draw.long_row() if draw.chance(0.004) else draw.shape(most)
+
+
 def sum_rule(dtype: torch.dtype, shape: Shape, factor: float = 1.0) -> Within:
     tolerance = factor * (1e-12 if dtype == torch.float64 else 3e-6)
     return Within(tolerance, max(1.0, per_sample(shape)) ** 0.5, rows=True)
@@ -94,7 +99,7 @@ def langevin(draw: Draw, op: str) -> Case:
     numbers, promised = numbered(draw, shape)
     x = draw.values(shape, dtype)
     x = draw.laid(x) if op.endswith("_") else draw.given(x)
-    args = {"x": x, "score": draw.given(draw.values(shape, scores)), "known": None, "mask": None}
+    args: dict[str, Any] = {"x": x, "score": draw.given(draw.values(shape, scores))}
     if scores == dtype and draw.chance(0.1):
         args["score"] = x
     if draw.chance(0.5):
@@ -148,7 +153,7 @@ def made_in_advance(case: Case) -> Tensor:
     args, lost = dict(case.args), case.lost
     if lost is not None:
         args["labels"] = args["labels"].where(~lost, 0)
-    _, grad = torch.ops.fastscore.dsm_residual_with_grad(**args)
+    grad: Tensor = torch.ops.fastscore.dsm_residual_with_grad(**args)[1]
     if lost is not None:
         grad[lost] = torch.nan
     return grad
@@ -157,7 +162,7 @@ def made_in_advance(case: Case) -> Tensor:
 def dsm(draw: Draw, op: str) -> Case:
     if op == "perturb":
         return perturb(draw)
-    shape, dtype, levels = draw.shape(), draw.dtype(), draw.choice((1, 2, 7, 1000))
+    shape, dtype, levels = shape_of_rows(draw), draw.dtype(), draw.choice((1, 2, 7, 1000))
     numbers, promised = numbered(draw, shape)
     labels, lost = labels_for(draw, shape[0], levels)
     output = draw.given(draw.values(shape, dtype))
@@ -194,7 +199,7 @@ def upstream_terms(draw: Draw, count: int, batch: int, dtype: torch.dtype) -> Te
 
 def sliced(draw: Draw, op: str) -> Case:
     count, dtype, distribution = draw.choice((1, 1, 2, 3, 5)), draw.dtype(), draw.below(3)
-    shape = draw.shape(MOST // count)
+    shape = shape_of_rows(draw, MOST // count)
     numbers, promised = numbered(draw, shape)
     args = {"distribution": distribution, **numbers}
     case = Case(op, args, (BYTES,), promised, sphere=distribution == 2)

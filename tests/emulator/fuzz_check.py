@@ -15,15 +15,12 @@ from emulator.fuzz_cases import Case, Rule, Within
 from emulator.fuzz_draw import Draw
 
 # Which dimension of an argument, or of a result, is the batch's, in the ops that sum rows.
-BATCH = {
-    "output": 0, "score": 0, "labels": 0, "samples": 0, "jvp": 1,
-}  # fmt: skip
+BATCH = {"output": 0, "score": 0, "labels": 0, "samples": 0, "jvp": 1}
 RESULTS_BATCH = {
     "dsm_residual": (0,),
     "dsm_residual_with_grad": (0, 0),
     "sliced_terms": (1, 1, 1, 0),
 }
-LAST = -1  # of the results of an op the last one, of the same name in Python
 
 WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 MOST_SHOWN = 3
@@ -142,8 +139,8 @@ def compare_within(what: str, got: Tensor, want: Tensor, rule: Within) -> None:
         raise Mismatch(f"{what}: {told(got)} for {told(want)}")
     finite = want[want.isfinite()].abs()
     scale = max(rule.scale, float(finite.max()) if finite.numel() and rule.rows else 0.0)
-    allowed = {"rtol": 10 * rule.relative, "atol": rule.relative * scale, "equal_nan": True}
-    differ = ~torch.isclose(got, want, **allowed)
+    relative, absolute = 10 * rule.relative, rule.relative * scale
+    differ = ~torch.isclose(got, want, relative, absolute, equal_nan=True)
     if differ.any():
         raise Mismatch(f"{what}: more than rounding in {shown(differ, got, want)}")
 
@@ -184,11 +181,8 @@ def check_rows(case: Case, draw: Draw, whole: tuple[Tensor, ...]) -> None:
     if batch > 1:
         first = draw.below(batch)
         last = draw.below(min(batch, first + 9) + 1, first + 1)
-        variants[f"of samples {first} to {last - 1} alone"] = (
-            parts_of(case, first, last),
-            first,
-            last,
-        )
+        part = parts_of(case, first, last)
+        variants[f"of samples {first} to {last - 1} alone"] = (part, first, last)
     for how, (variant, first, last) in variants.items():
         args = dict(variant.args)
         for name in ("output", "score", "jvp"):
@@ -198,9 +192,9 @@ def check_rows(case: Case, draw: Draw, whole: tuple[Tensor, ...]) -> None:
             got = results(case.op, args, emulated=True)
         for n, (rule, one, dim) in enumerate(zip(case.rules, whole, dims, strict=True)):
             if isinstance(rule, Within):
-                part = one.narrow(dim, first, last - first)
-                part = part.clone(memory_format=torch.contiguous_format)
-                compare_bytes(f"result {n} {how}", got[n], part)
+                rows = one.narrow(dim, first, last - first)
+                rows = rows.clone(memory_format=torch.contiguous_format)
+                compare_bytes(f"result {n} {how}", got[n], rows)
 
 
 def compare(n: int, rule: Rule, got: Tensor, want: Tensor, case: Case) -> None:

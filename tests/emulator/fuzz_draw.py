@@ -53,14 +53,11 @@ class Layout:
         return memory.as_strided(x.shape, strides, self.offset).copy_(x)
 
 
-def _filling(dtype: torch.dtype) -> Any:
-    return (
-        math.nan
-        if dtype.is_floating_point
-        else torch.iinfo(dtype).max
-        if dtype != torch.bool
-        else True
-    )
+def _filling(dtype: torch.dtype) -> float:
+    """What no op may read."""
+    if dtype.is_floating_point:
+        return math.nan
+    return 1 if dtype == torch.bool else torch.iinfo(dtype).max
 
 
 @dataclass(frozen=True)
@@ -102,28 +99,40 @@ class Draw:
         """Elements of a sample: of a thread, of part of a warp, of a warp, of a block, of several,
         or of some tiles."""
         pack = self.choice(PACKS)
-        rows = [2 * pack, 16 * pack, 256 * pack, SEGMENT * pack, 2 * SEGMENT * pack]
-        return self.near(
-            self.choice([1, *rows, 3 * SEGMENT * pack, *(k * TILE for k in (2, 3, 4))])
-        )
+        rows = [2 * pack, 16 * pack, 256 * pack, *(k * SEGMENT * pack for k in (1, 2, 3))]
+        return self.near(self.choice([1, *rows, *(k * TILE for k in (2, 3, 4, 6))]))
 
     def shape(self, most: int = MOST) -> Shape:
         """Of a tensor whose first dimension is the batch."""
-        kinds = (
-            lambda: (self.near(TILE * self.below(10)),),
-            lambda: (self.below(6, 1), self.row_size()),
-            lambda: (self.below(900, 1), self.below(18, 1)),
-            lambda: tuple(self.below(end, 1) for end in (6, 6, 12, 12)),
-            lambda: (rows := self.below(40, 1), self.near(TILE * self.below(10) // rows)),
-            lambda: (self.below(4, 1), self.choice((1, 2, 3, 4)), 32, 32),
-            lambda: tuple(self.choice((1, 2, 2)) for _ in range(self.below(12, 5))),
-            lambda: tuple(self.choice((0, 1, 1, 3)) for _ in range(self.below(5, 1))),
-            lambda: (self.choice((0, 1, 2, 3, 5, 17, 255, 256, 257)),),
-        )
         while True:
-            shape = self.choice(kinds)()
+            shape = self.any_shape()
             if math.prod(shape) <= most:
                 return shape
+
+    def any_shape(self) -> Shape:
+        kind = self.below(10)
+        if kind == 0:
+            return (self.near(TILE * self.below(13)),)
+        if kind < 3:
+            return (self.below(6, 1), self.row_size())
+        if kind == 3:
+            return (self.below(900, 1), self.below(18, 1))
+        if kind == 4:
+            rows = self.below(40, 1)
+            return (rows, self.near(TILE * self.below(13) // rows))
+        if kind == 5:  # a multiple of 1024 elements in each sample
+            return (self.below(4, 1), self.choice((1, 2, 3, 4)), 32, self.choice((32, 64, 96)))
+        if kind == 6:
+            return tuple(self.below(end, 1) for end in (6, 6, 12, 12))
+        if kind == 7:
+            return tuple(self.choice((1, 2, 2)) for _ in range(self.below(13, 5)))
+        if kind == 8:
+            return tuple(self.choice((0, 1, 1, 3)) for _ in range(self.below(5, 1)))
+        return (self.choice((0, 1, 2, 3, 5, 17, 255, 256, 257)),)
+
+    def long_row(self) -> Shape:
+        """More segments than a warp has threads."""
+        return (1, self.near(33 * SEGMENT * self.choice(PACKS)))
 
     # ---- memory --------------------------------------------------------------------------------
 
