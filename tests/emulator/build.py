@@ -29,8 +29,8 @@ BUILD = ROOT / "build" / "emulator"
 KEPT = 8  # of each object and library, that many made last
 
 HOST = ["-std=c++20", "-fPIC", "-Wall", "-Wextra", "-fvisibility=hidden"]
-# The interpreter's float arithmetic is the kernels': nothing may be contracted. The last two options
-# say that nobody looks at errno or at the flags of exceptions.
+# The interpreter's float arithmetic is the kernels': nothing may be contracted. The last two say
+# that nobody looks at errno or at the flags of exceptions.
 EMULATOR = [*HOST, "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 # Of x86-64, what most machines have and what makes it three times as fast: all of it or nothing.
 VECTORS = ("avx2", "fma", "f16c", "bmi", "bmi2", "popcnt")

@@ -83,12 +83,10 @@ API const char* emulator_coverage() {
   for (const Coverage& kernel : coverage()) {
     all += std::to_string(kernel.launches) + "\t" + kernel.kernel + "\n";
     for (const Line& line : kernel.lines) {
-      std::string text = line.text;
-      for (char& c : text) c = c == '\n' || c == '\t' ? ' ' : c;
       all += '\t';
       all += std::to_string(line.number);
       all += line.reached ? "\t1\t" : "\t0\t";
-      all += text;
+      all += line.text;
       all += '\n';
     }
   }

@@ -85,6 +85,38 @@ def known_instructions() -> set[str]:
     return set(names.decode().splitlines())
 
 
+def kernel(body: str, arrays: int = 0, name: str = "k") -> str:
+    """A kernel of parameters `out`, `a`, `b`, ..., with registers to work with.
+
+    %thread, %lane and %block say who a thread is; %rd1 is the address of `out`, or that of `a` if
+    there is one, and %out that of the thread's own element of `out`, of 4 bytes.
+    """
+    names = ["out", *"abcdef"[:arrays]]
+    parameters = ", ".join(f".param .u64 {name}" for name in names)
+    return f"""
+.version 9.0
+.target sm_90
+.address_size 64
+.entry {name}({parameters})
+{{
+    .reg .pred %p<10>;
+    .reg .b16 %h<10>;
+    .reg .b32 %r<20>, %thread, %lane, %block, %size, %result;
+    .reg .b64 %rd<20>, %out, %offset;
+    mov.u32 %thread, %tid.x;
+    mov.u32 %lane, %laneid;
+    mov.u32 %block, %ctaid.x;
+    mov.u32 %size, %ntid.x;
+    mad.lo.u32 %size, %block, %size, %thread;
+    ld.param.u64 %out, [out];
+    mul.wide.u32 %offset, %size, 4;
+    add.s64 %out, %out, %offset;
+    ld.param.u64 %rd1, [{"a" if arrays else "out"}];
+{body}
+}}
+"""
+
+
 class Module:
     """The kernels of a PTX text."""
 
@@ -108,11 +140,10 @@ class Module:
     def launch(
         self, name: str, *args: Any, grid: Any = 1, block: Any = 32, shared: int = 0
     ) -> None:
-        """Arguments are numbers of numpy or ctypes, or arrays, of which the address is handed on."""
-        values = [a.ctypes.data if isinstance(a, np.ndarray) else a for a in args]
+        """Arguments are numbers of numpy; of an array, the address is handed on."""
         kept = [
-            np.array([v], np.uint64) if isinstance(v, int) else np.asarray(v).reshape(1)
-            for v in values
+            np.uint64(a.ctypes.data).reshape(1) if isinstance(a, np.ndarray) else np.asarray(a)
+            for a in args
         ]
         addresses = (ctypes.c_void_p * len(kept))(*(k.ctypes.data for k in kept))
         sizes = [

@@ -17,11 +17,12 @@ std::vector<std::string_view> members(std::string_view s) {
 }  // namespace
 
 void Decoder::fail(const std::string& what) const {
-  emulator::fail(kernel_, line_, what + " in `" + std::string(text_) + "`");
+  emulator::fail(kernel_, line_, what + " in `" + squeezed(text_) + "`");
 }
 
 void Decoder::add_out(Instruction& i, Slot slot) {
   if (i.outs == std::size(i.out)) fail("too many destinations");
+  if (names_.infos()[slot].is_constant) fail("a destination that is no register");
   i.out[i.outs++] = slot;
 }
 
@@ -99,6 +100,7 @@ void Decoder::described(Instruction& i, const Form& form, std::vector<std::strin
     if (c == '0' || c == 'i') {
       i.immediate = names_.integer(operand, line_);
       if (c == '0' && i.immediate != 0) fail("a barrier other than 0");
+      if (i.immediate < 0 || i.immediate > 0xff) fail("a table of more than 8 bits");
       continue;
     }
     if (at + 1 < form.operands.size() && form.operands[at + 1] == '|') {
@@ -112,12 +114,7 @@ void Decoder::described(Instruction& i, const Form& form, std::vector<std::strin
       continue;
     }
     const Slot slot = names_.operand(operand, c == 'p' ? 0 : c - '0', line_);
-    if (out) {
-      if (names_.infos()[slot].is_constant) fail("a destination that is no register");
-      add_out(i, slot);
-    } else {
-      add_in(i, slot);
-    }
+    out ? add_out(i, slot) : add_in(i, slot);
   }
   if (next != operands.size()) fail("too many operands");
   if (i.spread == Spread::kNothing) return;
@@ -166,7 +163,6 @@ void Decoder::memory(Instruction& i, const std::vector<std::string_view>& parts,
                               : names_.register_of(value, line_);
     const int here = names_.width(slot);
     if (here < bytes || (width && here != width)) fail("registers of another size");
-    if (load && names_.infos()[slot].is_constant) fail("a destination that is no register");
     width = here;
     load ? add_out(i, slot) : add_in(i, slot);
   }

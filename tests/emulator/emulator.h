@@ -14,7 +14,7 @@ namespace emulator {
 enum class Order { kForwards, kBackwards, kShuffled };  // of blocks, and of the warps of a block
 
 struct Settings {
-  bool check_memory = true;  // bounds and permissions of every global access
+  bool check_memory = true;  // bounds and permissions of global accesses, and all that follows
   bool check_races = true;   // between the threads of one launch, in global memory
   Order order = Order::kForwards;
   uint64_t seed = 1;  // of the shuffled order and of hashed roundings
@@ -77,11 +77,12 @@ std::vector<Coverage> coverage();  // of all kernels of all modules
 
 enum Access : uint8_t { kRead = 1, kWrite = 2 };
 
-// The elements of a strided tensor, which kernels may read, or write, or both, from now on. Fresh
-// memory (`written` false) may not be read before it is written.
+// The elements of a strided tensor, which kernels may read, or write, or both, from now on, besides
+// what has been allowed before.
 void allow(const void* data, int64_t element_size, int dims, const int64_t* sizes,
            const int64_t* strides, uint8_t access);
-// Marks memory as never written by anybody: a new tensor's.
+// Marks memory as never written by anybody, a new tensor's: kernels may not read it before they
+// have written it.
 void mark_unwritten(const void* data, size_t bytes);
 // Forgets all that is allowed and all marks: between ops.
 void forget_memory();

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "machine.h"
+#include "text.h"
 
 namespace emulator {
 
@@ -19,20 +20,6 @@ struct Faults {
 Faults& faults() {
   static Faults faults;
   return faults;
-}
-
-// One line, with single spaces.
-std::string squeezed(std::string_view text) {
-  std::string line;
-  for (char c : text) {
-    const bool space = c == ' ' || c == '\t' || c == '\n' || c == '\r';
-    if (!space) {
-      line += c;
-    } else if (!line.empty() && line.back() != ' ') {
-      line += ' ';
-    }
-  }
-  return line;
 }
 
 }  // namespace

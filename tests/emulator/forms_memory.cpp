@@ -10,7 +10,11 @@ namespace {
 // Lanes that may go on, of those whose address suits the size of the access.
 u32 aligned(const Warp& warp, const Instruction& i, const u64* addresses, u32 bytes, u32 mask) {
   u64 low_bits = 0;
-  each_lane(mask, [&](int l) { low_bits |= addresses[l]; });
+  if (mask == kAll) {
+    for (int l = 0; l < kLanes; ++l) low_bits |= addresses[l];
+  } else {
+    each_lane(mask, [&](int l) { low_bits |= addresses[l]; });
+  }
   if (low_bits % bytes == 0) return mask;
   each_lane(mask, [&](int l) {
     if (addresses[l] % bytes == 0) return;

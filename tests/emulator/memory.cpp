@@ -16,6 +16,18 @@ constexpr u64 kSeveralThreads = (u64{1} << kThreadBits) - 1;
 
 constexpr u64 launch_of(u64 stamp) { return stamp >> kThreadBits; }
 
+// Whether there is something to keep: what nobody may write has no races.
+bool is_tracked(const Region& region) {
+  return region.fresh || (settings().check_races && (region.anywhere & kWrite));
+}
+
+void make_ready(Region& region, const WarpAccess& access) {
+  const int shift = std::countr_zero(access.bytes);
+  if (shift < region.shift) region.refine(shift);
+  if (!region.writes) region.writes.allocate(region.cells());
+  if (!region.reads && (region.anywhere & kRead)) region.reads.allocate(region.cells());
+}
+
 }  // namespace
 
 void Stamps::Free::operator()(u64* data) const { std::free(data); }
@@ -215,20 +227,8 @@ Verdict GlobalMemory::check(const WarpAccess& access, Region*& region) {
   return verdict;
 }
 
-// Whether there is something to keep: what nobody may write has no races.
-static bool is_tracked(const Region& region) {
-  return region.fresh || (settings().check_races && (region.anywhere & kWrite));
-}
-
-static void make_ready(Region& region, const WarpAccess& access) {
-  const int shift = std::countr_zero(access.bytes);
-  if (shift < region.shift) region.refine(shift);
-  if (!region.writes) region.writes.allocate(region.cells());
-  if (!region.reads && (region.anywhere & kRead)) region.reads.allocate(region.cells());
-}
-
-bool GlobalMemory::track(Region& region, const WarpAccess& access, int lane, Verdict& verdict) {
-  if (!is_tracked(region)) return true;
+void GlobalMemory::track(Region& region, const WarpAccess& access, int lane, Verdict& verdict) {
+  if (!is_tracked(region)) return;
   make_ready(region, access);
   const bool races = settings().check_races;
   const u64 me = launch_ << kThreadBits | (access.first_thread + static_cast<u64>(lane) + 1);
@@ -260,7 +260,6 @@ bool GlobalMemory::track(Region& region, const WarpAccess& access, int lane, Ver
     }
   }
   if (wrong) verdict.add(lane, wrong, false);
-  return !wrong;
 }
 
 // The same for all lanes at once, if one follows the other in memory and nothing is wrong; changes

@@ -86,7 +86,7 @@ class GlobalMemory {
   Region* find(uintptr_t address);
   Region* region_over(uintptr_t low, uintptr_t high);
   bool is_marked(uintptr_t low, uintptr_t high) const;
-  bool track(Region& region, const WarpAccess& access, int lane, Verdict& verdict);
+  void track(Region& region, const WarpAccess& access, int lane, Verdict& verdict);
   bool track_run(Region& region, const WarpAccess& access);
 
   std::map<uintptr_t, Region> regions_;       // by their low end; they do not overlap

@@ -117,7 +117,7 @@ std::vector<Coverage> coverage() {
       Coverage of{kernel->name, kernel->launches, {}};
       for (size_t n = 0; kernel->launches && n < kernel->code.size(); ++n) {
         const SourceLine& line = kernel->lines[n];
-        of.lines.push_back({line.number, kernel->reached[n] != 0, std::string(line.text)});
+        of.lines.push_back({line.number, kernel->reached[n] != 0, squeezed(line.text)});
       }
       all.push_back(std::move(of));
     }

@@ -117,15 +117,15 @@ const std::vector<std::unique_ptr<Module>>& modules();
 
 // From text to code; throws what is not understood.
 void parse(Kernel& kernel);
-// Gives each register a slot, those that are never needed at the same time the same one, and sets
-// the watches.
+
 struct RegisterInfo {
   std::string name;
   int width;         // bytes; 0: a predicate
   bool is_constant;  // or special: written before the kernel starts
   Slot slot = kNone;
 };
-struct BasicBlock;
+// Gives each register a slot, those that are never needed at the same time the same one, and sets
+// the watches.
 void assign_slots(Kernel& kernel, std::vector<RegisterInfo>& registers);
 
 }  // namespace emulator

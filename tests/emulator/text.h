@@ -1,6 +1,7 @@
 // Small helpers for text that is parts of a longer one.
 #pragma once
 
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -39,6 +40,19 @@ inline std::string_view take_word(std::string_view& s) {
   const std::string_view word = s.substr(0, end);
   s = trim(s.substr(end));
   return word;
+}
+
+// One line, with single spaces.
+inline std::string squeezed(std::string_view text) {
+  std::string line;
+  for (char c : text) {
+    if (!is_space(c)) {
+      line += c;
+    } else if (!line.empty() && line.back() != ' ') {
+      line += ' ';
+    }
+  }
+  return line;
 }
 
 }  // namespace emulator

@@ -84,6 +84,16 @@ class Watcher {
       : warp_(warp), i_(i), watch_(warp.launch->kernel.watches[i.watch]) {}
 
   void run(u32 here, u32 mask) {
+    // Most often all has been written.
+    u64 any = any_bits(watch_.guard, here);
+    for (int n = 0; n < i_.ins; ++n) any |= any_bits(watch_.in[n], mask);
+    if (!any) {
+      for (int n = 0; n < i_.outs; ++n) {
+        const Slot slot = watch_.out[n].slot;
+        if (slot != kNone) set_lanes<u64>(warp_.registers, slot, mask, [](int) { return 0; });
+      }
+      return;
+    }
     each_lane(here, [&](int lane) {
       if (bits(watch_.guard, lane)) tell(lane, "guard", watch_.guard.name);
     });
@@ -106,6 +116,13 @@ class Watcher {
   u64 bits(const Watch::Shadow& shadow, int lane) const {
     if (shadow.slot == kNone) return 0;
     return warp_.registers.lanes<u64>(shadow.slot)[lane] & shadow.bits;
+  }
+  u64 any_bits(const Watch::Shadow& shadow, u32 mask) const {
+    if (shadow.slot == kNone) return 0;
+    const u64* lanes = warp_.registers.lanes<u64>(shadow.slot);
+    u64 any = 0;
+    for (int l = 0; l < kLanes; ++l) any |= (mask >> l & 1) ? lanes[l] : 0;
+    return any & shadow.bits;
   }
   u64 in(int n, int lane) const { return bits(watch_.in[n], lane); }
   static u64 all_if(u64 any) { return any ? kAllBits : 0; }
