@@ -25,9 +25,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
+from helpers import DTYPES
 
 import emulator
-from emulator.fuzz_cases import FAMILIES, drawn
+from emulator.fuzz_cases import FAMILIES, drawn, first_number
 from emulator.fuzz_check import check, told_case
 from emulator.side import ARCH
 
@@ -55,14 +56,27 @@ def new_seed() -> int:
     return random.SystemRandom().randrange(2**32)
 
 
-def to_repeat(family: str, seed: int, number: int) -> str:
-    arch = f" --arch {os.environ[ARCH]}" if ARCH in os.environ else ""
-    return f"python tests/emulator/fuzz.py --seed {seed} --family {family} --case {number}{arch}"
+@dataclass(frozen=True)
+class Run:
+    """What every case of a run hangs on, beside its own number."""
+
+    family: str
+    seed: int
+    dtypes: tuple[torch.dtype, ...] = DTYPES
+
+    def again(self, number: int) -> str:
+        """The command that repeats a case alone."""
+        words = f"--seed {self.seed} --family {self.family} --case={number}"
+        if self.dtypes != DTYPES:
+            words += "".join(f" --dtype {str(dtype)[6:]}" for dtype in self.dtypes)
+        if ARCH in os.environ:
+            words += f" --arch {os.environ[ARCH]}"
+        return f"python tests/emulator/fuzz.py {words}"
 
 
-def run_case(family: str, seed: int, number: int, outcome: Outcome) -> None:
+def run_case(run: Run, number: int, outcome: Outcome) -> None:
     try:
-        case, draw = drawn(family, seed, number)
+        case, draw = drawn(run.family, run.seed, number, run.dtypes)
     except Exception:
         words = f"the case can't be drawn:\n{traceback.format_exc()}"
     else:
@@ -74,15 +88,15 @@ def run_case(family: str, seed: int, number: int, outcome: Outcome) -> None:
         except Exception:
             words = traceback.format_exc()
         words = f"{told_case(case)}\n{words}"
-    outcome.failures.append(f"{words}\n  again: {to_repeat(family, seed, number)}")
+    outcome.failures.append(f"{words}\n  again: {run.again(number)}")
 
 
-def fuzz(family: str, seed: int, seconds: float, enough: int = ENOUGH) -> Outcome:
+def fuzz(run: Run, seconds: float, enough: int = ENOUGH) -> Outcome:
     """Each op of the family once at least, and on for so many seconds."""
-    outcome, start, number = Outcome(family), time.monotonic(), 0
-    ops = FAMILIES[family][1]
+    outcome, start = Outcome(run.family), time.monotonic()
+    number, ops = first_number(run.family, run.dtypes), FAMILIES[run.family][1]
     while number < len(ops) or time.monotonic() < start + seconds:
-        run_case(family, seed, number, outcome)
+        run_case(run, number, outcome)
         number += 1
         if len(outcome.failures) >= enough:
             break
@@ -95,6 +109,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=15.0, help="in all (15)")
     parser.add_argument("--seed", type=int, help="one drawn anew by default")
     parser.add_argument("--family", choices=FAMILIES, action="append", help="all by default")
+    names = [str(dtype)[6:] for dtype in DTYPES]
+    parser.add_argument("--dtype", choices=names, action="append", help="all by default")
     parser.add_argument("--case", type=int, help="the number of one call, to make it alone")
     parser.add_argument("--arch", help="whose PTX: 80, 90 (default), 100 or 120")
     parser.add_argument("--library", type=Path, help="of kernels, built already")
@@ -112,16 +128,15 @@ def main() -> int:
     emulator.load(chosen.arch, chosen.library)
     seed = new_seed() if chosen.seed is None else chosen.seed
     families = chosen.family or list(FAMILIES)
+    dtypes = tuple(getattr(torch, name) for name in chosen.dtype) if chosen.dtype else DTYPES
     failed = 0
     print(f"seed {seed}", flush=True)
-    for family in families:
+    for run in (Run(family, seed, dtypes) for family in families):
         if chosen.case is not None:
-            outcome = Outcome(family)
-            case, _ = drawn(family, seed, chosen.case)
-            print(told_case(case), flush=True)
-            run_case(family, seed, chosen.case, outcome)
+            outcome = Outcome(run.family)
+            run_case(run, chosen.case, outcome)
         else:
-            outcome = fuzz(family, seed, chosen.seconds / len(families), chosen.enough)
+            outcome = fuzz(run, chosen.seconds / len(families), chosen.enough)
         for failure in outcome.failures:
             print(f"\n{failure}", flush=True)
         print(outcome, flush=True)

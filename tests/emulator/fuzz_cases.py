@@ -6,11 +6,12 @@ A function of ``FAMILIES`` draws one call of an op: any arguments that the op ta
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from helpers import DTYPES
 from torch import Tensor
 
 from emulator.fuzz_draw import MOST, Draw, Shape
@@ -290,8 +291,33 @@ FAMILIES: dict[str, tuple[Make, tuple[str, ...]]] = {
 }  # fmt: skip
 
 
-def drawn(family: str, seed: int, number: int) -> tuple[Case, Draw]:
-    """Case ``number`` of a run with that seed; all of its choices are in these three words."""
+def infinite_neighbour(dtype: torch.dtype) -> Case:
+    """Samples of one element on the sphere, of which one's noise, scaled by the radius of the next
+    one, is infinite in float16."""
+    args = {
+        "score": torch.ones(2500, dtype=dtype), "jvp": torch.ones(3, 2500, dtype=dtype),
+        "key": torch.tensor([-4216630886547464035, 77]), "distribution": 2, "sample_offset": 100,
+    }  # fmt: skip
+    rule = sum_rule(dtype, (2500,))
+    return Case("sliced_terms", {**args, "samples": None}, (rule,) * 4, sphere=True)
+
+
+# What has once been wrong, and comes by chance too seldom: every run begins with these.
+KNOWN: dict[str, tuple[Callable[[torch.dtype], Case], ...]] = {"sliced": (infinite_neighbour,)}
+
+
+def first_number(family: str, dtypes: Sequence[torch.dtype] = DTYPES) -> int:
+    """The cases of KNOWN have numbers below 0, one for each dtype."""
+    return -len(KNOWN.get(family, ())) * len(dtypes)
+
+
+def drawn(
+    family: str, seed: int, number: int, dtypes: Sequence[torch.dtype] = DTYPES
+) -> tuple[Case, Draw]:
+    """Case ``number`` of a run with that seed; all of its choices are in these words."""
     make, ops = FAMILIES[family]
-    draw = Draw(family, seed, number)
+    draw = Draw(family, seed, number, dtypes=dtypes)
+    if number < 0:
+        which, dtype = divmod(-1 - number, len(dtypes))
+        return KNOWN[family][which](dtypes[dtype]), draw
     return make(draw, ops[number % len(ops)]), draw

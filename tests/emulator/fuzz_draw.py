@@ -15,6 +15,8 @@ import torch
 from helpers import DTYPES
 from torch import Tensor
 
+from emulator.side import HASHED
+
 Any_ = TypeVar("Any_")
 Shape = tuple[int, ...]
 
@@ -71,9 +73,10 @@ class Numbers:
 
 
 class Draw:
-    """The random choices of one case, which hang on its words alone."""
+    """The random choices of one case, which hang on its words and on the dtypes alone."""
 
-    def __init__(self, *words: object) -> None:
+    def __init__(self, *words: object, dtypes: Sequence[torch.dtype] = DTYPES) -> None:
+        self.dtypes = dtypes
         self.random = random.Random(" ".join(map(str, words)))
         self.generator = torch.Generator().manual_seed(self.random.getrandbits(63))
 
@@ -88,7 +91,7 @@ class Draw:
         return self.random.randrange(first, n)
 
     def dtype(self) -> torch.dtype:
-        return self.choice(DTYPES)
+        return self.choice(self.dtypes)
 
     # ---- shapes --------------------------------------------------------------------------------
 
@@ -242,11 +245,13 @@ class Draw:
     # ---- the emulator ----------------------------------------------------------------------------
 
     def settings(self) -> dict[str, Any]:
-        """What changes no result: in which order blocks and warps run, and on which device."""
+        """What changes no result: in which order blocks and warps run, and on which device; nor by
+        how much approximate reciprocals are off, as far as their documentation allows it."""
         return {
             "order": self.choice(("forwards", "backwards", "shuffled")),
             "seed": self.below(2**31),
             "multiprocessors": self.choice((1, 2, 132)),
             "device": self.below(4),
             "stream": self.below(3),
+            "reciprocal": self.choice((0, HASHED)),
         }
