@@ -88,12 +88,21 @@ def why_not() -> str | None:
     return None
 
 
+@cache
+def setup_lists() -> dict[str, list[str]]:
+    """The plain lists of strings in setup.py, by name."""
+    found: dict[str, list[str]] = {}
+    for node in ast.parse((ROOT / "setup.py").read_text()).body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.List):
+            words = node.value.elts
+            if all(isinstance(w, ast.Constant) and isinstance(w.value, str) for w in words):
+                found[ast.unparse(node.targets[0])] = ast.literal_eval(node.value)
+    return found
+
+
 def setup_flags(name: str) -> list[str]:
     """A list of flags that setup.py builds the extension with."""
-    for node in ast.parse((ROOT / "setup.py").read_text()).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
-            return list(ast.literal_eval(node.value))
-    raise LookupError(f"setup.py has no list {name}")
+    return setup_lists()[name]
 
 
 @cache
@@ -217,6 +226,7 @@ def link(objects: list[Path], name: str) -> Path:
 
 def build_library(arch: str = "90", csrc: Path = CSRC) -> Path:
     """The CUDA sources under ``csrc``, compiled for compute_``arch``, and what executes them."""
+    setup_lists()  # now: threads can't share Python's parser
     with alone(), ThreadPoolExecutor(2) as pool:
         kernels = sorted(csrc.glob("cuda/*.cu"), key=lambda path: -path.stat().st_size)
         jobs = [pool.submit(kernel_object, source, csrc, arch) for source in kernels]

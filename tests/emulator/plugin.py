@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,23 @@ def amount(config: pytest.Config) -> str:
 # ---- fixtures ------------------------------------------------------------------------------
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """The emulator has one; more for the small tensors around it only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def emulated() -> Iterator[None]:
+    with one_thread(), side.emulated():
+        yield
+
+
 @dataclass(frozen=True)
 class Side:
     """Where the kernels that are not the CPU's run: call it to run a function there."""
@@ -72,22 +89,24 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     if request.param == "cuda":
         yield torch.device("cuda", torch.cuda.current_device())
         return
-    with side.emulated() if request.param == "emulated" else nullcontext():
+    with emulated() if request.param == "emulated" else nullcontext():
         yield torch.device("cpu")
 
 
 @pytest.fixture(params=[EMULATED, CUDA])
-def other(request: pytest.FixtureRequest) -> Side:
+def other(request: pytest.FixtureRequest) -> Iterator[Side]:
     """The CUDA kernels, emulated or on a device: what the CPU's kernels are compared with."""
     if request.param == "cuda":
-        return Side(torch.device("cuda", torch.cuda.current_device()), nullcontext)
-    return Side(torch.device("cpu"), side.emulated)
+        yield Side(torch.device("cuda", torch.cuda.current_device()), nullcontext)
+        return
+    with one_thread():
+        yield Side(torch.device("cpu"), side.emulated)
 
 
 @pytest.fixture
 def whole_side(request: pytest.FixtureRequest) -> Iterator[None]:
     """For tests that know nothing of devices: every op of theirs by the side's kernels."""
-    with side.emulated() if request.param == "emulated" else nullcontext():
+    with emulated() if request.param == "emulated" else nullcontext():
         yield
 
 
