@@ -110,7 +110,15 @@ class Draw:
         while True:
             shape = self.any_shape()
             if math.prod(shape) <= most:
-                return shape
+                return self.split(shape) if self.chance(0.3) else shape
+
+    def split(self, shape: Shape) -> Shape:
+        """The last dimension as two, one of them small: in most layouts a pack's elements then lie
+        here and there."""
+        few = self.choice((1, 2, 3, 5))
+        many = max(shape[-1] // few, 1)
+        last = (many, few) if self.chance(0.7) else (few, many)
+        return (*shape[:-1], *last) if shape[-1] >= few else shape
 
     def any_shape(self) -> Shape:
         kind = self.below(10)
