@@ -17,7 +17,7 @@ from torch import Tensor
 
 from emulator.side import HASHED
 
-Any_ = TypeVar("Any_")
+T = TypeVar("T")
 Shape = tuple[int, ...]
 
 PACKS = (4, 8)  # elements of a pack: float32 or float64, and half precision
@@ -80,7 +80,7 @@ class Draw:
         self.random = random.Random(" ".join(map(str, words)))
         self.generator = torch.Generator().manual_seed(self.random.getrandbits(63))
 
-    def choice(self, options: Sequence[Any_]) -> Any_:
+    def choice(self, options: Sequence[T]) -> T:
         return self.random.choice(options)
 
     def chance(self, odds: float) -> bool:
