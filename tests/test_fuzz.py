@@ -165,7 +165,7 @@ def test_the_command_repeats_a_case() -> None:
     number = first_number("sliced")
     assert number < 0
     words = ["--seed", "9", "--family", "sliced", f"--case={number}"]
-    command = [sys.executable, ROOT / "tests/emulator/fuzz.py", *words]
+    command = [sys.executable, str(ROOT / "tests/emulator/fuzz.py"), *words]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     run = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
