@@ -17,11 +17,11 @@ WHOLE = frozenset({
 # Patterns of tests that are never emulated, with the reason.
 NEVER: dict[str, str] = {}
 
-# What --emulated=some runs, about 90 seconds on one core: each dtype and each layout of the parity
-# tests once, long rows and odd shapes; the ops, losses and samplers themselves, but not each once
-# more through opcheck and torch.compile, which see the same kernels.
+# What --emulated=some runs, about 90 seconds on one core beside the fuzzer's own: each dtype and
+# each layout of the parity tests once, long rows and odd shapes; the ops, losses and samplers
+# themselves, but not each once more through opcheck and torch.compile, which see the same kernels.
 CHOSEN = (
-    r"/test_(emulated_|capture)",
+    r"/test_(emulated_|capture|fuzz|mutations)",
     r"/test_parity\.py.*(float32-(contiguous|channels_last)|bfloat16-strided|float16-misaligned)",
     r"/test_parity\.py.*float64-transposed",
     r"/test_parity\.py::test_(a_|nan_|no_)",
