@@ -120,8 +120,13 @@ def test_no_kernel_spills_on_its_fast_path(kernels: list) -> None:
 
 
 def test_float32_kernels_leave_room_for_many_threads(kernels: list) -> None:
-    """At most 64 registers: at least 1024 threads on a multiprocessor, to hide memory's latency."""
-    fast = [k for k in kernels if re.search(r"Packed(<float, 4>|IfLi4EE)", k.name)]
+    """At most 64 registers: at least 1024 threads on a multiprocessor, to hide memory's latency.
+
+    With four packs of a thread in flight, twice the usual, 512 threads hide as much.
+    """
+    fast = [k for k in kernels if re.search(r"Packed(<float, 4,|IfLi4E)", k.name)]
     assert {kernel.source for kernel in fast} == set(FAMILIES)
-    heavy = [kernel for kernel in fast if kernel.registers > 64]
+    four = [k for k in fast if re.search(r"Packed(<float, 4, 4>|IfLi4ELi4EE)", k.name)]
+    assert {kernel.source for kernel in four} == {"random", "sliced"}
+    heavy = [k for k in fast if k.registers > (96 if k in four else 64)]
     assert not heavy

@@ -72,10 +72,13 @@ def test_a_write_to_what_the_schema_does_not_change_is_a_fault(
 
 @needs_compilers
 def test_a_launch_that_no_device_takes_fails() -> None:
-    """No multiprocessor, no block."""
+    """Less than no multiprocessor, more than all blocks."""
     fault = r"(?s)invalid configuration argument.*emulated"
+    output, labels = torch.zeros(2, 200_000), torch.zeros(2, dtype=torch.int64)
+    table = torch.ones(1, 3, dtype=torch.float64)
+    args = (output.clone(), torch.ones(2), 0.5, output, table, labels, make_key(1), 0)
     with emulated(), configured(multiprocessors=-1), pytest.raises(RuntimeError, match=fault):
-        ops.normal_(torch.zeros(2, 9), make_key(1))
+        torch.ops.fastscore.dsm_residual_regrad_(*args)
 
 
 @needs_compilers

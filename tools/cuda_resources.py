@@ -114,7 +114,7 @@ def summary(kernels: list[Kernel]) -> list[str]:
     lines = [f"{'family':<10}{'kernels':>8}{'most registers':>16}{'fast float32':>14}{'spills':>8}"]
     for source in sorted({kernel.source for kernel in kernels}):
         mine = [kernel for kernel in kernels if kernel.source == source]
-        fast = [k.registers for k in mine if re.search(r"Packed(<float, 4>|IfLi4EE)", k.name)]
+        fast = [k.registers for k in mine if re.search(r"Packed(<float, 4,|IfLi4E)", k.name)]
         most, spills = max(k.registers for k in mine), sum(k.spills + k.stack for k in mine)
         lines.append(f"{source:<10}{len(mine):>8}{most:>16}{max(fast, default=0):>14}{spills:>8}")
     return lines

@@ -39,9 +39,11 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---- elementwise: out = rule(in, z) ----------------------------------------------------------
 
-// Packs of a thread. A tile of float32 is then 3 x 1024 elements: images of three channels and a
-// multiple of 1024 pixels are whole tiles, each within one sample.
-constexpr int kMapPacks = 3;
+// Packs of a thread. A tile of float32 is 3 x 1024 elements: images of three channels and a
+// multiple of 1024 pixels are whole tiles, each within one sample. Elsewhere more than two don't
+// fit the registers.
+template <class S, bool kEach>
+constexpr int kMapPacks = sizeof(S) == 4 && !kEach ? 3 : 2;
 
 template <class T>
 struct Perturbation {
@@ -140,19 +142,20 @@ void map_as(const Launcher& launch, const Noise& all, const View& in, const View
             const Rule<Compute<S>>& rule, const Extent& extent) {
   constexpr int V = kPack<S>;
   const NoiseSource& noise = all.source;
-  const auto run = [&](const auto& from, const auto& to) {
-    using Access = std::decay_t<decltype(from)>;
-    all.split([&](auto each) {
+  all.split([&](auto each) {
+    const auto run = [&](const auto& from, const auto& to) {
+      using Access = std::decay_t<decltype(from)>;
       launch.blocks(tile_count<Access>(noise.origin, extent.numel),
                     &map<Access, Rule<Compute<S>>, each()>, noise, from, to, rule, extent);
-    });
-  };
-  if (noise.origin % V == 0 && packable(in, V) && packable(out, V)) {
-    run(packed<S, V, kMapPacks>(in), packed<S, V, kMapPacks>(out));
-  } else {
-    using Any = Spread<Compute<S>>;
-    run(Any::of(in), Any::of(out));
-  }
+    };
+    if (noise.origin % V == 0 && packable(in, V) && packable(out, V)) {
+      constexpr int kPacks = kMapPacks<S, each()>;
+      run(packed<S, V, kPacks>(in), packed<S, V, kPacks>(out));
+    } else {
+      using Any = Spread<Compute<S>>;
+      run(Any::of(in), Any::of(out));
+    }
+  });
 }
 
 // make_rule(T()) is the rule for compute type T.
@@ -219,7 +222,7 @@ void regrad_as(const Launcher& launch, const Noise& all, const View& output,
     });
   };
   if (noise.origin % V == 0 && packable(output, V) && packable(grad_output, V)) {
-    run(packed<S, V, kMapPacks>(output), packed<S, V, kMapPacks>(grad_output));
+    run(packed<S>(output), packed<S>(grad_output));
   } else {
     using Any = Spread<Compute<S>>;
     run(Any::of(output), Any::of(grad_output));

@@ -99,16 +99,15 @@ __device__ __forceinline__ void step_tile(const StepArgs<typename State::Real>& 
   }
 }
 
-// Packs of a thread: half precision is bound by what is done for each, float by memory.
-template <class S>
-constexpr int kStepPacks = sizeof(S) == 2 ? 4 : 2;
-
-// Masked packs of eight do not fit the registers that four blocks would leave them.
-template <class State, bool kMasked>
-constexpr int kStepBlocks = kMasked && State::V == 8 ? 3 : kResidentBlocks<State>;
+// Packs of eight do not all fit the registers that four blocks would leave them.
+template <class State, bool kMasked, bool kEach>
+constexpr int kStepBlocks = State::V < 8                    ? kResidentBlocks<State>
+                            : kMasked                       ? 2
+                            : (kEach || State::kAtOnce > 2) ? 3
+                                                            : kResidentBlocks<State>;
 
 template <class State, class Score, bool kMasked, bool kEach>
-__global__ void __launch_bounds__(kThreads, kStepBlocks<State, kMasked>)
+__global__ void __launch_bounds__(kThreads, kStepBlocks<State, kMasked, kEach>)
     langevin(const __grid_constant__ StepArgs<typename State::Real> args,
              const __grid_constant__ StepTensors<State, Score> t) {
   using T = typename State::Real;
@@ -149,34 +148,42 @@ struct StepViews {
 };
 
 template <class State, class Score>
-void launch_step(const Launcher& launch, const StepArgs<typename State::Real>& args,
-                 const StepTensors<State, Score>& tensors, bool masked) {
-  const auto kernel = [&](auto each) {
-    return masked ? &langevin<State, Score, true, each()> : &langevin<State, Score, false, each()>;
-  };
-  launch.blocks(tile_count<State>(args.noise.origin, args.numel),
-                args.noise.each ? kernel(std::true_type()) : kernel(std::false_type()), args,
-                tensors);
+auto step_kernel(bool masked, bool each) {
+  if (each) {
+    return masked ? &langevin<State, Score, true, true> : &langevin<State, Score, false, true>;
+  }
+  return masked ? &langevin<State, Score, true, false> : &langevin<State, Score, false, false>;
 }
 
 template <class S, class R>
 void run_as(const Launcher& launch, const StepArgs<Compute<S>>& args, const StepViews& v) {
   constexpr int V = kPack<S>;
+  const bool masked = v.mask, each = args.noise.each;
   const bool whole = args.noise.origin % V == 0 && packable(v.out, V) && packable(v.x, V) &&
                      packable(v.score, V) &&
-                     (!v.mask || (packable(v.known, V) && aligned(v.mask, sizeof(bool), V)));
-  if (whole) {
-    constexpr int kPacks = kStepPacks<S>;
-    const auto state = [](const View& view) { return packed<S, V, kPacks>(view); };
-    launch_step<Packed<S, V, kPacks>, Packed<R, V>>(
-        launch, args, {state(v.out), state(v.x), state(v.known), packed<R, V>(v.score), {v.mask}},
-        v.mask);
-  } else {
+                     (!masked || (packable(v.known, V) && aligned(v.mask, sizeof(bool), V)));
+  // state and score: from a view to how its elements are reached.
+  const auto run = [&](const auto& state, const auto& score, const auto& kernel) {
+    using State = decltype(state(v.x));
+    const StepTensors<State, decltype(score(v.score))> tensors = {
+        state(v.out), state(v.x), state(v.known), score(v.score), {v.mask}};
+    launch.blocks(tile_count<State>(args.noise.origin, args.numel), kernel, args, tensors);
+  };
+  if (!whole) {
     using Any = Spread<Compute<S>>;
-    launch_step<Any, Any>(
-        launch, args, {Any::of(v.out), Any::of(v.x), Any::of(v.known), Any::of(v.score), {v.mask}},
-        v.mask);
+    const auto any = [](const View& view) { return Any::of(view); };
+    return run(any, any, step_kernel<Any, Any>(masked, each));
   }
+  using Score = Packed<R, V>;
+  const auto score = [](const View& view) { return packed<R, V>(view); };
+  if constexpr (sizeof(S) == 2) {  // bound by what is done for a pack, where float is by memory
+    if (!masked && !each) {
+      return run([](const View& view) { return packed<S, V, 3>(view); }, score,
+                 &langevin<Packed<S, V, 3>, Score, false, false>);
+    }
+  }
+  run([](const View& view) { return packed<S>(view); }, score,
+      step_kernel<Packed<S>, Score>(masked, each));
 }
 
 template <class T>

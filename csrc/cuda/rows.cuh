@@ -3,7 +3,8 @@
 //
 // A row is shared out, in packs, over the lanes of part of a warp when it is short and over blocks
 // when it is long: a segment to each block, and where there are several segments a second kernel
-// adds them up. Lanes sum a few packs in the compute type; their sums are added in double.
+// adds them up. Lanes sum a few packs in the compute type, each by itself first; their sums are
+// added in double.
 //
 // The summand is an Op with
 // - Real, V, kAtOnce, kSums: compute type, elements of a pack, packs in flight, sums of a row;
@@ -83,6 +84,17 @@ struct PackRun {
   }
 };
 
+// Adds a pack's terms, which are summed by themselves first: short chains have small errors.
+template <class Op, class Row, class Inputs, class Sums>
+__device__ __forceinline__ void add_pack(const Op& op, const Row& shared, int64_t job,
+                                         const Inputs& inputs, const Range& range, bool whole,
+                                         Sums& sums) {
+  typename Op::Real own[Op::kSums] = {};
+  op.add(shared, job, inputs, range, whole, own);
+#pragma unroll
+  for (int k = 0; k < Op::kSums; ++k) sums[k] += own[k];
+}
+
 // ---- short rows ------------------------------------------------------------------------------
 
 template <class Op, int kLanes>
@@ -103,7 +115,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks<Op>)
       for (int64_t pack = lane; run.first + pack * V < run.end; pack += kLanes) {
         const Range range = run.range(pack);
         const bool whole = range.holds(V);
-        op.add(shared, job, op.load(job, range, whole), range, whole, sums);
+        add_pack(op, shared, job, op.load(job, range, whole), range, whole, sums);
       }
     }
     Totals<Op::kSums> totals = totals_of(sums);
@@ -136,7 +148,9 @@ __device__ __forceinline__ void add_packs(const Op& op, const Row& shared, int64
   }
 #pragma unroll
   for (int u = 0; u < kPacks; ++u) {
-    if (kWhole || !range[u].empty()) op.add(shared, job, inputs[u], range[u], whole[u], sums);
+    if (kWhole || !range[u].empty()) {
+      add_pack(op, shared, job, inputs[u], range[u], whole[u], sums);
+    }
   }
 }
 
