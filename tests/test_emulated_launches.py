@@ -30,7 +30,7 @@ TILED = {
     "langevin_step_": ("langevin", PACKED),
     "perturb": ("map", MAPPED),
     "dsm_residual_backward": ("map", MAPPED),
-    "dsm_residual_regrad_": ("regrad", MAPPED),
+    "dsm_residual_regrad_": ("regrad", PACKED),
     "project_": ("project", SPREAD),
     "sliced_terms_backward": ("terms_backward", SPREAD),
     "dual": ("forward", SPREAD),

@@ -147,18 +147,17 @@ struct StepViews {
   bool* mask;  // contiguous; null when there is none
 };
 
+// Of a step with a mask, or whose samples draw on their own.
 template <class State, class Score>
-auto step_kernel(bool masked, bool each) {
-  if (each) {
-    return masked ? &langevin<State, Score, true, true> : &langevin<State, Score, false, true>;
-  }
-  return masked ? &langevin<State, Score, true, false> : &langevin<State, Score, false, false>;
+auto special_kernel(bool masked, bool each) {
+  if (!masked) return &langevin<State, Score, false, true>;
+  return each ? &langevin<State, Score, true, true> : &langevin<State, Score, true, false>;
 }
 
 template <class S, class R>
 void run_as(const Launcher& launch, const StepArgs<Compute<S>>& args, const StepViews& v) {
   constexpr int V = kPack<S>;
-  const bool masked = v.mask, each = args.noise.each;
+  const bool masked = v.mask, each = args.noise.each, plain = !masked && !each;
   const bool whole = args.noise.origin % V == 0 && packable(v.out, V) && packable(v.x, V) &&
                      packable(v.score, V) &&
                      (!masked || (packable(v.known, V) && aligned(v.mask, sizeof(bool), V)));
@@ -172,18 +171,19 @@ void run_as(const Launcher& launch, const StepArgs<Compute<S>>& args, const Step
   if (!whole) {
     using Any = Spread<Compute<S>>;
     const auto any = [](const View& view) { return Any::of(view); };
-    return run(any, any, step_kernel<Any, Any>(masked, each));
+    return run(any, any,
+               plain ? &langevin<Any, Any, false, false> : special_kernel<Any, Any>(masked, each));
   }
   using Score = Packed<R, V>;
   const auto score = [](const View& view) { return packed<R, V>(view); };
-  if constexpr (sizeof(S) == 2) {  // bound by what is done for a pack, where float is by memory
-    if (!masked && !each) {
-      return run([](const View& view) { return packed<S, V, 3>(view); }, score,
-                 &langevin<Packed<S, V, 3>, Score, false, false>);
-    }
+  if (plain) {
+    // Half precision is bound by what is done for a pack, float by memory.
+    constexpr int kPacks = sizeof(S) == 2 ? 3 : 2;
+    return run([](const View& view) { return packed<S, V, kPacks>(view); }, score,
+               &langevin<Packed<S, V, kPacks>, Score, false, false>);
   }
   run([](const View& view) { return packed<S>(view); }, score,
-      step_kernel<Packed<S>, Score>(masked, each));
+      special_kernel<Packed<S>, Score>(masked, each));
 }
 
 template <class T>
