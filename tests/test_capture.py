@@ -12,7 +12,7 @@ from typing import Any
 import fake_graphs
 import pytest
 import torch
-from emulator import Launch, configured, emulated, launches, why_not
+from emulator import Launch, configured, emulated, launches
 from fake_graphs import OWN_STREAM, Cuda, FakeGenerator
 from helpers import assert_same_bytes
 from samplers import SIGMAS, Sampler, every_sampler, gaussian_score, run_langevin
@@ -20,10 +20,7 @@ from torch import Tensor
 
 from fastscore import annealed_langevin
 
-pytestmark = [
-    pytest.mark.emulated,
-    pytest.mark.skipif(why_not() is not None, reason=f"no emulation: {why_not()}"),
-]
+pytestmark = pytest.mark.emulated
 
 WARNING = "can't be captured in a CUDA graph"
 

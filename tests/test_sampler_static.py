@@ -2,36 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
+import fake_graphs
 import pytest
 import torch
 from helpers import assert_same_bytes
 from samplers import Sampler, every_sampler, gaussian_score
 from torch import Tensor
-
-
-class Replayed:
-    """In place of a CUDA graph: runs the step anew, and looks whether its memory stays in place."""
-
-    def __init__(self, body: Callable[[], None], state: Sequence[Tensor]) -> None:
-        self.body, self.state = body, state
-        self.replays = 0
-
-        saved = [tensor.clone() for tensor in state]  # a call to warm up, as before a capture
-        body()
-        for tensor, value in zip(state, saved, strict=True):
-            tensor.copy_(value)
-
-    def addresses(self) -> list[int]:
-        return [tensor.untyped_storage().data_ptr() for tensor in self.state]
-
-    def replay(self) -> None:
-        before = self.addresses() if self.replays else None
-        self.body()
-        self.replays += 1
-        assert before is None or self.addresses() == before
 
 
 def shifts(x: Tensor, sigma: Tensor, *, shift: Tensor) -> Tensor:
@@ -67,15 +45,7 @@ def test_the_captured_step_is_the_step_of_the_loop(
     extra = {"model_kwargs": {"shift": torch.ones(2)}} if model == "kwargs" else {}
     x0 = torch.linspace(-1, 1, 6).reshape(3, 2)
     want = sampler(x0, models[model], **options, **extra)
-    graphs = []
-
-    def capture(fn: str, body: Any, state: Sequence[Tensor], wanted: bool) -> Replayed:
-        assert wanted
-        graphs.append(Replayed(body, state))
-        return graphs[-1]
-
-    monkeypatch.setattr("fastscore.samplers._loop.capture", capture)
-    monkeypatch.setattr("fastscore.samplers._inputs.wants_graph", lambda *_: True)
+    cuda, _ = fake_graphs.install(monkeypatch)
     got = sampler(x0, models[model], **options, **extra)
     assert_same_bytes(got, want)
-    assert graphs[0].replays == steps
+    assert cuda.captures[0].replays == steps

@@ -6,8 +6,6 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
 
-#include <algorithm>
-
 #include "checks.h"
 #include "registration.h"
 
@@ -15,6 +13,7 @@ namespace fastscore::FASTSCORE_ISA {
 
 // Threads of a block, unless a kernel says otherwise.
 constexpr int kThreads = 256;
+
 __host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Makes the tensor's device the current one, and launches on PyTorch's current stream of it.
