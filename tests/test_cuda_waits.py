@@ -62,6 +62,19 @@ def test_training_steps(name: str, draws: dict[str, Any]) -> None:
             step()
 
 
+def test_a_number_in_a_network() -> None:
+    """``torch.where`` with a number, whose tangent is 0."""
+    weight = torch.ones(3, device="cuda", requires_grad=True)
+    loss_fn, x = SSMLoss(SIGMAS, method="forward").cuda(), torch.randn(4, 3, device="cuda")
+
+    def step() -> None:
+        loss_fn(lambda x, sigma: torch.where(x > 0, x * weight, 0.5), x).backward()
+
+    step()
+    with no_waiting():
+        step()
+
+
 @pytest.mark.parametrize("cuda_graph", [False, True])
 def test_steps_of_a_sampler(cuda_graph: bool) -> None:
     model = ScoreMLP(dim=3).cuda()

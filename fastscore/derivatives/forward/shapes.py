@@ -200,7 +200,10 @@ def where(*args: Any, **kwargs: Any) -> Any:
     condition, sides = bound["condition"], (bound["input"], bound["other"])
     run = run_of(sides)
     dtype = torch.result_type(*map(value_of, sides))
-    tensors = [x if isinstance(x, Tensor) else condition.new_tensor(x, dtype=dtype) for x in sides]
+    # Filled, not copied from the host, for which a GPU would be waited for.
+    tensors = [
+        x if isinstance(x, Tensor) else condition.new_full((), x, dtype=dtype) for x in sides
+    ]
     rank = max(x.dim() for x in (condition, *tensors))
     first, second = (align(lift(x, run).stacked.to(dtype), rank) for x in tensors)
     return DualTensor(torch.where(condition, first, second), run)
