@@ -135,8 +135,7 @@ const char* words_of(int error) {
 
 }  // namespace emulator::host
 
-// ---- what nvcc's host code and the library's call
-// ------------------------------------------------
+// ---- what the host code calls ------------------------------------------------------------------
 
 using namespace emulator;
 using namespace emulator::host;
