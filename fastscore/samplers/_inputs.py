@@ -55,9 +55,10 @@ def sample(
     plan: Plan,
     options: SamplerOptions,
     trajectory: Sequence[int] | None,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:
     """Check everything, build the chain and run it: what every public sampler ends with."""
     record = plan.recorded(fn, trajectory)
+    x, resumed, options = resumed_from(fn, x, plan, options)
     start_step, seed = options["start_step"], options["seed"]
     check_callable(fn, "model", model)
     conditioning = conditioning_of(fn, model, options["conditioning"], plan.conditioning)

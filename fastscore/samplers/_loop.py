@@ -1,12 +1,13 @@
 """The sampling loop that every sampler shares.
 
-A sampler is a table with one row (a, b, c, k) for each step, and a step is
+A sampler is a table whose rows (a, b, c, k, ...) are a call of the model each,
 
     x <- a x + b s(x, sigma) + c z,    z ~ N(0, I)
 
 (known pixels are set to ``known + k z`` instead). The loop asks the model for the score, applies
-the row to the state in one fused kernel, and counts the step on the device. It never waits for the
-device, and after the first step it allocates nothing of its own.
+the row to the state in one fused kernel, and counts the row on the device. A step is a row, or
+several where a solver looks twice or a corrector follows. It never waits for the device, and after
+the first step it allocates nothing of its own.
 """
 
 from __future__ import annotations
@@ -23,14 +24,16 @@ from torch import Tensor
 from fastscore._support.checks import check_output
 from fastscore._support.extras import require
 from fastscore._support.lending import is_untouched, lend_own, lent
+from fastscore._support.terms import Terms
 from fastscore.conditioning import condition, explain, parameter_dtypes
 from fastscore.ops._library import ops
 from fastscore.samplers._batches import Batches
 from fastscore.samplers._graph import capture
-from fastscore.samplers._plan import Callback, Clamp, Model
+from fastscore.samplers._plan import OPEN, Callback, Clamp, Model
 
 # What fastscore.ops.langevin_step_ calls, without its checks: everything here has been checked.
 update = ops.langevin_step_.default._op
+multistep_update = ops.multistep_step_.default._op
 
 
 @dataclass
@@ -42,7 +45,7 @@ class Chain:
     conditioning: str
     x: Tensor  # (B, ...): the state, changed in place
     key: Tensor  # (2,) int64: seed, and the number of the next step
-    table: Tensor  # (rows, 4) float64
+    table: Tensor  # (rows, columns) float64
     sigmas: Tensor  # (L,) in the dtype of x
     levels: list[float]  # the same, for the host
     steps_per_level: int
@@ -55,6 +58,17 @@ class Chain:
     samples: Tensor | None = None
     autocast: torch.dtype | None = None  # None: whatever region the caller is in
     static: bool = False  # whether a CUDA graph is to replay the step, on memory of its own alone
+    labels_of: Sequence[int] | None = None  # the index of each level, where it is not its number
+    scales: Sequence[float] | None = None  # x times this is the state, before each row and at last
+    history: Tensor | None = None  # what multistep rows remember
+    clip: Clamp = OPEN  # of the predicted data in them
+    known_table: Tensor | None = None  # known elements are a known + b known_noise after each row
+    known_noise: Tensor | None = None
+    adjust: Callable[[Chain, Tensor], None] | None = None
+    row: int = 0  # the number of the next row, for the host
+    second: Tensor | None = field(init=False, default=None)  # of a score that is a sum of two
+    weights: Tensor | None = field(init=False, default=None)
+    given: Any = field(init=False, default=None)  # the weights as they came
     draw: Tensor = field(init=False)  # (1,) or (B, 1): the number in the key
     sigma: Tensor = field(init=False)  # (B,): the level of the current step
     labels: Tensor = field(init=False)  # (B,) int64: its index
@@ -76,10 +90,10 @@ class Chain:
         if self.key.device.type == "cpu" and self.key.dim() == 1 and not self.static:
             self.host_key = memoryview(cast(Any, self.key.numpy()))
 
-    def set_level_of(self, step: int) -> None:
-        """Fill ``sigma`` and ``labels`` with the level of a step; the host knows both."""
-        level = min(step // self.steps_per_level, len(self.levels) - 1)
-        self.labels.fill_(level)
+    def set_level_of(self, row: int) -> None:
+        """Fill ``sigma`` and ``labels`` with the level of a row; the host knows both."""
+        level = min(row // self.steps_per_level, len(self.levels) - 1)
+        self.labels.fill_(level if self.labels_of is None else self.labels_of[level])
         self.sigma.fill_(self.levels[level])
         self.arguments = condition(self.conditioning, self.sigma, self.labels)
 
@@ -91,9 +105,28 @@ class Chain:
             kind = self.x.device.type  # a graph must not read copies of weights that it doesn't own
             with torch.autocast(kind, dtype=self.autocast, cache_enabled=not self.static):
                 score = self.call_model()
+        if type(score) is Terms:
+            score = self.first_of(score)
+        return self.fitting(score)
+
+    def fitting(self, score: Tensor) -> Tensor:
+        """Of the state's dtype, or of half precision."""
         return score.to(self.x.dtype) if torch.float64 in (score.dtype, self.x.dtype) else score
 
-    def call_model(self) -> Tensor:
+    def first_of(self, terms: Terms) -> Tensor:
+        """The first of a score's terms; the second, and the weights of both, are kept."""
+        first, *others = (tensor for tensor, _ in terms.pairs)
+        second = others[0] if others else torch.zeros_like(first)
+        self.second = self.fitting(check_output(self.fn, second, self.x))
+        given = [weight for _, weight in terms.pairs]
+        if any(isinstance(weight, Tensor) for weight in given) or given != self.given:
+            weights = terms.weights()
+            if not others:
+                weights = torch.nn.functional.pad(weights, (0, 1))
+            self.weights, self.given = weights.to(self.x.device), given
+        return check_output(self.fn, first, self.x)
+
+    def call_model(self) -> Any:
         """The model's output, looked at closely the first time; later the kernel's checks do.
 
         What it gets is lent, anew each time. Memory that is lent moves when it is written to, where
@@ -117,7 +150,7 @@ class Chain:
             self.explain(error)
             raise
         self.writes = not all(map(is_untouched, handed))
-        return check_output(self.fn, output, x)
+        return output if type(output) is Terms else check_output(self.fn, output, x)
 
     def call_in_batches(self, batches: Batches, x: Tensor) -> Tensor:
         """The model's output, from as many calls as it takes."""
@@ -134,23 +167,41 @@ class Chain:
         explain(self.fn, self.model, *given, error, by_index=by_index)
 
     def step(self) -> None:
-        """One model call, one fused update, one step further."""
-        update(
-            self.x,
-            self.score(),
-            self.table,
-            self.key,
-            self.known,
-            self.mask,
-            *self.clamp,
-            self.sample_offset,
-            self.samples,
-        )
-        torch._C._increment_version((self.x,))
+        """One model call, one fused update, one row further."""
+        score = self.score()
+        if self.adjust is not None:
+            self.adjust(self, score)
+        known = self.known if self.known_table is None else self.known_now()
+        held = (self.table, self.key, known, self.mask, *self.clamp)
+        sample_of = (self.sample_offset, self.samples, self.second, self.weights)
+        if self.history is None:
+            update(self.x, score, *held, *sample_of)
+            torch._C._increment_version((self.x,))
+        else:
+            multistep_update(self.x, self.history, score, *held, *self.clip, *sample_of)
+            torch._C._increment_version((self.x, self.history))
         if self.host_key is None:
             self.draw.add_(1)
         else:
             self.host_key[1] += 1  # a tenth of the time that an op on one number takes
+        self.row += 1
+
+    def known_now(self) -> Tensor:
+        """Known elements at the noise of the next row, with the same noise as at all others."""
+        none = (None, None, None, None, 0, None)
+        return ops.langevin_step.default(
+            self.known, self.known_noise, self.known_table, self.key, *none
+        )
+
+    def shown(self) -> Tensor:
+        """The state as x: itself, or a copy where the run keeps another variable."""
+        scale = 1.0 if self.scales is None else self.scales[self.row]
+        return self.x if scale == 1 else self.x / scale
+
+    def take_back(self, shown: Tensor, version: int) -> None:
+        """What was written to ``shown`` goes into the chain."""
+        if shown is not self.x and shown._version != version and self.scales is not None:
+            self.x.copy_(shown).mul_(self.scales[self.row])
 
     def captured_step(self) -> None:
         """The work that a CUDA graph replays: what the model is told is made of ``sigma`` anew."""
@@ -169,6 +220,7 @@ def half_dtype(model: Model) -> torch.dtype | None:
 def run(
     chain: Chain,
     *,
+    rows: Sequence[int],
     start_step: int,
     steps: int,
     record: Sequence[int],
@@ -178,7 +230,9 @@ def run(
 ) -> tuple[int, Tensor]:
     """Take steps ``start_step`` to ``steps - 1``, in place; return their end, recorded states.
 
-    ``record`` lists, in increasing order, after how many steps the state is copied.
+    ``rows`` says how many rows of the table come before each step, and before the end; ``record``
+    lists, in increasing order, after how many steps the state is copied. At the end of the last
+    step the chain's state is x itself.
     """
     trajectory = chain.x.new_empty(len(record), *chain.x.shape)
     recorded, done = 0, start_step
@@ -190,28 +244,42 @@ def run(
             # casts nothing itself, keeps them from one model call to the next.
             stack.enter_context(torch.autocast(chain.x.device.type, enabled=False))
         advance = stack.enter_context(_progress_bar(chain.fn, progress, start_step, steps))
-        chain.set_level_of(start_step)
-        state = (chain.x, chain.key, chain.sigma, chain.labels)
-        graph = capture(chain.fn, chain.captured_step, state, use_graph)
+        first = chain.row = rows[start_step]
+        chain.set_level_of(first)
+        memory = (chain.x, chain.key, chain.sigma, chain.labels)
+        memory += () if chain.history is None else (chain.history,)
+        graph = capture(chain.fn, chain.captured_step, memory, use_graph)
 
         for step in range(start_step, steps):
-            if step > start_step and step % chain.steps_per_level == 0:
-                chain.set_level_of(step)
-            if graph is not None:
-                graph.replay()
-            else:
-                chain.step()
+            for row in range(rows[step], rows[step + 1]):
+                if row > first and row % chain.steps_per_level == 0:
+                    chain.set_level_of(row)
+                if graph is not None:
+                    graph.replay()
+                else:
+                    chain.step()
+            chain.row = rows[step + 1]
             done = step + 1
             if recorded < len(record) and done == record[recorded]:
-                trajectory[recorded].copy_(chain.x)
+                trajectory[recorded].copy_(chain.shown())
                 recorded += 1
             advance()
-            if callback is not None and _says_stop(callback(done, chain.x)):
+            if callback is not None and _stopped_by(callback, done, chain):
                 break
         else:
             if chain.mask is not None and chain.known is not None:
-                torch.where(chain.mask, chain.known, chain.x, out=chain.x)
+                scale = 1.0 if chain.scales is None else chain.scales[chain.row]
+                known = chain.known if scale == 1 else chain.known * scale
+                torch.where(chain.mask, known, chain.x, out=chain.x)
     return done, trajectory[:recorded]
+
+
+def _stopped_by(callback: Callback, done: int, chain: Chain) -> bool:
+    shown = chain.shown()
+    version = shown._version
+    answer = callback(done, shown)
+    chain.take_back(shown, version)
+    return _says_stop(answer)
 
 
 def _says_stop(answer: Any) -> bool:

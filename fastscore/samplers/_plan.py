@@ -14,6 +14,17 @@ from fastscore._support.checks import check_int, check_sequence, check_sigmas, f
 Model = Callable[..., Tensor]
 Callback = Callable[[int, Tensor], Any]
 Clamp = tuple[float | None, float | None]
+OPEN: Clamp = (None, None)
+
+
+@dataclass
+class Setting:
+    """What a plan may ask for that measures something before the run."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+    options: dict[str, Any]
 
 
 @dataclass
@@ -21,7 +32,8 @@ class Plan:
     """The steps of a sampler, on the CPU in float64.
 
     A step is ``x <- a x + b s(x, sigma) + c z`` with z ~ N(0, I), and known elements are set to
-    ``known + k z``.
+    ``known + k z``. In continuous time a step may be several rows, and a row has more columns: see
+    :mod:`fastscore.ops.langevin` and :mod:`fastscore.ops.multistep`.
     """
 
     table: Tensor  # (rows, 4): a, b, c, k of each step; the last row serves all steps after it
@@ -34,6 +46,21 @@ class Plan:
     conditioning: str = "sigma"  # how the model is called unless the caller says
     device: torch.device | None = None  # where to sample when nothing else says so
     records_steps: bool = False  # whether a trajectory counts steps, not levels
+    labels: Sequence[int] | None = None  # the model's own index of each level, where it has one
+    scales: Sequence[float] | None = None  # the state over x, before each row and at the end
+    multistep: bool = False  # whether rows have ten columns, and a history goes from one to the next
+    clip: Clamp = OPEN  # of the predicted data, where rows are multistep
+    known_table: Tensor | None = None  # (rows, 4): known elements are a known + b z, one z for all
+    returns_state: bool = False  # whether a SamplerState is what is returned
+    carries_history: bool = False  # whether a run can be resumed with its history only
+    prior: tuple[float, float, float] | None = None  # sigma^2, A, B where the score is about -x/s^2
+    prepare: Callable[[Setting], None] | None = None  # what is measured before the run
+    adjust: Callable[[Any, Tensor], None] | None = None  # changes the table's row, given a score
+
+    @property
+    def rows(self) -> Sequence[int]:
+        """How many rows of the table, model calls, come before each step, and before the end."""
+        return range(self.steps + 1)
 
     def table_for(self, prediction: str) -> Tensor:
         """The table of a model that returns ``prediction``, whose conversion to a score it holds.
