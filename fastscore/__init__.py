@@ -12,6 +12,8 @@ scores        ``scores``: ``NetworkScore``, ``EpsScore``, ``DenoiserScore`` and 
               other models; ``GaussianMixture`` and ``Parzen``, exact
 evaluation    ``evaluation``: ``frechet_distance``, ``sliced_wasserstein``, ``energy_distance``,
               ``nearest_distance``; ``fisher_divergence``, ``sliced_fisher_divergence``
+processes     ``sde``: ``VE``, ``VP``, ``SubVP``, ``Cosine``, ``DDPM``, ``RectifiedFlow``, and what
+              a network predicts turned into anything else: ``conversions``
 networks      ``nn``: ``ScoreMLP``, ``ScoreConvNet``, ``EMA``; ``shared`` marks an argument that is
               not the samples'
 saving        ``save_checkpoint``, ``load_checkpoint``, ``Checkpoint``: in ``checkpoint``; pictures
@@ -46,6 +48,7 @@ from fastscore import (
     samplers,
     schedules,
     scores,
+    sde,
 )
 from fastscore._support.memory import keep_freed_memory
 from fastscore._support.model_kwargs import shared
@@ -107,6 +110,7 @@ __all__ = [
     "schedules",
     "score_matching_loss",
     "scores",
+    "sde",
     "shared",
     "sigma_max_from_data",
     "sliced_fisher_divergence",

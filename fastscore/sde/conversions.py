@@ -1,0 +1,107 @@
+"""From what a network predicts to anything else: the one place for these formulas.
+
+At x = alpha x_0 + sigma eps every prediction is a row (p, q), the numbers by which it is p x_0 +
+q eps, with n = sqrt(alpha^2 + sigma^2):
+
+==============  =================================  ============  =========
+``prediction``  what it is                         p             q
+==============  =================================  ============  =========
+``"score"``     the gradient of the log density    0             -1/sigma
+``"eps"``       the noise                          0             1
+``"x0"``        the clean data, the posterior mean 1             0
+``"v"``         the same number in every process   -sigma/n      alpha/n
+``"velocity"``  dx/dt along the path of one pair   alpha'        sigma'
+==============  =================================  ============  =========
+
+Any two rows, one of them x's own (alpha, sigma), give every third: target = A source + B x.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastscore._support.checks import check_choice, fail
+
+PREDICTIONS = ("score", "eps", "x0", "v", "velocity")
+
+
+def coefficients(
+    source: str,
+    target: str,
+    alpha: Tensor,
+    sigma: Tensor,
+    alpha_rate: Tensor | None = None,
+    sigma_rate: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(A, B) of target = A source + B x, in float64.
+
+    Args:
+        source, target: of "score", "eps", "x0", "v", "velocity".
+        alpha, sigma: of the times, tensors of one shape.
+        alpha_rate, sigma_rate: their derivatives in t, for "velocity".
+
+    Raises:
+        ValueError: an unknown prediction, or "velocity" without the rates.
+
+    Example:
+        >>> alpha, sigma = torch.tensor(0.5), torch.tensor(2.0)
+        >>> [float(c) for c in coefficients("score", "x0", alpha, sigma)]  # Tweedie
+        [8.0, 2.0]
+    """
+    fn = "coefficients"
+    for arg, name in (("source", source), ("target", target)):
+        check_choice(fn, arg, name, PREDICTIONS)
+        if name == "velocity" and (alpha_rate is None or sigma_rate is None):
+            fail(fn, "alpha_rate and sigma_rate", 'given for "velocity"', None)
+    alpha, sigma = alpha.double(), sigma.double()
+    if source == target:
+        return torch.ones_like(alpha), torch.zeros_like(alpha)
+    p, q = _row(source, alpha, sigma, alpha_rate, sigma_rate)
+    to_p, to_q = _row(target, alpha, sigma, alpha_rate, sigma_rate)
+    det = p * sigma - q * alpha
+    a, b = (to_p * sigma - to_q * alpha) / det, (p * to_q - q * to_p) / det
+    if source == "score":
+        a = a * sigma
+    if target == "score":
+        a, b = a / sigma, b / sigma
+    return a, b
+
+
+def score_coefficients(
+    prediction: str,
+    alpha: Tensor,
+    sigma: Tensor,
+    alpha_rate: Tensor | None = None,
+    sigma_rate: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(A, B) of score = A output + B x for a network that returns ``prediction``, in float64.
+
+    Args, Raises: as :func:`coefficients`. B is for x itself, of "v" too, whose network sees
+    x/sqrt(alpha^2 + sigma^2).
+
+    Example:
+        >>> a, b = score_coefficients("eps", torch.ones(1), torch.tensor([4.0]))
+        >>> float(a)
+        -0.25
+    """
+    return coefficients(prediction, "score", alpha, sigma, alpha_rate, sigma_rate)
+
+
+def _row(
+    name: str,
+    alpha: Tensor,
+    sigma: Tensor,
+    alpha_rate: Tensor | None,
+    sigma_rate: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """(p, q) of a prediction; of sigma times the score, which is finite at sigma = 0."""
+    zero, one = torch.zeros_like(alpha), torch.ones_like(alpha)
+    if name == "velocity":
+        assert alpha_rate is not None
+        assert sigma_rate is not None
+        return alpha_rate.double(), sigma_rate.double()
+    if name == "v":
+        norm = torch.hypot(alpha, sigma)
+        return -sigma / norm, alpha / norm
+    return {"score": (zero, -one), "eps": (zero, one), "x0": (one, zero)}[name]
