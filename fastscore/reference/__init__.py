@@ -20,6 +20,7 @@ from fastscore.reference.duals import (
     dual_tanh,
 )
 from fastscore.reference.langevin import langevin_step, langevin_step_
+from fastscore.reference.multistep import multistep_step_
 from fastscore.reference.random import normal_, rademacher_, uniform_
 from fastscore.reference.sliced import projections, sliced_terms
 
@@ -38,6 +39,7 @@ __all__ = [
     "dual_tanh",
     "langevin_step",
     "langevin_step_",
+    "multistep_step_",
     "normal_",
     "perturb",
     "projections",
