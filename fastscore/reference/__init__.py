@@ -22,6 +22,7 @@ from fastscore.reference.duals import (
 from fastscore.reference.langevin import langevin_step, langevin_step_
 from fastscore.reference.multistep import multistep_step_
 from fastscore.reference.random import normal_, rademacher_, uniform_
+from fastscore.reference.runge_kutta import rk_advance_, rk_error, rk_stage
 from fastscore.reference.sliced import projections, sliced_terms
 
 __all__ = [
@@ -44,6 +45,9 @@ __all__ = [
     "perturb",
     "projections",
     "rademacher_",
+    "rk_advance_",
+    "rk_error",
+    "rk_stage",
     "sliced_terms",
     "uniform_",
 ]
