@@ -53,8 +53,8 @@ from fastscore._support.lending import lend, lent
 from fastscore._support.reach import modules_of
 from fastscore._support.wrappers import parameters_of, said_by, unwrapped
 
-CONDITIONINGS = ("sigma", "index", "log_sigma", "none")
-PREDICTIONS = ("score", "eps", "x0")
+CONDITIONINGS = ("sigma", "index", "log_sigma", "none", "time")
+PREDICTIONS = ("score", "eps", "x0", "v", "velocity")
 
 # What PyTorch says where operands have several dtypes,
 _MIXED_DTYPES = re.compile(
@@ -188,7 +188,7 @@ def condition(conditioning: str, sigma: Tensor, index: Tensor) -> tuple[Tensor, 
         ()
     """
     check_choice("condition", "conditioning", conditioning, CONDITIONINGS)
-    if conditioning == "sigma":
+    if conditioning in ("sigma", "time"):
         return (sigma,)
     if conditioning == "index":
         return (index,)

@@ -40,9 +40,9 @@ class Frame:
     def of(cls, fn: str, model: Any, process: Process, options: dict[str, Any]) -> Frame:
         """As the caller and the model say."""
         conditioning = conditioning_of(
-            fn, model, options["conditioning"], process.conditioning, in_time=True
+            fn, model, options["conditioning"], process.conditioning
         )
-        prediction = prediction_of(fn, model, options["prediction"], in_time=True)
+        prediction = prediction_of(fn, model, options["prediction"])
         if conditioning == "none":
             expected = 'one of noise levels or times, for a process has all of them'
             fail(fn, "conditioning", expected, repr(conditioning))

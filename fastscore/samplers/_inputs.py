@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import numbers
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,16 +25,16 @@ from fastscore._support.checks import (
     describe,
     fail,
     fail_type,
-    largest,
 )
 from fastscore._support.model_kwargs import check_model_kwargs
-from fastscore._support.warn import warn_caller
 from fastscore._support.wrappers import said_by
 from fastscore.conditioning import conditioning_of, parameter_dtypes, prediction_of
 from fastscore.random import Stream
 from fastscore.samplers._graph import wants_graph
 from fastscore.samplers._loop import Chain, progress_bar_class, run
-from fastscore.samplers._plan import Clamp, Model, Plan
+from fastscore.samplers._plan import Clamp, Model, Plan, Setting
+from fastscore.samplers._state import SamplerState, seed_of
+from fastscore.samplers._warnings import FirstLook, warn_of_divergence
 
 if TYPE_CHECKING:
     from fastscore.samplers._options import SamplerOptions
@@ -45,7 +44,6 @@ MAX_STEPS = 2**32  # the step number is one 32-bit word of the noise counter
 INITS = ("normal", "uniform")
 STATE_DTYPES = (torch.float32, torch.float64)
 AUTOCAST_DTYPES = (torch.bfloat16, torch.float16)
-FAR_OFF = 1e4  # times the noise that a chain begins with: no data are there
 
 
 def sample(
@@ -78,18 +76,13 @@ def sample(
     known, mask = check_known(fn, options["known"], options["mask"], shape, dtype, device)
     steps = plan.steps if shape.numel() else start_step  # nothing to do for no samples
     use_graph = wants_graph(fn, options["cuda_graph"], device, steps - start_step)
-    use_graph = use_graph and steps > start_step
+    use_graph = use_graph and steps > start_step and plan.adjust is None
+    if plan.prepare is not None and shape.numel():
+        plan.prepare(Setting(shape, dtype, device, dict(options)))
 
     with torch.no_grad():
-        noise = Noise.of(fn, options, shape[0], device)
-        if x is None:
-            state = draw_state(noise, shape, options["init"], plan.init_scale, dtype)
-        else:
-            state = x.detach().to(dtype, copy=True)
-        if mask is not None and known is not None and start_step == 0:
-            # The model sees known elements at the noise level of the others from the first step on.
-            z = noise.normal(shape, dtype).mul_(plan.known_scale).add_(known)
-            state = torch.where(mask, z, state)
+        noise = Noise.of(fn, options, shape[0], device, plan.rows[start_step])
+        state, known_noise = first_state(noise, x, resumed, plan, options, shape, dtype, known, mask)
     chain = Chain(
         fn,
         model,
@@ -109,9 +102,21 @@ def sample(
         samples=noise.samples,
         autocast=options["autocast"],
         static=use_graph,
+        labels_of=plan.labels,
+        scales=plan.scales,
+        history=history_of(state, resumed, plan),
+        clip=plan.clip,
+        known_table=None if plan.known_table is None or known is None
+        else plan.known_table.to(device),
+        known_noise=known_noise,
+        adjust=plan.adjust,
     )
+    look = None
+    if plan.prior is not None and x is None and shape.numel():
+        look = FirstLook(chain, plan.prior)
     taken, states = run(
         chain,
+        rows=plan.rows,
         start_step=start_step,
         steps=steps,
         record=[n for n in record or () if n > start_step],
@@ -119,10 +124,90 @@ def sample(
         callback=callback,
         use_graph=use_graph,
     )
-    final = chain.x.detach()  # a callback may have asked for gradients with respect to it
+    final = chain.shown().detach()  # a callback may have asked for gradients with respect to it
+    if look is not None:
+        look.warn()
     if taken > start_step:
         warn_of_divergence(fn, final, x, taken, plan)
-    return final if record is None else (final, states)
+    if plan.returns_state:
+        return with_states(state_after(chain, final, taken, plan), record, states)
+    return with_states(final, record, states)
+
+
+def with_states(result: Any, record: Sequence[int] | None, states: Tensor) -> Any:
+    """The result, and the recorded states where they are asked for."""
+    return result if record is None else (result, states)
+
+
+def resumed_from(
+    fn: str, x: Any, plan: Plan, options: SamplerOptions
+) -> tuple[Tensor | None, SamplerState | None, SamplerOptions]:
+    """What ``x`` is as a tensor, and the state of a run that it may be, with its step and seed."""
+    if not isinstance(x, SamplerState):
+        scaled = plan.scales is not None and any(scale != 1 for scale in plan.scales)
+        if options["start_step"] and (plan.carries_history or scaled):
+            fail(fn, "x", "a SamplerState, as return_state=True returns, to be resumed", "a tensor")
+        return x, None, options
+    if not plan.continuous:
+        fail_type(fn, "x", "a tensor", x)
+    if options["start_step"] not in (0, x.step):
+        fail(fn, "start_step", f"{x.step}, that of the state, or left out", options["start_step"])
+    seed = seed_of(fn, x, options["seed"])
+    return x.x, x, {**options, "start_step": x.step, "seed": seed}
+
+
+def first_state(
+    noise: Noise,
+    x: Tensor | None,
+    resumed: SamplerState | None,
+    plan: Plan,
+    options: SamplerOptions,
+    shape: torch.Size,
+    dtype: torch.dtype,
+    known: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """The state that the run begins with, and the noise that known elements keep, if they do."""
+    start_step = options["start_step"]
+    keeps = mask is not None and plan.known_table is not None
+    z = noise.normal(shape, dtype) if keeps else None
+    if resumed is not None and resumed.state is not None:
+        return resumed.state.detach().to(dtype, copy=True), z
+    if x is None:
+        state = draw_state(noise, shape, options["init"], plan.init_scale, dtype)
+    else:
+        state = x.detach().to(dtype, copy=True)
+    if mask is not None and known is not None and start_step == 0:
+        # The model sees known elements at the noise level of the others from the first step on.
+        own = noise.normal(shape, dtype) if z is None else z.clone()
+        own = own.mul_(plan.known_scale).add_(known, alpha=plan.known_part)
+        state = torch.where(mask, own, state)
+    if plan.scales is not None and (scale := plan.scales[plan.rows[start_step]]) != 1:
+        state = state.mul_(scale)
+    return state, z
+
+
+def history_of(state: Tensor, resumed: SamplerState | None, plan: Plan) -> Tensor | None:
+    """What multistep rows remember; at first nothing, and nothing is asked of it then."""
+    if not plan.multistep:
+        return None
+    if resumed is not None and resumed.history is not None:
+        return resumed.history.detach().to(state.dtype, copy=True)
+    return torch.zeros_like(state)
+
+
+def state_after(chain: Chain, final: Tensor, taken: int, plan: Plan) -> SamplerState:
+    """Where the run has come to, for one that goes on from there."""
+    seed = chain.key.clone()
+    seed[..., 1].zero_()
+    return SamplerState(
+        final,
+        taken,
+        plan.rows[taken],
+        seed=seed,
+        state=None if final is chain.x else chain.x,
+        history=chain.history if plan.carries_history else None,
+    )
 
 
 def state_of(
@@ -147,13 +232,15 @@ class Noise(NamedTuple):
     samples: Tensor | None
 
     @classmethod
-    def of(cls, fn: str, options: SamplerOptions, batch: int, device: torch.device) -> Noise:
-        """As the options say, for a batch of this size on this device."""
+    def of(
+        cls, fn: str, options: SamplerOptions, batch: int, device: torch.device, draw: int
+    ) -> Noise:
+        """As the options say, for a batch of this size on this device, from this draw on."""
         samples, offset = options["samples"], options["sample_offset"]
         key = random.make_key(
             fn,
             options["seed"],
-            draw=options["start_step"],
+            draw=draw,
             device=device,
             generator=options["generator"],
         )
@@ -187,27 +274,6 @@ def draw_state(
     if init == "uniform":
         return noise.uniform(shape, dtype)
     return noise.normal(shape, dtype).mul_(scale)
-
-
-def warn_of_divergence(fn: str, x: Tensor, start: Tensor | None, steps: int, plan: Plan) -> None:
-    """Say that a chain has left the finite numbers, or all reason: looked at once, at the end."""
-    size = largest(x)
-    if size <= FAR_OFF * max(plan.init_scale, 1.0):  # False for NaN
-        return
-    if start is not None and size <= FAR_OFF * largest(start):
-        return
-    if math.isfinite(size):
-        what = f"elements of up to {size:.1e} after {steps} steps"
-    else:
-        bad = int((~torch.isfinite(x)).reshape(len(x), -1).any(1).sum())
-        what = f"NaN or infinity in {bad} of {len(x)} samples after {steps} steps"
-    warn_caller(
-        f"{fn}: {what}. The chain diverges where {plan.step_size} is too large, where the model "
-        "returns something else than the score (of a network that predicts the noise or the data, "
-        'say prediction="eps" or "x0", or make it a score by fastscore.scores.EpsScore or '
-        "DenoiserScore), or where it is called with another conditioning than it was trained with.",
-        UserWarning,
-    )
 
 
 # ---- checks ------------------------------------------------------------------------------------
@@ -332,15 +398,15 @@ def check_known(
     return known, mask
 
 
-def check_clamp(fn: str, clamp: Clamp | None) -> Clamp:
+def check_clamp(fn: str, clamp: Clamp | None, arg: str = "clamp") -> Clamp:
     """(lo, hi) with lo <= hi; either may be None, and both are when there is no clamp."""
     if clamp is None:
         return None, None
     if not isinstance(clamp, (tuple, list)) or len(clamp) != 2:
-        fail_type(fn, "clamp", "a pair (lo, hi)", clamp)
-    lo, hi = (None if end is None else check_number(fn, "clamp", end) for end in clamp)
+        fail_type(fn, arg, "a pair (lo, hi)", clamp)
+    lo, hi = (None if end is None else check_number(fn, arg, end) for end in clamp)
     if lo is not None and hi is not None and lo > hi:
-        fail(fn, "clamp", "a pair (lo, hi) with lo <= hi", (lo, hi))
+        fail(fn, arg, "a pair (lo, hi) with lo <= hi", (lo, hi))
     return lo, hi
 
 

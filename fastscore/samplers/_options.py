@@ -193,13 +193,25 @@ class Sampler(Protocol[P]):
 def sampler(make_plan: Callable[P, Plan]) -> Sampler[P]:
     """A public sampler, from the function that checks what is special to it and returns its plan.
 
+    It takes the options of every sampler; see :func:`sampler_with`.
+    """
+    return sampler_with(SamplerOptions)(make_plan)
+
+
+def sampler_with(kind: type) -> Callable[[Callable[P, Plan]], Sampler[P]]:
+    """A public sampler with the options of ``kind``, which has those of every sampler in it.
+
     The function's parameters are the model, what tells the noise levels, ``x``, its own options
     and ``**options``, those of every sampler, which it sees but need not look at.
     """
+    return functools.partial(_sampler, kind)
+
+
+def _sampler(kind: type, make_plan: Callable[P, Plan]) -> Sampler[P]:
     fn = make_plan.__name__
     own = list(inspect.signature(make_plan).parameters.values())[:-1]
     first, position = own[0].name, [p.name for p in own].index("x")
-    options_of_all = declared(SamplerOptions)
+    options_of_all = declared(kind)
     renamed = OLD_NAMES.get(fn, {})
     known = {p.name for p in own} | {"trajectory"} | set(options_of_all.defaults)
 
@@ -228,13 +240,13 @@ def sampler(make_plan: Callable[P, Plan]) -> Sampler[P]:
         check_settings(fn, options)
         return plan
 
-    kind, optional = inspect.Parameter.KEYWORD_ONLY, Sequence[int] | None
-    recorded = inspect.Parameter("trajectory", kind, default=None, annotation=optional)
+    named, optional = inspect.Parameter.KEYWORD_ONLY, Sequence[int] | None
+    recorded = inspect.Parameter("trajectory", named, default=None, annotation=optional)
     parameters = [*own, recorded, *options_of_all.parameters]
     returns = Tensor | tuple[Tensor, Tensor]
     set_signature(run, sorted(parameters, key=lambda p: p.kind), returns)
-    run.__doc__ = with_options(make_plan.__doc__, SamplerOptions)
+    run.__doc__ = with_options(make_plan.__doc__, kind)
     result = cast("Sampler[P]", run)
-    result.settings = SETTINGS | {p.name for p in own if p.kind is kind}
+    result.settings = SETTINGS | {p.name for p in own if p.kind is named}
     result.plan = checked_plan
     return result

@@ -51,6 +51,8 @@ class Plan:
     multistep: bool = False  # whether rows have ten columns, and a history goes from one to the next
     clip: Clamp = OPEN  # of the predicted data, where rows are multistep
     known_table: Tensor | None = None  # (rows, 4): known elements are a known + b z, one z for all
+    known_part: float = 1.0  # and what of the known values they have at the start
+    continuous: bool = False  # whether a SamplerState can be given
     returns_state: bool = False  # whether a SamplerState is what is returned
     carries_history: bool = False  # whether a run can be resumed with its history only
     prior: tuple[float, float, float] | None = None  # sigma^2, A, B where the score is about -x/s^2

@@ -1,0 +1,225 @@
+"""What the samplers in continuous time share: their options, and from rows to a plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+
+from fastscore._support.checks import check_int, check_number, fail
+from fastscore._support.options import Option
+from fastscore._support.warn import warn_caller
+from fastscore._support.wrappers import said_by
+from fastscore.conditioning import parameter_dtypes
+from fastscore.samplers._frame import Frame, process_alpha
+from fastscore.samplers._inputs import check_clamp
+from fastscore.samplers._options import SamplerOptions
+from fastscore.samplers._plan import OPEN, Clamp, Plan
+from fastscore.samplers._rows import Rows, check_rows
+from fastscore.sde import VE, Process
+from fastscore.sde.grids import time_grid
+
+Grid = str | Sequence[float] | Tensor
+SLACK = 1e-6  # a level that is so little outside the model's range is at its end
+
+
+class ContinuousOptions(SamplerOptions, total=False):
+    """Keyword arguments of every sampler in continuous time."""
+
+    time_scale: Annotated[
+        float | None,
+        Option(
+            None,
+            """what the time is multiplied by for a model of conditioning="time": 999 for networks
+            of score_sde and, with 1000 steps, DDPM. By default what its own attribute
+            ``time_scale`` says, else 1.""",
+        ),
+    ]
+    sigmas: Annotated[
+        Tensor | Sequence[float] | None,
+        Option(
+            None,
+            """for conditioning="index", the noise levels (L,) that the network's index counts; it
+            is given the index of the level that is nearest in log s. By default the model's own
+            attribute.""",
+        ),
+    ]
+    betas: Annotated[
+        Tensor | Sequence[float] | None,
+        Option(
+            None,
+            """the same for networks of DDPM: its betas (L,); by default the model's own, or the
+            process's.""",
+        ),
+    ]
+    clip_denoised: Annotated[
+        Clamp | None,
+        Option(
+            None,
+            """``(lo, hi)``, either may be None: the data that the model predicts, x_0, are clipped
+            to this interval in every step.""",
+        ),
+    ]
+    return_state: Annotated[
+        bool,
+        Option(
+            False,
+            """return a :class:`SamplerState` in place of x: the samples, how many calls of the
+            model they took, and all that a run which was stopped is resumed from, as ``x``.""",
+        ),
+    ]
+
+
+@dataclass
+class ContinuousPlan(Plan):
+    """A plan whose steps are several rows, made for one model's frame."""
+
+    boundaries: Sequence[int] = field(default_factory=list)
+
+    def table_for(self, prediction: str) -> Tensor:
+        """The table, made for what the model returns already."""
+        return self.table
+
+    @property
+    def rows(self) -> Sequence[int]:
+        """How many rows come before each step, and before the end."""
+        return self.boundaries
+
+
+def plan_of(
+    fn: str,
+    frame: Frame,
+    rows: Rows,
+    boundaries: Sequence[int],
+    options: dict[str, Any],
+    *,
+    model: Any,
+    settings: str,
+    multistep: bool = False,
+    carries_history: bool = False,
+    one_noise: bool = False,
+    from_start: bool = True,
+) -> ContinuousPlan:
+    """The plan of rows that are checked and turned into what the model sees and returns.
+
+    ``multistep`` says that rows need the history, ``carries_history`` that steps do, ``one_noise``
+    that known elements keep one noise for the whole run, ``from_start`` that a state that is drawn
+    is noise at the highest level.
+    """
+    rows = check_rows(fn, rows)
+    clip = check_clamp(fn, options["clip_denoised"], "clip_denoised")
+    multistep = multistep or clip != OPEN
+    process = frame.process
+    alpha, s = process_alpha(process, rows.t[:1], rows.s[:1]), rows.s[:1]
+    start = float(alpha * s)
+    own, of_state = frame.score_coefficients(rows.t[:1], s)
+    variance = (frame.alpha(rows.t[:1], s) * s).square()
+    ends = frame.scale(rows.t_after, rows.s_after).tolist()
+    return ContinuousPlan(
+        frame.table(rows, multistep=multistep),
+        frame.told(rows.t, rows.s),
+        steps=len(boundaries) - 1,
+        steps_per_level=1,
+        init_scale=start,
+        known_scale=start,
+        known_part=float(alpha),
+        step_size=settings,
+        conditioning=frame.conditioning,
+        records_steps=True,
+        labels=frame.labels(rows.s),
+        scales=[*frame.scale(rows.t[:1], s).tolist(), *ends],
+        multistep=multistep,
+        clip=clip,
+        known_table=frame.known_table(rows) if one_noise else None,
+        continuous=True,
+        returns_state=bool(options["return_state"]),
+        carries_history=carries_history,
+        prior=(float(variance), float(own), float(of_state)) if from_start else None,
+        boundaries=boundaries,
+    )
+
+
+def times_for(
+    fn: str,
+    model: Any,
+    frame: Frame,
+    x: Any,
+    grid: Grid,
+    points: int,
+    t_start: float,
+    t_end: float | None = None,
+) -> Tensor:
+    """The times of a run, falling, on the part of the process that the model knows: float64."""
+    process = frame.process
+    t_start = check_number(fn, "t_start", t_start, positive=True)
+    if t_start > 1:
+        fail(fn, "t_start", "at most 1", t_start)
+    if t_start < 1 and x is None:
+        fail(fn, "x", f"given, the state at t_start={t_start}", None)
+    first, last = min(t_start, process.t_max), process.t_min if t_end is None else t_end
+    known = sigma_range_for(fn, model, frame)
+    if isinstance(grid, str):
+        if known is not None:
+            first = min(first, time_within(process, known[1], first))
+            last = max(last, time_within(process, known[0], last))
+        if not last < first:
+            expected = f"later than the end of sampling, t = {last:.4g}"
+            fail(fn, "t_start", expected, f"{first:.4g} (where the model's range ends, or given)")
+    times = time_grid(fn, process, grid, points, first, last)
+    if known is not None and not isinstance(grid, str):
+        s = process.noise_level(times)
+        if float(s.max()) > known[1] * (1 + SLACK) or float(s.min()) < known[0] * (1 - SLACK):
+            warn_caller(
+                f"{fn}: the grid has noise levels from {float(s.min()):.4g} to "
+                f"{float(s.max()):.4g}, the model knows those from {known[0]:.4g} to "
+                f"{known[1]:.4g} (its sigma_range).",
+                UserWarning,
+            )
+    return times
+
+
+def time_within(process: Process, level: float, otherwise: float) -> float:
+    """When the noise level is ``level``; ``otherwise`` where the process ends before or is near."""
+    s = float(process.noise_level(otherwise))
+    if abs(s / level - 1) < SLACK:
+        return otherwise
+    lo, hi = (float(process.noise_level(t)) for t in (process.t_min, process.t_max))
+    return float(process.time_of(level)) if lo < level < hi else otherwise
+
+
+def sigma_range_for(fn: str, model: Any, frame: Frame) -> tuple[float, float] | None:
+    """The noise levels that the model knows, by its own attribute; of a network without, a word."""
+    known = said_by(model, "sigma_range")
+    if known is not None:
+        lo, hi = (check_number(fn, "the model's sigma_range", end) for end in known)
+        if not 0 <= lo < hi:
+            fail(fn, "the model's sigma_range", "two levels, the lower one first", (lo, hi))
+        return lo, hi
+    process = frame.process
+    own = frame.kind == "y" and not isinstance(process, VE) and bool(parameter_dtypes(model))
+    if own:
+        lo, hi = (float(process.noise_level(t)) for t in (process.t_min, process.t_max))
+        warn_caller(
+            f"{fn}: the model does not say which noise levels it knows (an attribute sigma_range, a "
+            f"pair), and {process!r} has those from {lo:.4g} to {hi:.4g}.",
+            UserWarning,
+        )
+    return None
+
+
+def check_steps(fn: str, steps: Any) -> int:
+    return check_int(fn, "steps", steps, minimum=1)
+
+
+def ends_of(steps: int, rows: int, last: int) -> list[int]:
+    """How many rows come before each of ``steps`` steps of ``rows`` rows, and the ``last`` ones."""
+    ends = [step * rows for step in range(steps + 1)]
+    return [*ends, ends[-1] + last] if last else ends
+
+
+def finite_or(value: float, otherwise: float) -> float:
+    return value if math.isfinite(value) else otherwise

@@ -1,0 +1,223 @@
+"""The probability-flow ordinary differential equation, on fixed grids and with step control."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from fastscore._support.checks import check_choice, check_number, fail
+from fastscore.samplers._continuous import (
+    ContinuousOptions,
+    ContinuousPlan,
+    Grid,
+    check_steps,
+    ends_of,
+    plan_of,
+    times_for,
+)
+from fastscore.samplers._frame import Frame
+from fastscore.samplers._options import sampler_with
+from fastscore.samplers._plan import Model, Plan
+from fastscore.samplers._rows import Levels, Rows, dpmpp_rows, euler_rows, heun_rows
+from fastscore.sde import Process, as_process
+
+SOLVERS = ("euler", "heun", "rk4", "dpmpp_2m", "dpmpp_2m_sde", "rk45")
+STEPS = 18
+
+
+@sampler_with(ContinuousOptions)
+def probability_flow(
+    model: Model,
+    sde: Process | Any,
+    x: Tensor | None = None,
+    *,
+    solver: str = "heun",
+    steps: int | None = None,
+    grid: Grid = "karras",
+    rtol: float = 1e-3,
+    atol: float = 1e-3,
+    encode: bool = False,
+    denoise: bool | None = None,
+    t_start: float = 1.0,
+    eta: float = 1.0,
+    churn: float = 0.0,
+    churn_range: tuple[float, float] = (0.0, float("inf")),
+    churn_noise: float = 1.0,
+    **options: Unpack[ContinuousOptions],
+) -> Plan:
+    r"""The probability-flow ODE from noise to data, or from data to noise.
+
+    dx/dt = f x - g^2 s/2 moves noise to data with the marginals of the reverse SDE (Song et al.
+    2021, section 4.3). In y = x/alpha, data under noise of s = sigma/alpha, it is dy/ds = -s S(y,
+    s), for every process the same (Karras et al. 2022), and is solved there:
+
+    - "euler": in s, which is DDIM (Song, Meng and Ermon 2021), one call of the model a step;
+    - "heun": second order in s, two calls a step and one in the last (Karras et al. 2022,
+      algorithm 2), with fresh noise before each step where ``churn`` is positive;
+    - "rk4": the classical fourth order in s, four calls a step and one in the last;
+    - "dpmpp_2m": DPM-Solver++(2M), second order in log s from the step before (Lu et al. 2022);
+      "dpmpp_2m_sde" its form for the SDE, with noise in every step, one call a step;
+    - "rk45": order 5(4) (Dormand and Prince 1980), with steps of each sample's own, so small that
+      the error of each is within ``atol + rtol |x|``; a sample that has arrived is not asked for
+      any more.
+
+    The last of ``steps`` steps leads from the lowest noise level to the data, by the expected data
+    there (``denoise``).
+
+    Args:
+        model: as in :func:`reverse_sde`, all ways of calling.
+        sde: the process, of :mod:`fastscore.sde`, or any object with ``alpha(t)``, ``sigma(t)``.
+        x: initial state, (batch, ...), taken as it is: of the noise at ``t_start``, or, to be
+            encoded, of data. Or a :class:`SamplerState`.
+        solver: see above.
+        steps: how many, the denoising step included: 18 by default. None for "rk45".
+        grid: where the steps lie: "karras", uniform in s^(1/7); "log", uniform in log s; "uniform"
+            in t; from ``t_start`` to the process's ``t_min``, within what the model says is its
+            ``sigma_range``. Or the times themselves, falling (rising, to encode): as many as there
+            are steps, or one more where there is no denoising step.
+        rtol, atol: of "rk45", relative and absolute error of a step, in the units of the data.
+        encode: from data, taken as they are at ``t_min``, to noise.
+        denoise: whether the last step leads to the data; by default it does, but for "rk45" and
+            to encode, which goes back and forth without.
+        t_start: where to begin, below 1 with ``x`` given; when encoding, where to end.
+        eta: of "dpmpp_2m_sde", how much noise: 1 for the SDE, 0 for "dpmpp_2m".
+        churn: of "heun", S_churn: how much noise there is in all; each step raises it by the share
+            min(churn/steps, sqrt(2) - 1).
+        churn_range: the levels s at which there is some, (S_tmin, S_tmax).
+        churn_noise: S_noise, the standard deviation of that noise.
+        trajectory: after how many steps the state is recorded; not for "rk45", whose samples are
+            not at the same time.
+
+    Returns:
+        Samples, float32 or float64, of the shape asked for; a :class:`SamplerState` with
+        ``return_state``, which has the calls of the model; with ``trajectory``, a pair of either
+        and the recorded states, (number recorded, batch, ...).
+
+    Raises:
+        ValueError: as :func:`reverse_sde`; options of another solver; ``known`` where data are
+            encoded.
+        TypeError: an argument of the wrong type.
+        RuntimeError: "rk45" can't meet its tolerances; the message names sample, time and step.
+
+    Known elements (``known``, ``mask``) move along ``alpha known + sigma z`` with one z for the
+    whole run.
+
+    Example:
+        Standard normal data, sampled in ten calls of the exact score, encoded and decoded:
+
+        >>> import torch, fastscore
+        >>> score = lambda x, sigma: -x / (1 + sigma[:, None] ** 2)
+        >>> sde = fastscore.sde.VE(0.002, 80.0)
+        >>> x = fastscore.probability_flow(
+        ...     score, sde, solver="dpmpp_2m", steps=10, shape=(4000, 2), seed=0
+        ... )
+        >>> bool((x.std() - 1).abs() < 0.05)
+        True
+        >>> noise = fastscore.probability_flow(score, sde, x, solver="heun", steps=50, encode=True)
+        >>> again = fastscore.probability_flow(
+        ...     score, sde, noise, solver="heun", steps=50, denoise=False
+        ... )
+        >>> bool((again - x).abs().max() < 0.01)
+        True
+    """
+    fn = "probability_flow"
+    process = as_process(fn, sde)
+    check_choice(fn, "solver", solver, SOLVERS)
+    check_own_options(fn, solver, eta=eta, churn=churn)
+    check_encoding(fn, encode, x, options, denoise, churn, solver)
+    frame = Frame.of(fn, model, process, dict(options))
+    to_data = not encode if denoise is None else bool(denoise)
+    if steps is None:
+        steps = len(grid) - (not to_data) if not isinstance(grid, str) else STEPS
+    steps = check_steps(fn, steps)
+    if not to_data:
+        points = steps + 1
+    else:
+        points = steps
+    times = grid_of(fn, model, frame, x, grid, points, t_start, encode=encode)
+    levels = Levels.of(process, times, to_data=to_data)
+    rows = rows_of(solver, process, levels, eta, churn, churn_range, churn_noise)
+    each = 2 if solver == "heun" else 1
+    whole = steps - 1 if to_data else steps
+    return plan_of(
+        fn,
+        frame,
+        rows,
+        ends_of(whole, each, len(rows) - whole * each),
+        dict(options),
+        model=model,
+        settings=f"solver={solver!r}, steps={steps}",
+        multistep=solver != "euler",
+        carries_history=solver.startswith("dpmpp"),
+        one_noise=True,
+        from_start=t_start == 1 and not encode,
+    )
+
+
+def rows_of(
+    solver: str,
+    process: Process,
+    levels: Levels,
+    eta: float,
+    churn: float,
+    churn_range: tuple[float, float],
+    churn_noise: float,
+) -> Rows:
+    """The rows of a solver on these levels."""
+    if solver == "euler":
+        return euler_rows(levels)
+    if solver == "heun":
+        return heun_rows(process, levels, churn, churn_range, churn_noise)
+    return dpmpp_rows(levels, eta if solver == "dpmpp_2m_sde" else 0.0)
+
+
+def grid_of(
+    fn: str,
+    model: Any,
+    frame: Frame,
+    x: Any,
+    grid: Grid,
+    points: int,
+    t_start: float,
+    *,
+    encode: bool,
+) -> Tensor:
+    """The times in the order in which they are gone through."""
+    if encode and not isinstance(grid, str):
+        grid = torch.as_tensor(grid, dtype=torch.float64).flip(0)
+    if points == 1 and isinstance(grid, str):  # of a single call, from where sampling begins
+        return times_for(fn, model, frame, x, grid, 2, t_start)[:1]
+    times = times_for(fn, model, frame, x, grid, points, t_start)
+    if len(times) != points:
+        fail(fn, "grid", f"as many times as there are model calls' levels, {points}", len(times))
+    return times.flip(0) if encode else times
+
+
+def check_own_options(fn: str, solver: str, **given: float) -> None:
+    """Options of one solver are left alone with the others."""
+    eta = check_number(fn, "eta", given["eta"], minimum=0.0)
+    churn = check_number(fn, "churn", given["churn"], minimum=0.0)
+    if eta != 1 and solver != "dpmpp_2m_sde":
+        fail(fn, "eta", f'1 but with solver="dpmpp_2m_sde", here {solver!r}', eta)
+    if churn and solver != "heun":
+        fail(fn, "churn", f'0 but with solver="heun", here {solver!r}', churn)
+
+
+def check_encoding(
+    fn: str, encode: bool, x: Any, options: Any, denoise: bool | None, churn: float, solver: str
+) -> None:
+    """Encoding starts from data, and has no noise of its own."""
+    if not encode:
+        return
+    if x is None:
+        fail(fn, "x", "given, the data to be encoded", None)
+    for name in ("known", "mask"):
+        if options[name] is not None:
+            fail(fn, name, "None where data are encoded, which are known", "a value")
+    if denoise:
+        fail(fn, "denoise", "None or False where data are encoded", denoise)
+    if churn or solver == "dpmpp_2m_sde":
+        fail(fn, "solver", "one without noise where data are encoded", f"{solver!r}, {churn=}")
