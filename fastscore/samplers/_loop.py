@@ -178,7 +178,10 @@ class Chain:
         sample_of = (self.sample_offset, self.samples, self.second, self.weights)
         if self.history is None:
             from fastscore.reference.langevin import langevin_step_
-            langevin_step_(self.x, score, self.table, self.key, known=known, mask=self.mask, clamp=self.clamp, sample_offset=self.sample_offset, samples=self.samples, second=self.second, weights=self.weights)
+            if self.table.shape[-1] == 4:
+                update(self.x, score, *held, *sample_of[:2])
+            else:
+                langevin_step_(self.x, score, self.table, self.key, known=known, mask=self.mask, clamp=self.clamp, sample_offset=self.sample_offset, samples=self.samples, second=self.second, weights=self.weights)
             torch._C._increment_version((self.x,))
         else:
             multistep_update(self.x, self.history, score, *held, *self.clip, *sample_of)
