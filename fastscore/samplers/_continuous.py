@@ -13,8 +13,8 @@ from torch import Tensor
 from fastscore._support.checks import check_int, check_number, fail
 from fastscore._support.options import Option
 from fastscore._support.warn import warn_caller
-from fastscore._support.wrappers import said_by
-from fastscore.conditioning import parameter_dtypes
+from fastscore._support.explain import parameter_dtypes
+from fastscore.conditioning import sigma_range_of
 from fastscore.samplers._frame import Frame, process_alpha
 from fastscore.samplers._inputs import check_clamp
 from fastscore.samplers._options import SamplerOptions
@@ -193,12 +193,9 @@ def time_within(process: Process, level: float, otherwise: float) -> float:
 
 def sigma_range_for(fn: str, model: Any, frame: Frame) -> tuple[float, float] | None:
     """The noise levels that the model knows, by its own attribute; of a network without, a word."""
-    known = said_by(model, "sigma_range")
+    known = sigma_range_of(model, fn=fn)
     if known is not None:
-        lo, hi = (check_number(fn, "the model's sigma_range", end) for end in known)
-        if not 0 <= lo < hi:
-            fail(fn, "the model's sigma_range", "two levels, the lower one first", (lo, hi))
-        return lo, hi
+        return known
     process = frame.process
     own = frame.kind == "y" and not isinstance(process, VE) and bool(parameter_dtypes(model))
     if own:
