@@ -15,10 +15,17 @@ FASTSCORE_SCHEMAS(m) {
   // langevin
   m.def(
       "langevin_step_(Tensor(a!) x, Tensor score, Tensor table, Tensor key, Tensor? known, "
-      "Tensor? mask, float? low, float? high, int sample_offset, Tensor? samples=None) -> ()");
+      "Tensor? mask, float? low, float? high, int sample_offset, Tensor? samples=None, "
+      "Tensor? second=None, Tensor? weights=None) -> ()");
   m.def(
       "langevin_step(Tensor x, Tensor score, Tensor table, Tensor key, Tensor? known, "
-      "Tensor? mask, float? low, float? high, int sample_offset, Tensor? samples=None) -> Tensor");
+      "Tensor? mask, float? low, float? high, int sample_offset, Tensor? samples=None, "
+      "Tensor? second=None, Tensor? weights=None) -> Tensor");
+  // multistep
+  m.def(
+      "multistep_step_(Tensor(a!) x, Tensor(b!) history, Tensor score, Tensor table, Tensor key, "
+      "Tensor? known, Tensor? mask, float? low, float? high, float? clip_low, float? clip_high, "
+      "int sample_offset, Tensor? samples=None, Tensor? second=None, Tensor? weights=None) -> ()");
   // dsm
   m.def(
       "perturb(Tensor x, Tensor table, Tensor key, Tensor? labels, int sample_offset, Tensor? "
