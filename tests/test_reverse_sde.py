@@ -96,8 +96,9 @@ def variance_after(process: Process, steps: int) -> float:
 def test_the_error_of_few_steps_is_that_of_the_recursion(process: Process) -> None:
     expected = variance_after(process, 20)
     end = float(process.alpha(process.t_min) ** 2 * VARIANCE + process.sigma(process.t_min) ** 2)
-    errors = [variance_after(process, n) - end for n in (400, 800)]
-    assert errors[0] / errors[1] == pytest.approx(2, rel=0.15)  # of first order
+    variances = [variance_after(process, n) for n in (400, 800, 1600)]
+    changes = [a - b for a, b in zip(variances[:-1], variances[1:], strict=True)]
+    assert changes[0] / changes[1] > 1.8  # of first order at least
     x = reverse_sde(
         InTime(process), process, steps=20, predictor="euler_maruyama", denoise=False,
         shape=(60_000,), seed=1,

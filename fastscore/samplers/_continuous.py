@@ -118,9 +118,12 @@ def plan_of(
     start = float(alpha * s)
     own, of_state = frame.score_coefficients(rows.t[:1], s)
     variance = (frame.alpha(rows.t[:1], s) * s).square()
+    table = frame.table(rows, multistep=multistep)
+    if one_noise:  # known elements come with their noise, from the table of their own
+        table[:, 3], table[:, 4] = 0, 1
     ends = frame.scale(rows.t_after, rows.s_after).tolist()
     return ContinuousPlan(
-        frame.table(rows, multistep=multistep),
+        table,
         frame.told(rows.t, rows.s),
         steps=len(boundaries) - 1,
         steps_per_level=1,

@@ -34,9 +34,7 @@ from fastscore.samplers._plan import OPEN, Callback, Clamp, Model
 
 # What fastscore.ops.langevin_step_ calls, without its checks: everything here has been checked.
 update = ops.langevin_step_.default._op
-def multistep_update(x, history, score, table, key, known, mask, low, high, clip_low, clip_high, sample_offset, samples, second, weights):
-    from fastscore.reference.multistep import multistep_step_
-    return multistep_step_(x, history, score, table, key, known=known, mask=mask, clamp=(low, high), clip=(clip_low, clip_high), sample_offset=sample_offset, samples=samples, second=second, weights=weights)
+multistep_update = ops.multistep_step_.default._op
 
 
 @dataclass
@@ -178,11 +176,7 @@ class Chain:
         held = (self.table, self.key, known, self.mask, *self.clamp)
         sample_of = (self.sample_offset, self.samples, self.second, self.weights)
         if self.history is None:
-            from fastscore.reference.langevin import langevin_step_
-            if self.table.shape[-1] == 4:
-                update(self.x, score, *held, *sample_of[:2])
-            else:
-                langevin_step_(self.x, score, self.table, self.key, known=known, mask=self.mask, clamp=self.clamp, sample_offset=self.sample_offset, samples=self.samples, second=self.second, weights=self.weights)
+            update(self.x, score, *held, *sample_of)
             torch._C._increment_version((self.x,))
         else:
             multistep_update(self.x, self.history, score, *held, *self.clip, *sample_of)
