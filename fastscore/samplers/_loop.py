@@ -247,8 +247,8 @@ def run(
         advance = stack.enter_context(_progress_bar(chain.fn, progress, start_step, steps))
         first = chain.row = rows[start_step]
         chain.set_level_of(first)
-        memory = (chain.x, chain.key, chain.sigma, chain.labels)
-        memory += () if chain.history is None else (chain.history,)
+        memory = [chain.x, chain.key, chain.sigma, chain.labels]
+        memory += [] if chain.history is None else [chain.history]
         graph = capture(chain.fn, chain.captured_step, memory, use_graph)
 
         for step in range(start_step, steps):

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from fastscore._support.checks import check_choice, check_number, fail
+from fastscore._support.checks import check_choice, check_number, fail, fail_type
 from fastscore.samplers._continuous import (
     ContinuousOptions,
-    ContinuousPlan,
     Grid,
     check_steps,
     ends_of,
@@ -127,16 +125,15 @@ def probability_flow(
     process = as_process(fn, sde)
     check_choice(fn, "solver", solver, SOLVERS)
     check_own_options(fn, solver, eta=eta, churn=churn)
+    churn_noise = check_number(fn, "churn_noise", churn_noise, minimum=0.0)
+    churn_range = check_churn_range(fn, churn_range)
     check_encoding(fn, encode, x, options, denoise, churn, solver)
     frame = Frame.of(fn, model, process, dict(options))
     to_data = not encode if denoise is None else bool(denoise)
     if steps is None:
         steps = len(grid) - (not to_data) if not isinstance(grid, str) else STEPS
     steps = check_steps(fn, steps)
-    if not to_data:
-        points = steps + 1
-    else:
-        points = steps
+    points = steps + 1 if not to_data else steps
     times = grid_of(fn, model, frame, x, grid, points, t_start, encode=encode)
     levels = Levels.of(process, times, to_data=to_data)
     rows = rows_of(solver, process, levels, eta, churn, churn_range, churn_noise)
@@ -186,13 +183,9 @@ def grid_of(
     encode: bool,
 ) -> Tensor:
     """The times in the order in which they are gone through."""
-    if encode and not isinstance(grid, str):
-        grid = torch.as_tensor(grid, dtype=torch.float64).flip(0)
     if points == 1 and isinstance(grid, str):  # of a single call, from where sampling begins
         return times_for(fn, model, frame, x, grid, 2, t_start)[:1]
     times = times_for(fn, model, frame, x, grid, points, t_start)
-    if len(times) != points:
-        fail(fn, "grid", f"as many times as there are model calls' levels, {points}", len(times))
     return times.flip(0) if encode else times
 
 
@@ -204,6 +197,18 @@ def check_own_options(fn: str, solver: str, **given: float) -> None:
         fail(fn, "eta", f'1 but with solver="dpmpp_2m_sde", here {solver!r}', eta)
     if churn and solver != "heun":
         fail(fn, "churn", f'0 but with solver="heun", here {solver!r}', churn)
+
+
+def check_churn_range(fn: str, given: Any) -> tuple[float, float]:
+    """Two levels, the lower one first; the upper may be infinite."""
+    expected = "a pair (S_tmin, S_tmax) of noise levels, the lower one first"
+    if not isinstance(given, (tuple, list)) or len(given) != 2:
+        fail_type(fn, "churn_range", expected, given)
+    lo = check_number(fn, "churn_range", given[0], minimum=0.0)
+    hi = given[1] if given[1] == float("inf") else check_number(fn, "churn_range", given[1])
+    if lo > hi:
+        fail(fn, "churn_range", expected, (lo, hi))
+    return lo, hi
 
 
 def check_encoding(
