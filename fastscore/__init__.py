@@ -3,7 +3,8 @@
 ============  =====================================================================================
 losses        ``dsm_loss``, ``ssm_loss``, ``score_matching_loss``, as modules ``DSMLoss``,
               ``SSMLoss``, ``ScoreMatchingLoss``: in ``losses``
-samplers      ``langevin``, ``annealed_langevin``, ``consistent_annealed_langevin``: in ``samplers``
+samplers      ``langevin``, ``annealed_langevin``, ``consistent_annealed_langevin``; in continuous
+              time ``reverse_sde``, ``probability_flow``, ``SamplerState``: in ``samplers``
 noise scales  ``geometric_sigmas``, ``noise_scales``, ``sigma_max_from_data``, and the step size
               ``langevin_step_size``: in ``schedules``
 derivatives   ``jvp``, ``jvps``, ``quadratic_forms``, ``divergence``, ``output_and_divergence``:
@@ -66,7 +67,14 @@ from fastscore.losses import (
     ssm_loss,
 )
 from fastscore.pictures import save_grid
-from fastscore.samplers import annealed_langevin, consistent_annealed_langevin, langevin
+from fastscore.samplers import (
+    SamplerState,
+    annealed_langevin,
+    consistent_annealed_langevin,
+    langevin,
+    probability_flow,
+    reverse_sde,
+)
 from fastscore.schedules import (
     geometric_sigmas,
     langevin_step_size,
@@ -80,6 +88,7 @@ __all__ = [
     "Checkpoint",
     "DSMLoss",
     "SSMLoss",
+    "SamplerState",
     "ScoreMatchingLoss",
     "annealed_langevin",
     "checkpoint",
@@ -101,9 +110,11 @@ __all__ = [
     "noise_scales",
     "ops",
     "output_and_divergence",
+    "probability_flow",
     "quadratic_forms",
     "random",
     "reference",
+    "reverse_sde",
     "samplers",
     "save_checkpoint",
     "save_grid",

@@ -411,6 +411,7 @@ def test_batches_and_half_precision(device: torch.device) -> None:
         ({"sigmas": [2.0, 1.0]}, ValueError, "sigmas must be None but with"),
         ({"clip_denoised": (1.0, 0.0)}, ValueError, "clip_denoised must be a pair"),
         ({"conditioning": "none"}, ValueError, "conditioning must be"),
+        ({"samples": torch.tensor([1, 0, 2, 1])}, ValueError, "samples must be numbers of which"),
         ({"process": torch.tensor([2.0, 1.0])}, (TypeError, ValueError), "sde must be"),
     ],
 )

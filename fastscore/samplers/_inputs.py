@@ -86,6 +86,8 @@ def sample(
 
     with torch.no_grad():
         noise = Noise.of(fn, options, shape[0], device, plan.rows[start_step])
+        if continuous:
+            check_distinct(fn, noise.samples)
         state, known_noise = first_state(
             noise, x, resumed, plan, options, shape, dtype, known, mask
         )
@@ -403,6 +405,16 @@ def check_known(
     if not bool((torch.isfinite(known) | ~mask).all()):
         fail(fn, "known", "finite wherever mask is True", "NaN or infinity there")
     return known, mask
+
+
+def check_distinct(fn: str, samples: Tensor | None) -> None:
+    """No sample number twice: the two would be one sample."""
+    if samples is None:
+        return
+    values, counts = samples.unique(return_counts=True)
+    if bool((counts > 1).any()):
+        twice = int(values[counts > 1][0])
+        fail(fn, "samples", "numbers of which each is there once", f"{twice} more than once")
 
 
 def check_clamp(fn: str, clamp: Clamp | None, arg: str = "clamp") -> Clamp:
