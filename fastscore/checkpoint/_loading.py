@@ -25,6 +25,7 @@ from fastscore.checkpoint._file import (
     check_path,
     require_safetensors,
 )
+from fastscore.conditioning import sigma_range_of
 from fastscore.nn._weights import Weights, put_weights
 
 
@@ -45,6 +46,7 @@ class _Saved:
     tied: dict[str, str]
     unsaved: dict[str, torch.dtype]
     tensors: dict[str, Tensor]
+    sigma_range: tuple[float, float] | None = None  # in no file of old
 
     @property
     def sigmas(self) -> Tensor | None:
@@ -70,8 +72,9 @@ def load_checkpoint(
     good as that code, so nothing is imported or executed unless you ask.
 
     The network is returned in eval mode, its weights in the dtype that they were saved in and tied
-    as they were; ``conditioning``, ``prediction`` and ``data_shape`` become attributes of it where
-    it has none of its own. PyTorch's generator is left as it was.
+    as they were; ``conditioning``, ``prediction``, ``data_shape`` and ``sigma_range`` (the ends of
+    the sigmas, where it has said none) become attributes of it where it has none of its own.
+    PyTorch's generator is left as it was.
 
     Args:
         path: the file.
@@ -139,7 +142,17 @@ def load_checkpoint(
     for name in ("conditioning", "prediction", "data_shape"):
         if getattr(own := unwrapped(network), name, None) is None:
             setattr(own, name, getattr(checkpoint, name))
+    known = _range_of(saved)
+    if known is not None and sigma_range_of(network, fn=fn) is None:
+        setattr(unwrapped(network), "sigma_range", known)  # noqa: B010
     return checkpoint
+
+
+def _range_of(saved: _Saved) -> tuple[float, float] | None:
+    """The noise levels that the network knows: as it said, or those that it was trained on."""
+    if saved.sigma_range is not None or saved.sigmas is None or saved.conditioning == "none":
+        return saved.sigma_range
+    return float(saved.sigmas[-1]), float(saved.sigmas[0])
 
 
 def _check_wish(fn: str, model: Any, build: Any) -> None:
@@ -209,6 +222,7 @@ def _check_saved(fn: str, saved: _Saved) -> None:
         raise ValueError(f"dtypes {saved.unsaved}")
     if not all(isinstance(how, dict) for how in saved.adapters.values()):
         raise ValueError(f"adapters {saved.adapters}")
+    sigma_range_of(saved, fn=fn)
     strange = [n for n in saved.tensors if n != "sigmas" and not n.startswith("model.")]
     if strange:
         raise ValueError(f"a tensor {strange[0]!r}")

@@ -17,6 +17,7 @@ from fastscore._support.plain import to_json
 from fastscore._support.wrappers import unwrapped
 from fastscore.checkpoint._checkpoint import FIELDS, SAMPLERS, Checkpoint, call_of
 from fastscore.checkpoint._file import FORMAT, NAMES, adapters_of, check_path, require_safetensors
+from fastscore.conditioning import sigma_range_of
 from fastscore.nn._weights import Weights, weights_of
 
 
@@ -154,6 +155,7 @@ def _record(checkpoint: Checkpoint, weights: Weights) -> dict[str, Any]:
         "adapters": adapters_of(network),
         "tied": weights.tied,
         "unsaved": weights.unsaved,
+        "sigma_range": sigma_range_of(network, fn="save_checkpoint"),
     }
 
 
