@@ -16,7 +16,7 @@ from fastscore._support.by_name import check_name, find_function
 from fastscore._support.checks import check_device_there, fail, fail_type
 from fastscore._support.plain import from_json
 from fastscore._support.wrappers import unwrapped
-from fastscore.checkpoint._checkpoint import FIELDS, Checkpoint
+from fastscore.checkpoint._checkpoint import FIELDS, Checkpoint, known_range
 from fastscore.checkpoint._file import (
     FIRST_FORMAT,
     FORMAT,
@@ -142,17 +142,10 @@ def load_checkpoint(
     for name in ("conditioning", "prediction", "data_shape"):
         if getattr(own := unwrapped(network), name, None) is None:
             setattr(own, name, getattr(checkpoint, name))
-    known = _range_of(saved)
+    known = saved.sigma_range or known_range(fn, checkpoint)
     if known is not None and sigma_range_of(network, fn=fn) is None:
         setattr(unwrapped(network), "sigma_range", known)  # noqa: B010
     return checkpoint
-
-
-def _range_of(saved: _Saved) -> tuple[float, float] | None:
-    """The noise levels that the network knows: as it said, or those that it was trained on."""
-    if saved.sigma_range is not None or saved.sigmas is None or saved.conditioning == "none":
-        return saved.sigma_range
-    return float(saved.sigmas[-1]), float(saved.sigmas[0])
 
 
 def _check_wish(fn: str, model: Any, build: Any) -> None:
