@@ -28,10 +28,11 @@ from fastscore._support.checks import (
     fail_type,
     largest,
 )
+from fastscore._support.explain import parameter_dtypes
 from fastscore._support.model_kwargs import check_model_kwargs
 from fastscore._support.warn import warn_caller
 from fastscore._support.wrappers import said_by
-from fastscore.conditioning import conditioning_of, parameter_dtypes, prediction_of
+from fastscore.conditioning import conditioning_of, prediction_of
 from fastscore.random import Stream
 from fastscore.samplers._graph import wants_graph
 from fastscore.samplers._loop import Chain, progress_bar_class, run

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from fastscore._support.checks import check_output
+from fastscore._support.explain import explain, parameter_dtypes
 from fastscore._support.extras import require
 from fastscore._support.lending import is_untouched, lend_own, lent
-from fastscore.conditioning import condition, explain, parameter_dtypes
+from fastscore.conditioning import condition
 from fastscore.ops._library import ops
 from fastscore.samplers._batches import Batches
 from fastscore.samplers._graph import capture
