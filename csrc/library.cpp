@@ -26,18 +26,18 @@ FASTSCORE_SCHEMAS(m) {
       "-> (Tensor, Tensor)");
   m.def(
       "dsm_residual(Tensor output, Tensor table, Tensor labels, Tensor key, int sample_offset, "
-      "Tensor? samples=None) "
-      "-> Tensor");
+      "Tensor? samples=None, Tensor? noisy=None) -> Tensor");
   m.def(
       "dsm_residual_backward(Tensor grad, Tensor output, Tensor table, Tensor labels, Tensor key, "
-      "int sample_offset, Tensor? samples=None) -> Tensor");
+      "int sample_offset, Tensor? samples=None, Tensor? noisy=None) -> Tensor");
   m.def(
       "dsm_residual_with_grad(Tensor output, Tensor table, Tensor labels, Tensor key, "
-      "int sample_offset, float expected, Tensor? samples=None) -> (Tensor loss, Tensor "
-      "grad_output)");
+      "int sample_offset, float expected, Tensor? samples=None, Tensor? noisy=None) -> (Tensor "
+      "loss, Tensor grad_output)");
   m.def(
       "dsm_residual_regrad_(Tensor(a!) grad_output, Tensor grad, float expected, Tensor output, "
-      "Tensor table, Tensor labels, Tensor key, int sample_offset, Tensor? samples=None) -> ()");
+      "Tensor table, Tensor labels, Tensor key, int sample_offset, Tensor? samples=None, Tensor? "
+      "noisy=None) -> ()");
   // sliced
   m.def(
       "project_(Tensor(a!) out, Tensor key, int distribution, int sample_offset, Tensor? "

@@ -74,7 +74,8 @@ struct PerturbArgs {
 struct ResidualArgs {
   NoiseArgs noise;
   View output;
-  const double* table;    // levels x 3
+  View noisy;             // data is null where there is none
+  const double* table;    // levels x 3, or x 4 with noisy
   const int64_t* labels;  // batch
   int64_t sample_size;
   double* loss;                  // forward: batch

@@ -118,11 +118,12 @@ def dsm_residual(
     """
     fn = "dsm_residual"
     check_choice(fn, "reduction", reduction, ("mean", "sum", "none"))
-    if (noisy is None) == (table.shape[-1] == 4):
-        fail(fn, "noisy", "given if and only if the table has a fourth column h", noisy)
+    if table.shape[-1] != (3 if noisy is None else 4):
+        expected = "of shape (rows, 3) without noisy, (rows, 4) with it"
+        fail(fn, "table", expected, f"{tuple(table.shape)}")
     p, q, w, *h = rows_of(fn, table, labels)
     z = perturbation_noise(key, output, sample_offset, samples)
-    loss = residual(output, z, p, q, w, *h, noisy=noisy)
+    loss = residual(output, z, p, q, w, h[0] if h else None, noisy)
     if reduction == "mean":
         return loss.mean()
     return loss.sum() if reduction == "sum" else loss
