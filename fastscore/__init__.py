@@ -1,8 +1,8 @@
 """Fused kernels for score-based generative modelling in PyTorch.
 
 ============  =====================================================================================
-losses        ``dsm_loss``, ``ssm_loss``, ``score_matching_loss``, as modules ``DSMLoss``,
-              ``SSMLoss``, ``ScoreMatchingLoss``: in ``losses``
+losses        ``dsm_loss``, ``sde_loss``, ``ssm_loss``, ``score_matching_loss``, as modules
+              ``DSMLoss``, ``SDELoss``, ``SSMLoss``, ``ScoreMatchingLoss``: in ``losses``
 samplers      ``langevin``, ``annealed_langevin``, ``consistent_annealed_langevin``: in ``samplers``
 noise scales  ``geometric_sigmas``, ``noise_scales``, ``sigma_max_from_data``, and the step size
               ``langevin_step_size``: in ``schedules``
@@ -60,9 +60,11 @@ from fastscore.evaluation import fisher_divergence, sliced_fisher_divergence
 from fastscore.losses import (
     DSMLoss,
     ScoreMatchingLoss,
+    SDELoss,
     SSMLoss,
     dsm_loss,
     score_matching_loss,
+    sde_loss,
     ssm_loss,
 )
 from fastscore.pictures import save_grid
@@ -79,6 +81,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Checkpoint",
     "DSMLoss",
+    "SDELoss",
     "SSMLoss",
     "ScoreMatchingLoss",
     "annealed_langevin",
@@ -111,6 +114,7 @@ __all__ = [
     "score_matching_loss",
     "scores",
     "sde",
+    "sde_loss",
     "shared",
     "sigma_max_from_data",
     "sliced_fisher_divergence",

@@ -1,0 +1,153 @@
+"""The variable that a model along a process is called with, and what it returns in it.
+
+A network of (y, sigma) sees y = x / alpha, one that was trained in its process's time sees x. Both
+are w = kappa x, and in w the process has alpha_w = kappa alpha and sigma_w = kappa sigma, and the
+same s = sigma/alpha:
+
+======================================  ======  ==========================
+called with                             w       alpha_w
+======================================  ======  ==========================
+"sigma", "log_sigma", index of sigmas   y       1
+"time", and any velocity                x       alpha
+prediction "v", index of betas          x / n   1 / sqrt(1 + s^2)
+======================================  ======  ==========================
+
+with n = sqrt(alpha^2 + sigma^2). Losses and samplers ask here, so that a network is sampled as it
+was trained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastscore._support.checks import check_floating, check_sigmas, describe, fail
+from fastscore._support.wrappers import said_by
+from fastscore.conditioning import convention_in_time, time_scale_of
+from fastscore.sde._process import Process
+from fastscore.sde.conversions import score_coefficients
+from fastscore.sde.processes import DDPM
+
+X, Y, UNIT_VARIANCE = "x", "y", "x / n"
+
+
+class Levels(NamedTuple):
+    """What an index counts, and the variable that networks of such levels are called with."""
+
+    s: Tensor  # (L,), float64
+    kind: str  # y = x_0 + s z of NCSN's sigmas; x / n of DDPM's betas
+
+
+@dataclass
+class Frame:
+    """How a model is called and what it returns, along a process."""
+
+    process: Process
+    conditioning: str
+    prediction: str
+    time_scale: float = 1.0
+    levels: Tensor | None = None  # s of each index of the network's own, (L,), float64
+    kind: str = X
+
+    @classmethod
+    def of(
+        cls,
+        fn: str,
+        model: Any,
+        process: Process,
+        *,
+        conditioning: str | None = None,
+        prediction: str | None = None,
+        time_scale: float | None = None,
+        levels: Levels | None = None,
+        process_levels: Levels | None = None,
+    ) -> Frame:
+        """As the caller says, and the model's own attributes of the same names.
+
+        ``levels`` are what :func:`index_levels` makes of sigmas or betas that the caller gives, and
+        ``process_levels`` of those that the process has; the model's own are in between.
+
+        Raises:
+            ValueError, TypeError: what is not known, what contradicts the model, an index without
+                levels, and levels or a time_scale where nothing is told by them.
+        """
+        default = process.conditioning
+        how, what = convention_in_time(fn, model, conditioning, prediction, default)
+        own = cls(process, how, what)
+        if how == "time":
+            own.time_scale = time_scale_of(fn, model, time_scale)
+        elif time_scale is not None:
+            fail(fn, "time_scale", 'None but with conditioning="time"', time_scale)
+        if how == "index":
+            if levels is None:
+                levels = index_levels(fn, said_by(model, "sigmas"), said_by(model, "betas"))
+            levels = levels or process_levels or levels_of_process(process)
+            if levels is None:
+                expected = "given (or betas), the levels that the network's index counts"
+                fail(fn, "sigmas", expected, 'neither, with conditioning="index"')
+            own.levels, own.kind = levels
+        elif levels is not None:
+            arg = "sigmas" if levels.kind == Y else "betas"
+            fail(fn, arg, 'None but with conditioning="index"', f"levels, and {how!r}")
+        elif how != "time":
+            own.kind = Y
+        if what == "v":
+            own.kind = UNIT_VARIANCE
+        elif what == "velocity":
+            own.kind = X
+        return own
+
+    def alpha(self, t: Tensor, s: Tensor) -> Tensor:
+        """alpha_w at the times and their noise levels; sigma_w is s times that."""
+        if self.kind == Y:
+            return torch.ones_like(s)
+        if self.kind == UNIT_VARIANCE:
+            return (s.square() + 1).rsqrt()
+        return self.process.alpha(t)
+
+    def index(self, s: Tensor) -> Tensor:
+        """The index of the level that is nearest in log s, in the levels' own direction: int64."""
+        if self.levels is None:
+            return torch.zeros_like(s, dtype=torch.int64)
+        levels = self.levels.to(s.device, non_blocking=True)
+        return (s.log().unsqueeze(-1) - levels.log()).abs().argmin(dim=-1)
+
+    def score_coefficients(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """A and B where the process has alpha_w and sigma_w: the score of w is A output + B w."""
+        if self.prediction != "velocity":
+            return score_coefficients(self.prediction, alpha, sigma)
+        rates = self.process.alpha_rate(t), self.process.sigma_rate(t)
+        return score_coefficients(self.prediction, alpha, sigma, *rates)
+
+
+def index_levels(fn: str, sigmas: Any, betas: Any) -> Levels | None:
+    """The levels that an index counts, of NCSN's sigmas or DDPM's betas; None of neither."""
+    if sigmas is not None and betas is not None:
+        fail(fn, "betas", "None where sigmas are given", "both")
+    if sigmas is not None:
+        values = sigmas if _unread(sigmas) else check_sigmas(fn, sigmas)
+        return Levels(values.detach().double(), Y)
+    if betas is None:
+        return None
+    if not _unread(betas):
+        betas = torch.tensor(DDPM(betas).betas, dtype=torch.float64)
+    check_floating(fn, "betas", betas)
+    if betas.dim() != 1:
+        fail(fn, "betas", "a 1-D tensor of numbers between 0 and 1", describe(betas))
+    decay = -torch.log1p(-betas.detach().double()).cumsum(0)  # -2 log alpha
+    return Levels(torch.expm1(decay).sqrt(), UNIT_VARIANCE)
+
+
+def levels_of_process(process: Process) -> Levels | None:
+    """Those of a DDPM's betas; other processes have none."""
+    return index_levels("DDPM", None, process.betas) if isinstance(process, DDPM) else None
+
+
+def _unread(values: Any) -> bool:
+    """A tensor that can't be looked at without waiting for a device, or in a traced graph."""
+    return isinstance(values, Tensor) and (
+        values.device.type != "cpu" or torch.compiler.is_compiling()
+    )
