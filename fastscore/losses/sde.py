@@ -270,8 +270,7 @@ def _loss(
     alpha = frame.alpha(t, s)
     sigma = alpha * s
     labels = torch.arange(len(x), device=x.device)  # a row of each sample's own
-    rows = torch.stack([alpha, sigma], dim=-1)
-    noisy, _ = perturb(x, rows, key, labels=labels, **numbers)
+    noisy, _ = perturb(x, _table(alpha, sigma), key, labels=labels, **numbers)
     told = torch.float64 if x.dtype == torch.float64 else torch.float32
     time = (t * frame.time_scale).to(told) if frame.conditioning == "time" else None
     index = frame.index(s) if frame.conditioning == "index" else labels
@@ -282,13 +281,18 @@ def _loss(
     p = sigma * own
     w = _weights(fn, prepared, t, s, p)
     if frame.prediction in ("score", "eps"):
-        columns, clean = [p, torch.ones_like(p), w], None
+        table, clean = _table(p, torch.ones_like(p), w), None
     else:
         h = sigma * of_state
-        columns, clean = [p, 1 + sigma * h, w, alpha * h], _beside(output, x)
-    table = torch.stack(columns, dim=-1)
+        table, clean = _table(p, 1 + sigma * h, w, alpha * h), _beside(output, x)
     reduction = options["reduction"]
     return dsm_residual(output, table, labels, key, noisy=clean, reduction=reduction, **numbers)
+
+
+def _table(*columns: Tensor) -> Tensor:
+    """A row of each sample's own; a kernel wants one of no samples, too."""
+    table = torch.stack(columns, dim=-1)
+    return table if len(table) else table.new_ones((1, len(columns)))
 
 
 def _beside(output: Tensor, x: Tensor) -> Tensor:
