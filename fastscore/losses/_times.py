@@ -41,12 +41,12 @@ def stratified(key: Tensor, batch: int, sample_offset: int, samples: Tensor | No
     alone = key.dim() == 2
     u0 = mapped_like(key, samples).new_empty((batch if alone else 1,), dtype=torch.float64)
     uniform_(u0, key, stream=Stream.TIME)
-    bits = (u0 * 2.0**24).long() << 40
-    if not alone:
-        if samples is None:
-            samples = sample_offset + torch.arange(batch, device=key.device)
-        bits = bits + samples * GOLDEN  # wraps around: the integer part is of no interest
-    return ((bits >> 11) & (2**53 - 1)) * 2.0**-53 + 2.0**-54
+    if alone:
+        return u0 + 2.0**-25
+    if samples is None:
+        samples = torch.arange(batch, device=key.device) + sample_offset
+    bits = samples * GOLDEN  # wraps around: the integer part is of no interest
+    return (((bits >> 11) & (2**53 - 1)) * 2.0**-53 + (u0 + 2.0**-25)).remainder(1.0)
 
 
 @dataclass(frozen=True)

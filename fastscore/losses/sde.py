@@ -4,11 +4,9 @@ A process perturbs data to x_t = alpha(t) x_0 + sigma(t) z, and the loss of a sa
 
     1/2 lambda(t) |score(x_t, t) + z / sigma(t)|^2
 
-(Song et al. 2021). Whatever a network predicts is p_0 x_0 + q_0 z, so that with score =
-A output + B x_t the same loss is w/2 |p output + q z + h x_0|^2, where w = lambda/sigma^2,
-p = sigma A, q = 1 + sigma^2 B and h = alpha sigma B: a row of the kernel's table for each sample,
-with noise that is never stored. Written in x_0 instead of x_t nothing cancels: of a denoiser it is
-(D - x_0)/s with no noise in it, where (alpha D - x_t)/sigma + z has lost all digits at s = 1e-6.
+(Song et al. 2021). Whatever a network predicts, with w = lambda/sigma^2 it is
+w/2 |p output + q z + h x_0|^2, the squared error of the noise that it amounts to: a row of the
+kernel's table for each sample, and noise that is never stored.
 """
 
 from __future__ import annotations
@@ -277,14 +275,11 @@ def _loss(
     output = call_model(
         fn, model, noisy, s.to(told), index, frame.conditioning, model_kwargs, time=time
     )
-    own, of_state = frame.score_coefficients(t, alpha, sigma)
-    p = sigma * own
+    p, q, h = frame.residual_coefficients(t, alpha, sigma)
     w = _weights(fn, prepared, t, s, p)
-    if frame.prediction in ("score", "eps"):
-        table, clean = _table(p, torch.ones_like(p), w), None
-    else:
-        h = sigma * of_state
-        table, clean = _table(p, 1 + sigma * h, w, alpha * h), _beside(output, x)
+    table, clean = _table(p, q, w), None
+    if h is not None:
+        table, clean = _table(p, q, w, h), _beside(output, x)
     reduction = options["reduction"]
     return dsm_residual(output, table, labels, key, noisy=clean, reduction=reduction, **numbers)
 

@@ -28,7 +28,7 @@ from fastscore._support.checks import check_floating, check_sigmas, describe, fa
 from fastscore._support.wrappers import said_by
 from fastscore.conditioning import convention_in_time, time_scale_of
 from fastscore.sde._process import Process
-from fastscore.sde.conversions import score_coefficients
+from fastscore.sde.conversions import residual_coefficients, score_coefficients
 from fastscore.sde.processes import DDPM
 
 X, Y, UNIT_VARIANCE = "x", "y", "x / n"
@@ -117,10 +117,19 @@ class Frame:
 
     def score_coefficients(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """A and B where the process has alpha_w and sigma_w: the score of w is A output + B w."""
+        return score_coefficients(self.prediction, alpha, sigma, *self._rates(t))
+
+    def residual_coefficients(
+        self, t: Tensor, alpha: Tensor, sigma: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """p, q and h there: sigma_w score + z = p output + q z + h x_0."""
+        return residual_coefficients(self.prediction, alpha, sigma, *self._rates(t))
+
+    def _rates(self, t: Tensor) -> tuple[Tensor, ...]:
+        """Of alpha and sigma, where a prediction needs them."""
         if self.prediction != "velocity":
-            return score_coefficients(self.prediction, alpha, sigma)
-        rates = self.process.alpha_rate(t), self.process.sigma_rate(t)
-        return score_coefficients(self.prediction, alpha, sigma, *rates)
+            return ()
+        return self.process.alpha_rate(t), self.process.sigma_rate(t)
 
 
 def index_levels(fn: str, sigmas: Any, betas: Any) -> Levels | None:
