@@ -19,11 +19,11 @@ class SDEDrawOptions(ModelOptions, KeyOptions, total=False):
     """What may differ from call to call: times, random numbers, a network's extra arguments."""
 
     t: Annotated[
-        Tensor | None,
+        Tensor | float | None,
         Option(
             None,
-            """the time of each sample, (batch,), floating-point, from the process's ``t_eps`` to
-            its ``t_max``; drawn as ``times`` says when None.""",
+            """the time of each sample, (batch,), or of all, from the process's ``t_eps`` to its
+            ``t_max``; drawn as ``times`` says when None.""",
         ),
     ]
 

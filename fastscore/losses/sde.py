@@ -22,7 +22,6 @@ from typing_extensions import Unpack
 from fastscore._support.checks import (
     check_callable,
     check_choice,
-    check_device,
     check_floating,
     check_number,
     check_shape,
@@ -43,6 +42,7 @@ from fastscore.ops.dsm import REDUCTIONS
 from fastscore.random import Stream
 from fastscore.sde import Process, as_process
 from fastscore.sde._frame import Frame, Levels, index_levels, levels_of_process
+from fastscore.sde._process import check_time
 
 SLACK = 1e-6  # by which a time may have been rounded out of its range
 
@@ -305,13 +305,8 @@ def _times(fn: str, x: Tensor, prepared: Prepared, key: Tensor, draws: SDEDrawOp
         if prepared.options["stratified"]:
             return times.of_uniform(stratified(key, len(x), *numbers))
         return times.of_uniform(uniform(key, len(x), Stream.TIME, *numbers))
-    check_floating(fn, "t", t)
-    check_shape(fn, "t", t, x.shape[:1], "one time for each sample")
-    check_device(fn, "t", t, x.device, "where x is")
-    if t.requires_grad and torch.is_grad_enabled():
-        fail(fn, "t", "a tensor that needs no gradient, for none reaches it", "one that does")
+    t = check_time(fn, x, t).expand(len(x))
     low, high = times.process.t_eps * (1 - SLACK), times.process.t_max * (1 + SLACK)
-    t = t.detach().double()
     inside = (t >= low) & (t <= high)
     if values_can_be_read(t) and not bool(inside.all()):
         ends = f"from t_eps = {times.process.t_eps:g} to t_max = {times.process.t_max:g}"

@@ -24,12 +24,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastscore._support.checks import check_floating, check_sigmas, describe, fail
+from fastscore._support.checks import fail
 from fastscore._support.wrappers import said_by
 from fastscore.conditioning import convention_in_time, time_scale_of
+from fastscore.ops._library import traced
+from fastscore.sde._levels import levels_of, nearest_level
 from fastscore.sde._process import Process
 from fastscore.sde.conversions import residual_coefficients, score_coefficients
-from fastscore.sde.processes import DDPM
+from fastscore.sde.processes import DDPM, levels_of_betas
 
 X, Y, UNIT_VARIANCE = "x", "y", "x / n"
 
@@ -112,8 +114,7 @@ class Frame:
         """The index of the level that is nearest in log s, in the levels' own direction: int64."""
         if self.levels is None:
             return torch.zeros_like(s, dtype=torch.int64)
-        levels = self.levels.to(s.device, non_blocking=True)
-        return (s.log().unsqueeze(-1) - levels.log()).abs().argmin(dim=-1)
+        return nearest_level(self.levels, s)
 
     def score_coefficients(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """A and B where the process has alpha_w and sigma_w: the score of w is A output + B w."""
@@ -134,29 +135,19 @@ class Frame:
 
 def index_levels(fn: str, sigmas: Any, betas: Any) -> Levels | None:
     """The levels that an index counts, of NCSN's sigmas or DDPM's betas; None of neither."""
-    if sigmas is not None and betas is not None:
-        fail(fn, "betas", "None where sigmas are given", "both")
-    if sigmas is not None:
-        values = sigmas if _unread(sigmas) else check_sigmas(fn, sigmas)
-        return Levels(values.detach().double(), Y)
-    if betas is None:
+    if sigmas is None and betas is None:
         return None
-    if not _unread(betas):
-        betas = torch.tensor(DDPM(betas).betas, dtype=torch.float64)
-    check_floating(fn, "betas", betas)
-    if betas.dim() != 1:
-        fail(fn, "betas", "a 1-D tensor of numbers between 0 and 1", describe(betas))
-    decay = -torch.log1p(-betas.detach().double()).cumsum(0)  # -2 log alpha
-    return Levels(torch.expm1(decay).sqrt(), UNIT_VARIANCE)
+    kind = UNIT_VARIANCE if sigmas is None else Y
+    given = betas if sigmas is None else sigmas
+    if isinstance(given, Tensor) and (given.device.type != "cpu" or traced()):
+        # It can't be looked at, or not without waiting for a device.
+        values = given.detach().double()
+        return Levels(values if sigmas is not None else levels_of_betas(values), kind)
+    levels = levels_of(fn, sigmas, betas)
+    assert levels is not None
+    return Levels(levels, kind)
 
 
 def levels_of_process(process: Process) -> Levels | None:
     """Those of a DDPM's betas; other processes have none."""
     return index_levels("DDPM", None, process.betas) if isinstance(process, DDPM) else None
-
-
-def _unread(values: Any) -> bool:
-    """A tensor that can't be looked at without waiting for a device, or in a traced graph."""
-    return isinstance(values, Tensor) and (
-        values.device.type != "cpu" or torch.compiler.is_compiling()
-    )
