@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_same_bytes, make_key, randn
+from memory import peak_bytes
 from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
@@ -435,6 +436,32 @@ def test_networks_of_an_ensemble_train_at_once(prediction: str) -> None:
         torch.testing.assert_close(grads["weight"][i], torch.autograd.grad(alone, net.weight)[0])
 
 
+class Free(torch.autograd.Function):
+    """A model that needs no memory of its own: a stored output, and a gradient of one number."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, parameter: Tensor, output: Tensor) -> Tensor:
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
+        return None, grad.sum(), None
+
+
+@pytest.mark.parametrize("prediction", ["score", "x0"])
+def test_memory_beyond_the_model_is_the_noisy_data_and_one_gradient(prediction: str) -> None:
+    x, output = randn(64, 3, 32, 32), randn(64, 3, 32, 32, seed=1)
+    parameter = nn.Parameter(torch.zeros(()))
+    loss_fn = SDELoss(sde.VP(), prediction=prediction)
+
+    def step() -> None:
+        loss_fn(lambda x, t: Free.apply(x, parameter, output), x).backward()
+
+    step()
+    size = x.numel() * x.element_size()
+    assert size <= peak_bytes(step) < 2 * size + 100_000
+
+
 # ---- the module, and what is refused -------------------------------------------------------------
 
 
@@ -528,7 +555,10 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
 
 @pytest.mark.parametrize(("given", "kind", "message"), BAD, ids=lambda v: "")
 def test_bad_input(given: dict[str, Any], kind: type[Exception], message: str) -> None:
-    options = {"model": lambda x, t, **named: -x, "x": X, "sde": sde.VP()} | given
+    def never(*_: Any, **__: Any) -> Tensor:
+        raise AssertionError("the model was called before the arguments were checked")
+
+    options = {"model": never, "x": X, "sde": sde.VP()} | given
     with pytest.raises(kind, match=f"sde_loss: .*{message}"):
         sde_loss(**options)
     call = {n: options.pop(n) for n in ("model", "x", "t", "model_kwargs") if n in options}

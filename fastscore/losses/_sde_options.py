@@ -56,8 +56,9 @@ class SDELossOptions(TypedDict, total=False):
         Option(
             "sigma2",
             """lambda(t): "sigma2", sigma^2; "likelihood", g^2 (Song, Durkan et al. 2021), corrected
-            for times that are not uniform, so that its mean stays the same (with "log_uniform" it
-            is sigma^2 times a constant: their importance sampling); "edm",
+            for times that are not uniform, so that its mean stays the same ("log_uniform" is their
+            importance sampling, of the least variance: there it is sigma^2 times a constant);
+            "edm",
             alpha^2 s^2 (s^2 + sigma_data^2)/sigma_data^2 (Karras et al. 2022); "min_snr",
             sigma^2 min(1, gamma s^2) (Hang et al. 2023); "output", the squared error of what the
             network returns (flow matching, of a velocity); or a function of the float64 tensor of

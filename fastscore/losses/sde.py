@@ -267,6 +267,8 @@ def _loss(
     s = process.noise_level(t)
     alpha = frame.alpha(t, s)
     sigma = alpha * s
+    p, q, h = frame.residual_coefficients(t, alpha, sigma)
+    w = _weights(fn, prepared, t, s, p)
     labels = torch.arange(len(x), device=x.device)  # a row of each sample's own
     noisy, _ = perturb(x, _table(alpha, sigma), key, labels=labels, **numbers)
     told = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -275,8 +277,6 @@ def _loss(
     output = call_model(
         fn, model, noisy, s.to(told), index, frame.conditioning, model_kwargs, time=time
     )
-    p, q, h = frame.residual_coefficients(t, alpha, sigma)
-    w = _weights(fn, prepared, t, s, p)
     table, clean = _table(p, q, w), None
     if h is not None:
         table, clean = _table(p, q, w, h), _beside(output, x)
