@@ -172,6 +172,26 @@ def test_closed_form_of_the_exact_model(process: sde.Process, prediction: str) -
             assert error < 5 * float(losses.std()) / math.sqrt(count)
 
 
+@each_process
+@pytest.mark.parametrize(("prediction", "call"), CALLS)
+def test_a_network_is_called_in_training_as_it_is_as_a_score(
+    process: sde.Process, prediction: str, call: str
+) -> None:
+    """So that what samples with it calls it with what it was trained with."""
+    torch.manual_seed(0)
+    x, t = randn(6, D, dtype=torch.float64), spread_times(process, 6)
+    layer = nn.Linear(D, D, dtype=torch.float64)
+    options = {"prediction": prediction, **options_of(call)}
+
+    def net(x: Tensor, condition: Tensor) -> Tensor:
+        return layer(x) + 0.01 * condition[:, None]
+
+    want = sde_loss(net, x, process, t=t, seed=0, reduction="none", **options)
+    score = sde.ProcessScore(net, process, **options)
+    got = sde_loss(score, x, process, t=t, seed=0, reduction="none")
+    torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-9)
+
+
 def test_on_the_levels_of_dsm_loss_it_is_dsm_loss() -> None:
     sigmas = torch.tensor(LEVELS, dtype=torch.float64)
     levels = torch.tensor([0, 1, 2, 3, 2])
@@ -516,15 +536,15 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"conditioning": "t"}, ValueError, "conditioning must be one of .* 'time'"),
     ({"conditioning": "none"}, ValueError, "told the time or the noise level"),
     ({"conditioning": "sigma", "prediction": "velocity"}, ValueError, '"time" or "index" for a'),
-    ({"conditioning": "index"}, ValueError, "sigmas must be given .or betas., the levels that"),
+    ({"conditioning": "index"}, ValueError, "sigmas or betas must be given, one of the two"),
     ({"sigmas": [2.0, 1.0], "betas": BETAS}, ValueError, "sigmas or betas must be .*got both"),
     (
         {"conditioning": "index", "betas": [2.0, 1.0]},
         ValueError,
         "betas must be .* between 0 and 1",
     ),
-    ({"sigmas": [2.0, 1.0]}, ValueError, 'sigmas must be None but with conditioning="index"'),
-    ({"conditioning": "sigma", "time_scale": 9}, ValueError, "time_scale must be None but with"),
+    ({"sigmas": [2.0, 1.0]}, ValueError, 'sigmas must be left out but for conditioning="index"'),
+    ({"conditioning": "sigma", "time_scale": 9}, ValueError, "time_scale must be left out but for"),
     ({"time_scale": -1}, ValueError, "time_scale must be positive"),
     ({"t": torch.zeros(4)}, ValueError, "t must be from t_eps = 1e-05 to t_max = 1 of the process"),
     ({"t": torch.full((4,), torch.nan)}, ValueError, "t must be in .0, 1., got nan"),

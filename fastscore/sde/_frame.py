@@ -82,18 +82,18 @@ class Frame:
         if how == "time":
             own.time_scale = time_scale_of(fn, model, time_scale)
         elif time_scale is not None:
-            fail(fn, "time_scale", 'None but with conditioning="time"', time_scale)
+            fail(fn, "time_scale", 'left out but for conditioning="time"', time_scale)
         if how == "index":
             if levels is None:
                 levels = index_levels(fn, said_by(model, "sigmas"), said_by(model, "betas"))
             levels = levels or process_levels or levels_of_process(process)
             if levels is None:
-                expected = "given (or betas), the levels that the network's index counts"
-                fail(fn, "sigmas", expected, 'neither, with conditioning="index"')
+                expected = 'given, one of the two, for conditioning="index"'
+                fail(fn, "sigmas or betas", expected, "neither")
             own.levels, own.kind = levels
         elif levels is not None:
             arg = "sigmas" if levels.kind == Y else "betas"
-            fail(fn, arg, 'None but with conditioning="index"', f"levels, and {how!r}")
+            fail(fn, arg, 'left out but for conditioning="index"', f"levels, and {how!r}")
         elif how != "time":
             own.kind = Y
         if what == "v":
