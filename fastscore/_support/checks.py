@@ -191,20 +191,16 @@ def check_number(
     return number
 
 
-def refuse_process(fn: str, arg: str, value: Any) -> None:
-    """A process in continuous time, where noise levels are meant: told where processes go."""
-    if callable(getattr(value, "alpha", None)) and callable(getattr(value, "sigma", None)):
-        way = "sde_loss, reverse_sde and probability_flow take processes"
-        raise TypeError(f"{fn}: {arg} must be noise levels, got the process {value!r} ({way})")
-
-
 def check_sigmas(fn: str, sigmas: Any, *, minimum_levels: int = 1) -> Tensor:
     """Noise scales: 1-D, positive, finite, strictly decreasing. Synchronises with the device.
 
     In a graph that torch.compile traces the values can't be looked at.
     """
     if not isinstance(sigmas, Tensor):
-        refuse_process(fn, "sigmas", sigmas)
+        if callable(getattr(sigmas, "sigma", None)):
+            got = f"got {type(sigmas).__name__}, a process"
+            way = "sde_loss, reverse_sde and probability_flow take one"
+            raise TypeError(f"{fn}: sigmas must be noise scales, {got} ({way})")
         sigmas = _numbers(fn, "sigmas", sigmas)
     check_floating(fn, "sigmas", sigmas)
     if sigmas.requires_grad and torch.is_grad_enabled():
