@@ -600,7 +600,7 @@ def test_a_process_and_noise_levels_are_not_mistaken_for_one_another() -> None:
         lambda p: fastscore.langevin_step_size(p, 5),
     ]
     for take in takers:
-        with pytest.raises(TypeError, match="sigmas must be noise scales, got VP, .*sde_loss"):
+        with pytest.raises(TypeError, match=r"sigmas must be noise scales, got VP, .*sde_loss"):
             take(sde.VP())
 
 
