@@ -128,7 +128,7 @@ def probability_flow(
     churn_noise = check_number(fn, "churn_noise", churn_noise, minimum=0.0)
     churn_range = check_churn_range(fn, churn_range)
     check_encoding(fn, encode, x, options, denoise, churn, solver)
-    frame = Frame.of(fn, model, process, dict(options))
+    frame = Frame.asked(fn, model, process, dict(options))
     to_data = not encode if denoise is None else bool(denoise)
     if steps is None:
         steps = len(grid) - (not to_data) if not isinstance(grid, str) else STEPS
