@@ -31,7 +31,7 @@ from fastscore._support.wrappers import said_by
 from fastscore.conditioning import conditioning_of, parameter_dtypes, prediction_of
 from fastscore.random import Stream
 from fastscore.samplers._graph import wants_graph
-from fastscore.samplers._loop import Chain, progress_bar_class, run
+from fastscore.samplers._loop import Chain, progress_bar_class
 from fastscore.samplers._plan import Clamp, Model, Plan, Setting
 from fastscore.samplers._state import SamplerState, seed_of
 from fastscore.samplers._warnings import FirstLook, warn_of_divergence
@@ -83,7 +83,7 @@ def sample(
     with torch.no_grad():
         noise = Noise.of(fn, options, shape[0], device, plan.rows[start_step])
         state, known_noise = first_state(noise, x, resumed, plan, options, shape, dtype, known, mask)
-    chain = Chain(
+    chain = (Chain if plan.make_chain is None else plan.make_chain)(
         fn,
         model,
         conditioning,
@@ -114,8 +114,7 @@ def sample(
     look = None
     if plan.prior is not None and x is None and shape.numel():
         look = FirstLook(chain, plan.prior)
-    taken, states = run(
-        chain,
+    taken, states = chain.run(
         rows=plan.rows,
         start_step=start_step,
         steps=steps,

@@ -183,6 +183,10 @@ class Chain:
         else:
             multistep_update(self.x, self.history, score, *held, *self.clip, *sample_of)
             torch._C._increment_version((self.x, self.history))
+        self.count_row()
+
+    def count_row(self) -> None:
+        """One row further, on the device and on the host."""
         if self.host_key is None:
             self.draw.add_(1)
         else:
@@ -210,6 +214,24 @@ class Chain:
         """The work that a CUDA graph replays: what the model is told is made of ``sigma`` anew."""
         self.arguments = condition(self.conditioning, self.sigma, self.labels)
         self.step()
+
+    def take(self, rows: Sequence[int], graph: Any) -> None:
+        """The rows of one step, replayed where there is a graph of them."""
+        for row in rows:
+            if row % self.steps_per_level == 0:
+                self.set_level_of(row)
+            if graph is None:
+                self.step()
+            else:
+                graph.replay()
+
+    def can_capture(self) -> bool:
+        """Whether a CUDA graph can replay what is to come."""
+        return True
+
+    def run(self, **settings: Any) -> tuple[int, Tensor]:
+        """As the function :func:`run`."""
+        return run(self, **settings)
 
 
 def half_dtype(model: Model) -> torch.dtype | None:
@@ -247,20 +269,14 @@ def run(
             # casts nothing itself, keeps them from one model call to the next.
             stack.enter_context(torch.autocast(chain.x.device.type, enabled=False))
         advance = stack.enter_context(_progress_bar(chain.fn, progress, start_step, steps))
-        first = chain.row = rows[start_step]
-        chain.set_level_of(first)
+        chain.row = rows[start_step]
+        chain.set_level_of(chain.row)
         memory = (chain.x, chain.key, chain.sigma, chain.labels)
         memory += () if chain.history is None else (chain.history,)
-        graph = capture(chain.fn, chain.captured_step, memory, use_graph)
+        graph = capture(chain.fn, chain.captured_step, memory, use_graph and chain.can_capture())
 
         for step in range(start_step, steps):
-            for row in range(rows[step], rows[step + 1]):
-                if row > first and row % chain.steps_per_level == 0:
-                    chain.set_level_of(row)
-                if graph is not None:
-                    graph.replay()
-                else:
-                    chain.step()
+            chain.take(range(rows[step], rows[step + 1]), graph)
             chain.row = rows[step + 1]
             done = step + 1
             if recorded < len(record) and done == record[recorded]:

@@ -21,6 +21,7 @@ from fastscore.samplers._continuous import (
 from fastscore.samplers._frame import Frame
 from fastscore.samplers._options import sampler_with
 from fastscore.samplers._plan import Model, Plan
+from fastscore.samplers._rk4 import STAGES, rk4_rows, with_stages
 from fastscore.samplers._rows import Levels, Rows, dpmpp_rows, euler_rows, heun_rows
 from fastscore.sde import Process, as_process
 
@@ -140,9 +141,9 @@ def probability_flow(
     times = grid_of(fn, model, frame, x, grid, points, t_start, encode=encode)
     levels = Levels.of(process, times, to_data=to_data)
     rows = rows_of(solver, process, levels, eta, churn, churn_range, churn_noise)
-    each = 2 if solver == "heun" else 1
+    each = {"heun": 2, "rk4": STAGES}.get(solver, 1)
     whole = steps - 1 if to_data else steps
-    return plan_of(
+    plan = plan_of(
         fn,
         frame,
         rows,
@@ -150,11 +151,12 @@ def probability_flow(
         dict(options),
         model=model,
         settings=f"solver={solver!r}, steps={steps}",
-        multistep=solver != "euler",
+        multistep=solver not in ("euler", "rk4"),
         carries_history=solver.startswith("dpmpp"),
         one_noise=True,
         from_start=t_start == 1 and not encode,
     )
+    return with_stages(plan, frame, rows) if solver == "rk4" else plan
 
 
 def rows_of(
@@ -169,6 +171,8 @@ def rows_of(
     """The rows of a solver on these levels."""
     if solver == "euler":
         return euler_rows(levels)
+    if solver == "rk4":
+        return rk4_rows(process, levels)
     if solver == "heun":
         return heun_rows(process, levels, churn, churn_range, churn_noise)
     return dpmpp_rows(levels, eta if solver == "dpmpp_2m_sde" else 0.0)
