@@ -113,10 +113,15 @@ class Frame:
 
     def labels(self, s: Tensor) -> list[int] | None:
         """The index of the level that is nearest in log s, in the levels' own direction."""
+        nearest = self.nearest(s)
+        return None if nearest is None else nearest.tolist()
+
+    def nearest(self, s: Tensor) -> Tensor | None:
+        """The same, on the device."""
         if self.levels is None:
             return None
-        distance = (s.log().unsqueeze(-1) - self.levels.log()).abs()
-        return [int(label) for label in distance.argmin(dim=-1)]
+        distance = (s.log().unsqueeze(-1) - self.levels.to(s.device).log()).abs()
+        return distance.argmin(dim=-1)
 
     def score_coefficients(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """A and B of each level: the score of w is A output + B w."""

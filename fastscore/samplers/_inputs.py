@@ -77,6 +77,7 @@ def sample(
     steps = plan.steps if shape.numel() else start_step  # nothing to do for no samples
     use_graph = wants_graph(fn, options["cuda_graph"], device, steps - start_step)
     use_graph = use_graph and steps > start_step and plan.adjust is None
+    use_graph = use_graph and (plan.graph_by_itself or options["cuda_graph"] is True)
     if plan.prepare is not None and shape.numel():
         plan.prepare(Setting(shape, dtype, device, dict(options)))
 
@@ -111,6 +112,8 @@ def sample(
         known_noise=known_noise,
         adjust=plan.adjust,
     )
+    if resumed is not None:
+        chain.take_up(resumed)
     look = None
     if plan.prior is not None and x is None and shape.numel():
         look = FirstLook(chain, plan.prior)
@@ -127,9 +130,10 @@ def sample(
     if look is not None:
         look.warn()
     if taken > start_step:
-        warn_of_divergence(fn, final, x, taken, plan)
+        seen = final if chain.failed is None else final[~chain.failed]
+        warn_of_divergence(fn, seen, x, taken, plan)
     if plan.returns_state:
-        return with_states(state_after(chain, final, taken, plan), record, states)
+        return with_states(chain.state_after(final, taken, plan), record, states)
     return with_states(final, record, states)
 
 
@@ -193,20 +197,6 @@ def history_of(state: Tensor, resumed: SamplerState | None, plan: Plan) -> Tenso
     if resumed is not None and resumed.history is not None:
         return resumed.history.detach().to(state.dtype, copy=True)
     return torch.zeros_like(state)
-
-
-def state_after(chain: Chain, final: Tensor, taken: int, plan: Plan) -> SamplerState:
-    """Where the run has come to, for one that goes on from there."""
-    seed = chain.key.clone()
-    seed[..., 1].zero_()
-    return SamplerState(
-        final,
-        taken,
-        plan.rows[taken],
-        seed=seed,
-        state=None if final is chain.x else chain.x,
-        history=chain.history if plan.carries_history else None,
-    )
 
 
 def state_of(

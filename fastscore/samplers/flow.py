@@ -9,6 +9,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from fastscore._support.checks import check_choice, check_number, fail
+from fastscore.samplers._adaptive import adaptive_plan
 from fastscore.samplers._continuous import (
     ContinuousOptions,
     ContinuousPlan,
@@ -40,6 +41,8 @@ def probability_flow(
     grid: Grid = "karras",
     rtol: float = 1e-3,
     atol: float = 1e-3,
+    max_steps: int = 10_000,
+    failed: str = "raise",
     encode: bool = False,
     denoise: bool | None = None,
     t_start: float = 1.0,
@@ -84,6 +87,10 @@ def probability_flow(
         denoise: whether the last step leads to the data; by default it does, but for "rk45" and
             to encode, which goes back and forth without.
         t_start: where to begin, below 1 with ``x`` given; when encoding, where to end.
+        max_steps: of "rk45", after how many steps, also those that are made again, a sample is
+            given up.
+        failed: of "rk45", what is done with samples that can't meet the tolerances: "raise" an
+            error, or "return" NaN for them, and the others as they are.
         eta: of "dpmpp_2m_sde", how much noise: 1 for the SDE, 0 for "dpmpp_2m".
         churn: of "heun", S_churn: how much noise there is in all; each step raises it by the share
             min(churn/steps, sqrt(2) - 1).
@@ -130,6 +137,10 @@ def probability_flow(
     check_own_options(fn, solver, eta=eta, churn=churn)
     check_encoding(fn, encode, x, options, denoise, churn, solver)
     frame = Frame.of(fn, model, process, dict(options))
+    if solver == "rk45":
+        given = {"steps": steps, "grid": grid, "t_start": t_start, "denoise": bool(denoise)}
+        wanted = {"rtol": rtol, "atol": atol, "max_steps": max_steps, "failed": failed}
+        return adaptive_plan(fn, model, frame, x, dict(options), encode=encode, **given, **wanted)
     to_data = not encode if denoise is None else bool(denoise)
     if steps is None:
         steps = len(grid) - (not to_data) if not isinstance(grid, str) else STEPS
