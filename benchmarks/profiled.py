@@ -28,6 +28,7 @@ def run(device: str, elements: int, images: tuple[int, int]) -> None:
     rows = torch.tensor([[1.0, 0.01, 0.1, 0.0]], dtype=torch.float64, device=device)
     noise = torch.tensor([[1.0, 0.5]], dtype=torch.float64, device=device)
     levels = torch.tensor([[0.5, 1.0, 1.0]], dtype=torch.float64, device=device)
+    beside = torch.tensor([[2.0, 1.0, 1.0, -2.0]], dtype=torch.float64, device=device)
     x, s = (torch.randn(elements, device=device) for _ in range(2))
     y, jvp = torch.randn(images, device=device), torch.randn(1, *images, device=device)
     labels = torch.zeros(images[0], dtype=torch.int64, device=device)
@@ -37,6 +38,7 @@ def run(device: str, elements: int, images: tuple[int, int]) -> None:
         ops.perturb(y, noise, key)
         ops.dsm_residual(y, levels, labels, key)
         torch.ops.fastscore.dsm_residual_with_grad(y, levels, labels, key, 0, 0.5)
+        ops.dsm_residual(y, beside, labels, key, noisy=jvp[0])
         for distribution in ("rademacher", "gaussian"):
             ops.sliced_terms(y, jvp, key, distribution=distribution)
         ops.dual(y, jvp, "silu")

@@ -83,6 +83,10 @@ def results(shape: tuple[int, ...], dtype: torch.dtype, device: str, place) -> I
         yield sums(loss)
         raw.dsm_residual_regrad_(grad, upstream, float(up[0, 0].cpu()), *args)
         yield grad
+    for noisy in (s, s.to(torch.promote_types(dtype, torch.float32))):
+        args = (x, table(device, 3, 4), labels, key(device), 0, None)
+        yield sums(raw.dsm_residual(*args, noisy))
+        yield raw.dsm_residual_backward(up[0], *args, noisy)
     jvp = place(data(2, *shape, dtype=dtype, seed=5))
     for number, distribution in enumerate(DISTRIBUTIONS):
         options = {"distribution": distribution}

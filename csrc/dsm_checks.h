@@ -16,11 +16,30 @@ inline void check_perturb(const char* op, const Tensor& x, const Tensor& table, 
   if (labels) check_labels(op, *labels, x);
 }
 
+// What the fourth column of the loss table multiplies.
+inline void check_noisy(const char* op, const Tensor& noisy, const Tensor& output) {
+  check_same_shape(op, "noisy", noisy, output, "output");
+  check_same_device(op, "noisy", noisy, output, "output");
+  const ScalarType dtype = noisy.scalar_type(), own = output.scalar_type();
+  const bool half = own == ScalarType::Half || own == ScalarType::BFloat16;
+  if (dtype != own && !(half && dtype == ScalarType::Float)) {
+    fail(op, "noisy", "of output's dtype (or float32 when output is of half precision), got ",
+         describe(noisy), " for output, ", describe(output));
+  }
+}
+
 inline void check_residual(const char* op, const Tensor& output, const Tensor& table,
                            const Tensor& labels, const Tensor& key, int64_t sample_offset,
-                           const std::optional<Tensor>& samples) {
+                           const std::optional<Tensor>& samples,
+                           const std::optional<Tensor>& noisy) {
   check_data(op, "output", output);
-  check_table(op, table, 3, output);
+  if (noisy) check_noisy(op, *noisy, output);
+  const int64_t columns = noisy ? 4 : 3;
+  if (table.dim() == 2 && table.size(1) == 7 - columns) {
+    fail(op, "table", "of shape (rows, 3) without noisy, (rows, 4) with it, got ", describe(table),
+         noisy ? " with it" : " without it");
+  }
+  check_table(op, table, columns, output);
   check_labels(op, labels, output);
   check_key(op, key, output);
   check_numbers(op, sample_offset, samples, key, output);

@@ -15,10 +15,17 @@ FASTSCORE_SCHEMAS(m) {
   // langevin
   m.def(
       "langevin_step_(Tensor(a!) x, Tensor score, Tensor table, Tensor key, Tensor? known, "
-      "Tensor? mask, float? low, float? high, int sample_offset, Tensor? samples=None) -> ()");
+      "Tensor? mask, float? low, float? high, int sample_offset, Tensor? samples=None, "
+      "Tensor? second=None, Tensor? weights=None) -> ()");
   m.def(
       "langevin_step(Tensor x, Tensor score, Tensor table, Tensor key, Tensor? known, "
-      "Tensor? mask, float? low, float? high, int sample_offset, Tensor? samples=None) -> Tensor");
+      "Tensor? mask, float? low, float? high, int sample_offset, Tensor? samples=None, "
+      "Tensor? second=None, Tensor? weights=None) -> Tensor");
+  // multistep
+  m.def(
+      "multistep_step_(Tensor(a!) x, Tensor(b!) history, Tensor score, Tensor table, Tensor key, "
+      "Tensor? known, Tensor? mask, float? low, float? high, float? clip_low, float? clip_high, "
+      "int sample_offset, Tensor? samples=None, Tensor? second=None, Tensor? weights=None) -> ()");
   // dsm
   m.def(
       "perturb(Tensor x, Tensor table, Tensor key, Tensor? labels, int sample_offset, Tensor? "
@@ -26,18 +33,18 @@ FASTSCORE_SCHEMAS(m) {
       "-> (Tensor, Tensor)");
   m.def(
       "dsm_residual(Tensor output, Tensor table, Tensor labels, Tensor key, int sample_offset, "
-      "Tensor? samples=None) "
-      "-> Tensor");
+      "Tensor? samples=None, Tensor? noisy=None) -> Tensor");
   m.def(
       "dsm_residual_backward(Tensor grad, Tensor output, Tensor table, Tensor labels, Tensor key, "
-      "int sample_offset, Tensor? samples=None) -> Tensor");
+      "int sample_offset, Tensor? samples=None, Tensor? noisy=None) -> Tensor");
   m.def(
       "dsm_residual_with_grad(Tensor output, Tensor table, Tensor labels, Tensor key, "
-      "int sample_offset, float expected, Tensor? samples=None) -> (Tensor loss, Tensor "
-      "grad_output)");
+      "int sample_offset, float expected, Tensor? samples=None, Tensor? noisy=None) -> (Tensor "
+      "loss, Tensor grad_output)");
   m.def(
       "dsm_residual_regrad_(Tensor(a!) grad_output, Tensor grad, float expected, Tensor output, "
-      "Tensor table, Tensor labels, Tensor key, int sample_offset, Tensor? samples=None) -> ()");
+      "Tensor table, Tensor labels, Tensor key, int sample_offset, Tensor? samples=None, Tensor? "
+      "noisy=None) -> ()");
   // sliced
   m.def(
       "project_(Tensor(a!) out, Tensor key, int distribution, int sample_offset, Tensor? "

@@ -11,9 +11,11 @@ by naming what they expect instead:
 ``"index"``      ``model(x, i)``          NCSN's networks: int64 indices, 0 for the largest sigma
 ``"log_sigma"``  ``model(x, log sigma)``  NCSN++-style networks with a Fourier embedding
 ``"none"``       ``model(x)``             one noise level, or an energy or score of x alone
+``"time"``       ``model(x, c t)``        networks in continuous time; c is 1, or ``time_scale``
 ===============  =======================  ==================================================
 
-and what they return, at x = x_0 + sigma z:
+and what they return, at x = x_0 + sigma z (at x = alpha x_0 + sigma z:
+:mod:`fastscore.sde.conversions`):
 
 ==============  ========================================  ===================================
 ``prediction``  output                                    score
@@ -21,7 +23,13 @@ and what they return, at x = x_0 + sigma z:
 ``"score"``     the score s                               s
 ``"eps"``       the noise z (DDPM's networks)             -eps / sigma
 ``"x0"``        the clean data x_0 (a denoiser, EDM's D)  (D - x) / sigma^2
+``"v"``         (alpha z - sigma x_0) / n, seeing x / n   -v / (sigma n) - x / n^2
+``"velocity"``  alpha' x_0 + sigma' z                     of processes alone
 ==============  ========================================  ===================================
+
+with n = sqrt(alpha^2 + sigma^2). The functions of noise levels (``annealed_langevin``,
+``dsm_loss`` and the like) have no time: they refuse "time", "v" and "velocity", which are for
+``sde_loss``, ``reverse_sde`` and ``probability_flow``.
 
 It is said once: to the samplers and losses, or by the model itself, in attributes ``conditioning``
 and ``prediction``, or to an adapter of :mod:`fastscore.scores`, which then is a score of
@@ -31,9 +39,7 @@ and ``prediction``, or to an adapter of :mod:`fastscore.scores`, which then is a
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -47,41 +53,23 @@ from fastscore._support.checks import (
     check_output,
     describe,
     fail,
+    fail_type,
     per_sample,
 )
+from fastscore._support.explain import explain
 from fastscore._support.lending import lend, lent
-from fastscore._support.reach import modules_of
-from fastscore._support.wrappers import parameters_of, said_by, unwrapped
+from fastscore._support.wrappers import said_by, unwrapped
 
 CONDITIONINGS = ("sigma", "index", "log_sigma", "none", "time")
 PREDICTIONS = ("score", "eps", "x0", "v", "velocity")
-
-# What PyTorch says where operands have several dtypes,
-_MIXED_DTYPES = re.compile(
-    "same dtype|expected scalar type|expect parameter to have scalar type|should be the same"
-    "|does not match weight dtype"
-)
-_HALF = (torch.bfloat16, torch.float16)
-# and where an index is not a whole number: an embedding, a table, one_hot, a list.
-_WANTS_INDEX = re.compile(
-    "indices.*[Ll]ong|int32 or int64 for index|int32/int64 for index|long tensor for index"
-    "|index tensor of type LongTensor|converted to an index"
-)
-
-# What Python says where a call does not fit a function's parameters,
-_WRONG_CALL = re.compile(
-    r"(?P<name>.+)\(\) (missing \d+ required (positional|keyword-only) arguments?: (?P<missing>.+)"
-    r"|takes .+ positional arguments? but \d+ (was|were) given"
-    r"|got an unexpected keyword argument (?P<unknown>'\w+'))"
-)
-# and PyTorch where tensors do not fit one another, or an index its table, or are none.
-_WRONG_SHAPE = re.compile("size of tensor|[Ss]izes of tensors|same number of dimensions")
-_WRONG_ARGUMENT = re.compile(
-    f"{_WRONG_SHAPE.pattern}|must be Tensor|must match|shape|out of range|out of bounds|'indices'"
-)
+# What the functions of noise levels know of these.
+LEVEL_CONDITIONINGS = CONDITIONINGS[:4]
+LEVEL_PREDICTIONS = PREDICTIONS[:3]
 
 
-def conditioning_of(fn: str, model: Any, given: str | None, default: str) -> str:
+def conditioning_of(
+    fn: str, model: Any, given: str | None, default: str, *, in_time: bool = False
+) -> str:
     """How a model is called: as ``given``, or as it says itself, or ``default``.
 
     Args:
@@ -90,31 +78,36 @@ def conditioning_of(fn: str, model: Any, given: str | None, default: str) -> str
             called; one whose ``sigma_optional`` is True may be called without sigma as well.
         given: what the caller says; None for nothing.
         default: what holds where nobody says anything.
+        in_time: whether ``fn`` has times, and can call a model with them.
 
     Raises:
-        ValueError: neither of ``CONDITIONINGS``, or another one than the model's own.
+        ValueError: neither of ``CONDITIONINGS``, or another one than the model's own; "time" where
+            there are noise levels alone.
 
     Example:
         >>> conditioning_of("dsm_loss", lambda x, sigma: -x, None, "sigma")
         'sigma'
     """
     own = _own(model, "conditioning")
+    if not in_time:
+        refuse_time(fn, "conditioning", given, own)
+    choices = CONDITIONINGS if in_time else LEVEL_CONDITIONINGS
     if given is not None:
-        check_choice(fn, "conditioning", given, CONDITIONINGS)
+        check_choice(fn, "conditioning", given, choices)
     if own is None:
         return default if given is None else given
     accepted: tuple[str, ...] = (own,)
     if own == "sigma" and said_by(model, "sigma_optional"):
         accepted = ("sigma", "none")
     if given is None:
-        _check_own(fn, "conditioning", own, CONDITIONINGS)
+        _check_own(fn, "conditioning", own, choices)
         return default if default in accepted else own
     if own in CONDITIONINGS and given not in accepted:
         _refuse_another(fn, "conditioning", model, own, given)
     return given
 
 
-def prediction_of(fn: str, model: Any, given: str | None) -> str:
+def prediction_of(fn: str, model: Any, given: str | None, *, in_time: bool = False) -> str:
     """What a model returns: as ``given``, or as it says itself, or the score.
 
     Args, Raises: as :func:`conditioning_of`, of the attribute ``prediction``.
@@ -124,15 +117,109 @@ def prediction_of(fn: str, model: Any, given: str | None) -> str:
         'score'
     """
     own = _own(model, "prediction")
+    if not in_time:
+        refuse_time(fn, "prediction", given, own)
+    choices = PREDICTIONS if in_time else LEVEL_PREDICTIONS
     if given is not None:
-        check_choice(fn, "prediction", given, PREDICTIONS)
+        check_choice(fn, "prediction", given, choices)
     if own is None:
         return "score" if given is None else given
     if given is None:
-        return _check_own(fn, "prediction", own, PREDICTIONS)
+        return _check_own(fn, "prediction", own, choices)
     if own in PREDICTIONS and given != own:
         _refuse_another(fn, "prediction", model, own, given)
     return given
+
+
+def convention_in_time(
+    fn: str, model: Any, conditioning: str | None, prediction: str | None, default: str
+) -> tuple[str, str]:
+    """How a model of a process is called, and what it returns.
+
+    Args: as :func:`conditioning_of`; ``default`` is the process's own ``conditioning``.
+
+    Raises:
+        ValueError: as :func:`conditioning_of`; a model of x alone; a velocity, which is a rate in
+            time, of a model that is told a noise level.
+
+    Example:
+        >>> convention_in_time("sde_loss", lambda x, t: -x, None, "eps", "time")
+        ('time', 'eps')
+    """
+    how = conditioning_of(fn, model, conditioning, default, in_time=True)
+    what = prediction_of(fn, model, prediction, in_time=True)
+    if how == "none":
+        fail(fn, "model", "told the time or the noise level", 'one of conditioning="none"')
+    if what == "velocity" and how not in ("time", "index"):
+        expected = '"time" or "index" for a model of prediction="velocity"'
+        fail(fn, "conditioning", expected, repr(how))
+    return how, what
+
+
+def time_scale_of(fn: str, model: Any, given: float | None) -> float:
+    """By what the time is multiplied that a model of (x, t) is told: given, its own, or 1.
+
+    Raises:
+        ValueError, TypeError: not a positive number; another than the model's own.
+
+    Example:
+        >>> time_scale_of("sde_loss", lambda x, t: -x, 999)
+        999.0
+    """
+    own = said_by(model, "time_scale")
+    if own is not None:
+        own = check_number(fn, "the model's time_scale", own, positive=True)
+    if given is None:
+        return 1.0 if own is None else own
+    scale = check_number(fn, "time_scale", given, positive=True)
+    if own not in (None, scale):
+        kind = type(unwrapped(model)).__name__
+        fail(fn, "time_scale", f"left out for {kind}, a model of time_scale={own}", scale)
+    return scale
+
+
+def sigma_range_of(model: Any, *, fn: str = "sigma_range_of") -> tuple[float, float] | None:
+    """The noise levels (lowest, highest) that a model knows, by its ``sigma_range``; or None.
+
+    They are levels s = sigma/alpha of x/alpha. Adapters with ``sigmas`` and the networks of loaded
+    checkpoints have one; ``net.sigma_range = process.sigma_range`` gives one to any network.
+
+    Raises:
+        ValueError, TypeError: an attribute that is no such pair.
+
+    Example:
+        >>> import fastscore
+        >>> net = fastscore.nn.ScoreMLP(2)
+        >>> print(sigma_range_of(net))
+        None
+        >>> net.sigma_range = (0.01, 50)
+        >>> sigma_range_of(net)
+        (0.01, 50.0)
+    """
+    own = said_by(model, "sigma_range")
+    if own is None:
+        return None
+    arg, expected = "the model's sigma_range", "two noise levels, 0 <= lowest < highest"
+    if isinstance(own, str) or not isinstance(own, Sequence):
+        fail_type(fn, arg, expected, own)
+    if len(own) != 2:
+        fail(fn, arg, expected, own)
+    low, high = (check_number(fn, arg, level, minimum=0.0) for level in own)
+    if low >= high:
+        fail(fn, arg, expected, own)
+    return low, high
+
+
+def refuse_time(fn: str, name: str, given: Any, own: str | None = None) -> None:
+    """Of a function that has noise levels alone: what needs a time is refused, with the way."""
+    levels = LEVEL_CONDITIONINGS if name == "conditioning" else LEVEL_PREDICTIONS
+    known = CONDITIONINGS if name == "conditioning" else PREDICTIONS
+    for value, of in ((given, ""), (own, " of the model")):
+        if isinstance(value, str) and value in known and value not in levels:
+            expected = f"one of {', '.join(map(repr, levels))} here, where there are noise levels"
+            way = "sde_loss, reverse_sde and probability_flow have times"
+            way += "; fastscore.sde.ProcessScore makes a score of noise levels"
+            fail(fn, name, expected, f"{value!r}{of} ({way})")
 
 
 def refuse_other_than_score(fn: str, model: Any, arg: str = "model") -> None:
@@ -145,6 +232,8 @@ def refuse_other_than_score(fn: str, model: Any, arg: str = "model") -> None:
         own = _own(model, name)
         if own is not None and own not in plain:
             expected = "a score of x or of (x, sigma), as fastscore.scores.NetworkScore makes one"
+            if own in (*CONDITIONINGS[4:], *PREDICTIONS[3:]):
+                expected = expected.replace("scores.NetworkScore", "sde.ProcessScore")
             fail(fn, arg, expected, f"one of {name}={own!r}")
 
 
@@ -169,16 +258,19 @@ def _refuse_another(fn: str, name: str, model: Any, own: str, given: str) -> NoR
     fail(fn, name, expected, repr(given))
 
 
-def condition(conditioning: str, sigma: Tensor, index: Tensor) -> tuple[Tensor, ...]:
+def condition(
+    conditioning: str, sigma: Tensor, index: Tensor, time: Tensor | None = None
+) -> tuple[Tensor, ...]:
     """What a model is given after ``x``: a tuple of one tensor, or an empty one for ``"none"``.
 
     Args:
         conditioning: one of ``CONDITIONINGS``.
         sigma: noise levels of the samples, shape (batch,).
         index: their indices into the sigmas, shape (batch,), int64.
+        time: time_scale t of the samples, shape (batch,), where there are times.
 
     Raises:
-        ValueError: ``conditioning`` is not one of ``CONDITIONINGS``.
+        ValueError: ``conditioning`` is not one of ``CONDITIONINGS``; "time" where there is none.
 
     Example:
         >>> import torch
@@ -188,12 +280,16 @@ def condition(conditioning: str, sigma: Tensor, index: Tensor) -> tuple[Tensor, 
         ()
     """
     check_choice("condition", "conditioning", conditioning, CONDITIONINGS)
-    if conditioning in ("sigma", "time"):
+    if conditioning == "sigma":
         return (sigma,)
     if conditioning == "index":
         return (index,)
     if conditioning == "log_sigma":
         return (sigma.log(),)
+    if conditioning == "time":
+        if time is None:
+            fail("condition", "time", 'given for conditioning="time"', None)
+        return (time,)
     return ()
 
 
@@ -205,6 +301,8 @@ def call_model(
     index: Tensor,
     conditioning: str,
     model_kwargs: dict[str, Any] | None = None,
+    *,
+    time: Tensor | None = None,
 ) -> Tensor:
     """Call ``model`` as ``conditioning`` says and check that its output has the shape of ``x``.
 
@@ -220,6 +318,7 @@ def call_model(
         index: the indices of those levels, shape (batch,), int64.
         conditioning: one of ``CONDITIONINGS``.
         model_kwargs: what else the model is given, by name.
+        time: time_scale t, shape (batch,), for "time".
 
     Returns:
         The model's output, of the shape and on the device of ``x``.
@@ -237,8 +336,11 @@ def call_model(
         tensor([-0.5000, -0.5000, -0.5000])
     """
     check_callable(fn, "model", model)
-    check_choice(fn, "conditioning", conditioning, CONDITIONINGS)
-    args = condition(conditioning, sigma, index)
+    if time is None:
+        refuse_time(fn, "conditioning", conditioning)
+    choices = LEVEL_CONDITIONINGS if time is None else CONDITIONINGS
+    check_choice(fn, "conditioning", conditioning, choices)
+    args = condition(conditioning, sigma, index, time)
     named = lent(model_kwargs) if model_kwargs else {}
     try:
         output = model(lend(x), *map(lend, args), **named)
@@ -249,9 +351,9 @@ def call_model(
 
 
 def as_score(prediction: str, output: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-    """The score at x and sigma (batch,) of a model that returns ``prediction``, one of PREDICTIONS.
+    """The score at x and sigma (batch,) of a model that returns ``prediction``, all but a velocity.
 
-    (D - x)/sigma^2 is taken in 32 bits at least: the difference is small.
+    For alpha = 1. Differences are taken in 32 bits at least: they are small.
 
     Example:
         >>> import torch
@@ -264,142 +366,13 @@ def as_score(prediction: str, output: Tensor, x: Tensor, sigma: Tensor) -> Tenso
     if prediction == "eps":
         return -output / level
     dtype = torch.promote_types(torch.promote_types(output.dtype, x.dtype), torch.float32)
-    return (output.to(dtype) - x.to(dtype)) / level.to(dtype).square()
-
-
-@contextmanager
-def explained(
-    fn: str,
-    model: Callable[..., Any],
-    x: Tensor,
-    conditioning: str,
-    model_kwargs: dict[str, Any] | None = None,
-    *,
-    by_index: bool = True,
-) -> Iterator[None]:
-    """A failure of the model's is raised in this library's words where its reason can be told.
-
-    ``by_index`` says whether ``fn`` can call a model with indices.
-    """
-    try:
-        yield
-    except Exception as error:
-        explain(fn, model, x, conditioning, model_kwargs, error, by_index=by_index)
-        raise
-
-
-def explain(
-    fn: str,
-    model: Callable[..., Any],
-    x: Tensor,
-    conditioning: str,
-    model_kwargs: dict[str, Any] | None,
-    error: Exception,
-    *,
-    by_index: bool = True,
-) -> None:
-    """Raise a failure of the model's in this library's words where its reason can be told."""
-    message = str(error)
-    explain_dtypes(fn, model, x, message, error)
-    explain_call(fn, model, conditioning, message, error)
-    tensors = [v for v in (model_kwargs or {}).values() if isinstance(v, Tensor)]
-    floating = any(v.is_floating_point() for v in tensors)  # which may be what is no index
-    if conditioning in ("sigma", "log_sigma") and not floating and _WANTS_INDEX.search(message):
-        expected = 'conditioning must be "index" for a model that takes the index of a level'
-        if not by_index:
-            expected = f"model must be one of noise levels, for {fn} gives no indices"
-        raise ValueError(f"{fn}: {expected}, got {conditioning!r}") from error
-    explain_arguments(fn, model, x, conditioning, model_kwargs or {}, message, error)
-
-
-def explain_call(fn: str, model: Any, conditioning: str, message: str, error: Exception) -> None:
-    """Say so where the model's parameters are not those that it is called with."""
-    function = getattr(unwrapped(model), "forward", model)
-    found = _WRONG_CALL.match(message) if isinstance(error, TypeError) else None
-    if found is None or found["name"] != getattr(function, "__qualname__", None):
-        return
-    if found["unknown"]:
-        names = [n for n in parameters_of(model) if not n.startswith("**")]
-        names = names[1 if conditioning == "none" else 2 :]
-        takes = f"takes {', '.join(names)} by name" if names else "takes nothing by name"
-        raise TypeError(f"{fn}: the model {takes}, got {found['unknown']}") from error
-    if found["missing"]:
-        given = ", ".join(f"{name}: ..." for name in re.findall(r"'\w+'", found["missing"]))
-        raise TypeError(f"{fn}: the model takes more, by name: model_kwargs={{{given}}}") from error
-    if conditioning != "none":
-        raise TypeError(
-            f'{fn}: conditioning must be "none" for a model of x alone, got {conditioning!r} '
-            f"({message})"
-        ) from error
-
-
-def explain_arguments(
-    fn: str,
-    model: Any,
-    x: Tensor,
-    conditioning: str,
-    model_kwargs: dict[str, Any],
-    message: str,
-    error: Exception,
-) -> None:
-    """Name the arguments that may be what the model failed at."""
-    if type(error) not in (RuntimeError, TypeError, IndexError):
-        return
-    if not _WRONG_ARGUMENT.search(message):
-        return
-    index = bool(_WANTS_INDEX.search(message))
-    odd = [_odd(name, value, len(x), index) for name, value in model_kwargs.items()]
-    if "NoneType" in message:
-        left_out = parameters_of(model)[1 if conditioning == "none" else 2 :]
-        odd += [f"{name!r}, which is not given" for name in left_out if name not in model_kwargs]
-    found = [text for text in odd if text]
-    if found:
-        what = f"what model_kwargs holds for a batch of {len(x)}: {', '.join(found)}"
-    elif conditioning != "none" and _WRONG_SHAPE.search(message):
-        what = "the noise level, which is of shape (batch,): sigma[:, None] is a column"
-    elif isinstance(error, IndexError) and model_kwargs:
-        what = f"what model_kwargs holds: {', '.join(map(repr, model_kwargs))}"
-    else:
-        return
-    raise type(error)(f"{fn}: the model failed ({message}), maybe at {what}") from error
-
-
-def _odd(name: str, value: Any, batch: int, index: bool) -> str | None:
-    """What may be wrong with an entry of ``model_kwargs``, in words; None if nothing is.
-
-    ``index`` says that whole numbers were wanted somewhere.
-    """
-    if not isinstance(value, Tensor):
-        return f"{name!r}, which is no tensor but of {type(value).__name__}"
-    if value.dim() and len(value) != batch:
-        return f"{name!r} of shape {tuple(value.shape)}"
-    if index and value.is_floating_point():
-        return f"{name!r} of {value.dtype}"
-    return None
-
-
-def parameter_dtypes(model: Any) -> set[torch.dtype]:
-    """The floating-point dtypes of a module's parameters; none for a function."""
-    parameters = model.parameters() if isinstance(model, torch.nn.Module) else iter(())
-    return {p.dtype for p in parameters if p.is_floating_point()}
-
-
-def explain_dtypes(
-    fn: str, model: Callable[..., Any], x: Tensor, message: str, error: Exception
-) -> None:
-    """Say so where the model failed because x is not of the dtype of its parameters."""
-    if not _MIXED_DTYPES.search(message):
-        return
-    dtypes = set().union(*map(parameter_dtypes, modules_of(model)))
-    if not dtypes or dtypes == {x.dtype}:
-        return
-    kinds = " and ".join(sorted(map(str, dtypes)))
-    half = next((str(kind) for kind in _HALF if kind in dtypes), None)
-    way = f'under autocast (samplers: autocast={half}; else torch.autocast("{x.device.type}"))'
-    expected = f"of the model's dtype {kinds}" + (f", or the model run {way}" if half else "")
-    if len(dtypes) == 1 and not half:
-        expected += f" (x.to({kinds}) is)"
-    raise ValueError(f"{fn}: x must be {expected}, got {x.dtype}") from error
+    output, x, level = output.to(dtype), x.to(dtype), level.to(dtype)
+    if prediction == "v":
+        norm = torch.hypot(level, torch.ones_like(level))
+        return -output / (level * norm) - x / norm.square()
+    if prediction != "x0":
+        fail("as_score", "prediction", "one of noise levels", repr(prediction))
+    return (output - x) / level.square()
 
 
 def as_sigma(fn: str, x: Tensor, sigma: Tensor | float) -> Tensor:

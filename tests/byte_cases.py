@@ -82,6 +82,31 @@ def dsm_gradient_case(dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[Tenso
     return torch.autograd.grad(loss, output, weights)
 
 
+def noisy_table() -> Tensor:
+    """The table of dsm_residual for predicted data, which meets x~ in its fourth column."""
+    one, sigma = dsm_tables()[0].unbind(1)
+    return torch.stack([1 / sigma, one, one, -1 / sigma], dim=1)
+
+
+def noisy_gradient_case(dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """With x~ in output's dtype and, beside half precision, in float32."""
+    output, table = randn(*shape, dtype=dtype, seed=6).requires_grad_(), noisy_table()
+    labels = torch.arange(shape[0]) % len(table)
+    found: list[Tensor] = []
+    for wide in dict.fromkeys((dtype, torch.promote_types(dtype, torch.float32))):
+        noisy = randn(*shape, dtype=wide, seed=7).requires_grad_()
+        loss = ops.dsm_residual(output, table, labels, make_key(8, 9), noisy=noisy)
+        weights = torch.linspace(0.5, 1.5, shape[0], dtype=loss.dtype)
+        found += torch.autograd.grad(loss, (output, noisy), weights)
+    return tuple(found)
+
+
+def noisy_loss_case(dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    output, noisy = (randn(*shape, dtype=dtype, seed=seed) for seed in (6, 7))
+    labels = torch.arange(shape[0]) % 6
+    return (ops.dsm_residual(output, noisy_table(), labels, make_key(8, 9), noisy=noisy),)
+
+
 def dsm_loss_case(dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
     _, table = dsm_tables()
     output = randn(*shape, dtype=dtype, seed=6)
@@ -135,11 +160,16 @@ ELEMENTWISE: dict[str, Case] = {
     "langevin_mixed": langevin_mixed_case,
     "perturb": perturb_case,
     "dsm_gradient": dsm_gradient_case,
+    "noisy_gradient": noisy_gradient_case,
     "projections": projections_case,
     "sliced_gradient": sliced_gradient_case,
     "dual": dual_case,
 }
-ROW_SUMS: dict[str, Case] = {"dsm_loss": dsm_loss_case, "sliced_terms": sliced_terms_case}
+ROW_SUMS: dict[str, Case] = {
+    "dsm_loss": dsm_loss_case,
+    "noisy_loss": noisy_loss_case,
+    "sliced_terms": sliced_terms_case,
+}
 
 
 def runs(cases: dict[str, Case], shapes: list[tuple[int, ...]]) -> Iterator[tuple[str, Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from byte_cases import dsm_tables, langevin_table
+from byte_cases import dsm_tables, langevin_table, noisy_table
 from helpers import randn
 from torch import Tensor
 
@@ -19,6 +19,7 @@ class EveryOp:
         self.table = langevin_table().to(device)
         self.noise, self.loss = (table.to(device) for table in dsm_tables())
         self.x, self.s = (randn(6, columns, seed=seed).to(device) for seed in (1, 2))
+        self.noisy_loss = noisy_table().to(device)
         self.labels = torch.arange(6, device=device)
 
     def __call__(self, key: Tensor) -> list[Tensor]:
@@ -33,7 +34,10 @@ class EveryOp:
             *ops.perturb(x, self.noise, key),
             ops.dsm_residual(x, self.loss, labels, key),
             raw.dsm_residual_backward(x[:, 0], x, self.loss, labels, key, 0),
-            *self.residual_in_advance(key),
+            *self.residual_in_advance(key, self.loss),
+            ops.dsm_residual(x, self.noisy_loss, labels, key, noisy=s),
+            raw.dsm_residual_backward(x[:, 0], x, self.noisy_loss, labels, key, 0, None, s),
+            *self.residual_in_advance(key, self.noisy_loss, s),
             *(ops.projections(key, x.shape, 2, distribution=d) for d in DISTRIBUTIONS),
             *(t for d in DISTRIBUTIONS for t in ops.sliced_terms(s, jvp, key, distribution=d)),
             *raw.sliced_terms_backward(jvp[:, :, 0], None, x[:, 0], s, key, 2, 0),
@@ -45,8 +49,10 @@ class EveryOp:
             raw.dual_stacked_backward(jvp, jvp, 2, 0.0, 0.0),
         ]
 
-    def residual_in_advance(self, key: Tensor) -> tuple[Tensor, Tensor]:
-        args, raw = (self.x, self.loss, self.labels, key, 0), torch.ops.fastscore
-        loss, grad = raw.dsm_residual_with_grad(*args, 0.5)
-        raw.dsm_residual_regrad_(grad, self.x[:, 0], 0.5, *args)
+    def residual_in_advance(
+        self, key: Tensor, table: Tensor, noisy: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        args, raw = (self.x, table, self.labels, key, 0), torch.ops.fastscore
+        loss, grad = raw.dsm_residual_with_grad(*args, 0.5, noisy=noisy)
+        raw.dsm_residual_regrad_(grad, self.x[:, 0], 0.5, *args, noisy=noisy)
         return loss, grad

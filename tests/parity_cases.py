@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
-from byte_cases import dsm_tables, langevin_table
+from byte_cases import dsm_tables, langevin_table, noisy_table
 from helpers import assert_same_bytes, make_key, ragged_shapes, randn, with_layout
 from torch import Tensor
 
@@ -127,6 +127,32 @@ def gradients_in_advance(make: Make, shape: Shape, device: torch.device) -> Resu
         raw.dsm_residual_regrad_(grad, upstream, 0.25, *args)
         assert_same_bytes(grad, raw.dsm_residual_backward(upstream, *args))
         found.append(grad)
+    return tuple(found)
+
+
+def noisy_outputs(make: Make, shape: Shape, device: torch.device) -> Iterator[Results]:
+    """An output, beside x~ of its dtype and, if it is of half precision, of float32."""
+    output, noisy = (make(*shape, seed=seed) for seed in (6, 7))
+    yield output, noisy
+    if output.element_size() == 2:
+        yield output, noisy.float()
+
+
+def noisy_gradients(make: Make, shape: Shape, device: torch.device) -> Results:
+    """Of the residual that meets x~; made on the way, or for an upstream gradient, or mended."""
+    table, raw = noisy_table().to(device), torch.ops.fastscore
+    labels = torch.arange(shape[0], device=device) % len(table)
+    weights = torch.linspace(0.5, 1.5, shape[0]).to(device)
+    weights[1::2] = 0.25
+    found: list[Tensor] = []
+    for output, noisy in noisy_outputs(make, shape, device):
+        for key, samples in ((make_key(8, 9, device), {}), *numberings(shape[0], device)):
+            args, last = (output, table, labels, key, 1), {**samples, "noisy": noisy}
+            grad = raw.dsm_residual_with_grad(*args, 0.25, **last)[1]
+            found.append(grad.clone())
+            raw.dsm_residual_regrad_(grad, weights, 0.25, *args, **last)
+            assert_same_bytes(grad, raw.dsm_residual_backward(weights, *args, **last))
+            found.append(grad)
     return tuple(found)
 
 
@@ -255,6 +281,7 @@ ELEMENTWISE: dict[str, Case] = {
     "perturbed": perturbed,
     "residual_gradients": residual_gradients,
     "gradients_in_advance": gradients_in_advance,
+    "noisy_gradients": noisy_gradients,
     "projected": projected,
     "sliced_gradients": sliced_gradients,
     "duals": duals,
@@ -276,6 +303,18 @@ def residuals(make: Make, shape: Shape, device: torch.device, part: slice) -> Re
     loss = torch.ops.fastscore.dsm_residual(*args)
     assert_same_bytes(torch.ops.fastscore.dsm_residual_with_grad(*args, 0.25)[0], loss)
     return (loss,)
+
+
+def noisy_residuals(make: Make, shape: Shape, device: torch.device, part: slice) -> Results:
+    table, raw, start = noisy_table().to(device), torch.ops.fastscore, part.start or 0
+    labels = (torch.arange(shape[0], device=device) % len(table))[part]
+    found: list[Tensor] = []
+    for output, noisy in noisy_outputs(make, shape, device):
+        args = (output[part], table, labels, make_key(8, 9, device), start)
+        found.append(raw.dsm_residual(*args, noisy=noisy[part]))
+        both = raw.dsm_residual_with_grad(*args, 0.25, noisy=noisy[part])
+        assert_same_bytes(both[0], found[-1])
+    return tuple(found)
 
 
 def terms(make: Make, shape: Shape, device: torch.device, part: slice) -> Results:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from byte_cases import dsm_tables, langevin_table
+from byte_cases import dsm_tables, langevin_table, noisy_table
 from helpers import DTYPES, assert_same_bytes, make_key, randn, with_layout
 from torch import Tensor
 
@@ -91,7 +91,11 @@ def dsm_case(data: Batch, rows: Tensor, key: Tensor, **numbers: Any) -> tuple[Te
     for factor in (1, 3):
         total = ops.dsm_residual(output, table, labels, key, reduction="sum", **numbers)
         grads += torch.autograd.grad(factor * total, output)
-    return (loss.detach(), *grads)
+    noisy = data.rows(8, rows).requires_grad_()
+    args = (output, data.to(noisy_table())[0], labels, key)
+    beside = ops.dsm_residual(*args, noisy=noisy, **numbers)
+    grads += torch.autograd.grad(beside, (output, noisy), weights.to(loss.dtype))
+    return (loss.detach(), beside.detach(), *grads)
 
 
 def sliced_case(data: Batch, rows: Tensor, key: Tensor, **numbers: Any) -> tuple[Tensor, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import fastscore
 from fastscore import conditioning
-from fastscore.conditioning import CONDITIONINGS, call_model, condition
+from fastscore.conditioning import CONDITIONINGS, LEVEL_CONDITIONINGS, call_model, condition
 
 X = torch.arange(12.0).reshape(3, 4)
 SIGMA = torch.tensor([4.0, 2.0, 0.5])
@@ -44,9 +44,19 @@ def test_model_receives_what_conditioning_names(name: str, extra: Tensor | None)
 
 
 def test_every_conditioning_is_known_to_condition() -> None:
-    assert CONDITIONINGS == ("sigma", "index", "log_sigma", "none")
+    assert (*LEVEL_CONDITIONINGS, "time") == CONDITIONINGS
     for name in CONDITIONINGS:
-        assert len(condition(name, SIGMA, LABELS)) == (name != "none")
+        assert len(condition(name, SIGMA, LABELS, SIGMA / 50)) == (name != "none")
+    with pytest.raises(ValueError, match="time must be given for"):
+        condition("time", SIGMA, LABELS)
+
+
+def test_time_is_told_where_there_is_one() -> None:
+    model, time = Recorder(), torch.tensor([0.1, 0.5, 0.9])
+    call_model("sde_loss", model, X, SIGMA, LABELS, "time", time=time)
+    assert torch.equal(model.args[1], time)
+    with pytest.raises(ValueError, match=r"dsm_loss: conditioning must be one of .*sde_loss"):
+        call_model("dsm_loss", model, X, SIGMA, LABELS, "time")
 
 
 @pytest.mark.parametrize("name", ["sigmas", "", "Index"])
@@ -94,7 +104,8 @@ def test_output_may_have_another_floating_dtype() -> None:
 def test_no_value_is_read_from_the_device(name: str) -> None:
     # A meta tensor has no values: reading one, as a host sync would, raises.
     x, sigma, labels = X.to("meta"), SIGMA.to("meta"), LABELS.to("meta")
-    out = call_model("langevin", lambda x, *_: -x, x, sigma, labels, name)
+    time = sigma if name == "time" else None
+    out = call_model("langevin", lambda x, *_: -x, x, sigma, labels, name, time=time)
     assert out.shape == X.shape
 
 
@@ -104,8 +115,9 @@ def test_traces_as_one_graph(name: str) -> None:
         return x if level is None else x * level[:, None]
 
     def step(x: Tensor) -> Tensor:
-        return call_model("langevin", scaled, x, SIGMA, LABELS, name)
+        return call_model("langevin", scaled, x, SIGMA, LABELS, name, time=time)
 
+    time = SIGMA if name == "time" else None
     compiled = torch.compile(step, fullgraph=True, backend="eager")
     assert torch.equal(compiled(X), step(X))
 

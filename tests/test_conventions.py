@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import fastscore
 from fastscore._support.known import known_of
-from fastscore.conditioning import PREDICTIONS
+from fastscore.conditioning import LEVEL_PREDICTIONS, convention_in_time, time_scale_of
 from fastscore.losses import _levels
 from fastscore.scores import (
     DenoiserScore,
@@ -62,7 +62,7 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
 # ---- prediction ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("prediction", LEVEL_PREDICTIONS)
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=list(SAMPLERS))
 def test_samplers_take_a_prediction_as_the_adapter_does(sampler: Any, prediction: str) -> None:
     """In float64: the conversion is in the table, and rounds elsewhere than the adapter's."""
@@ -170,9 +170,9 @@ def test_a_method_is_chosen_once_for_a_network_and_what_it_predicts() -> None:
     net = Net()
     net.layers.append(nn.SiLU())  # no closed form: what is chosen hangs on a run of the network
     net.layers.append(nn.Linear(2, 2))
-    for prediction in (*PREDICTIONS, *PREDICTIONS):
+    for prediction in (*LEVEL_PREDICTIONS, *LEVEL_PREDICTIONS):
         fastscore.ssm_loss(net, randn(7, 2), sigmas=SIGMAS, prediction=prediction)
-    assert len(known_of(net)) == len(PREDICTIONS)
+    assert len(known_of(net)) == len(LEVEL_PREDICTIONS)
 
 
 # ---- said once ----------------------------------------------------------------------------------
@@ -305,6 +305,60 @@ def test_an_adapter_takes_what_the_network_says() -> None:
     assert NetworkScore(net).prediction == "score"
     assert NetworkScore(net).net_conditioning == "log_sigma"
     assert NetworkScore(net).net_prediction == "eps"
+
+
+# ---- what needs a time --------------------------------------------------------------------------
+
+TIMELY = [("conditioning", "time"), ("prediction", "v"), ("prediction", "velocity")]
+
+
+@pytest.mark.parametrize(("name", "value"), TIMELY)
+def test_functions_of_noise_levels_refuse_what_needs_a_time(name: str, value: str) -> None:
+    x = randn(4, 2)
+    message = rf"{name} must be one of .*got '{value}'{{}} \(sde_loss, reverse_sde and probability_"
+    calls = [lambda model, sampler=s, **k: sampler(model, **k) for s in SAMPLERS.values()]
+    calls += [lambda model, loss=f, **k: loss(model, x, sigmas=SIGMAS, **k) for f in LOSSES]
+    calls += [lambda model, make=m, **k: make(SIGMAS, **k)(model, x) for m in MODULES]
+    for call in calls:
+        with pytest.raises(ValueError, match=message.format("")):
+            call(Net(), **{name: value})
+        with pytest.raises(ValueError, match=message.format(" of the model")):
+            call(Net(**{name: value}))
+    with pytest.raises(ValueError, match=message.format(" of the model")):
+        fastscore.Checkpoint(Net(**{name: value}), SIGMAS)
+    with pytest.raises(ValueError, match=r"model must be a score .* as fastscore.sde.ProcessScore"):
+        fastscore.divergence(Net(**{name: value}), x, 0.5)
+    for module in MODULES:
+        with pytest.raises(ValueError, match=message.format("")):
+            module(SIGMAS, **{name: value})
+
+
+def test_conventions_in_time() -> None:
+    fn = "sde_loss"
+    assert convention_in_time(fn, Net(), None, None, "time") == ("time", "score")
+    assert (
+        convention_in_time(fn, Net(conditioning="log_sigma"), None, "v", "time")[0] == "log_sigma"
+    )
+    assert convention_in_time(fn, Net(), "index", "velocity", "time") == ("index", "velocity")
+    with pytest.raises(ValueError, match='conditioning must be "time" or "index" for a model of'):
+        convention_in_time(fn, Net(), None, "velocity", "sigma")
+    with pytest.raises(ValueError, match="model must be told the time or the noise level"):
+        convention_in_time(fn, Net(conditioning="none"), None, None, "time")
+    with pytest.raises(ValueError, match="conditioning must be left out for Net, a model of"):
+        convention_in_time(fn, Net(conditioning="time"), "sigma", None, "sigma")
+
+
+def test_the_scale_of_time_is_said_once() -> None:
+    net = Net()
+    assert time_scale_of("sde_loss", net, None) == 1
+    assert time_scale_of("sde_loss", net, 999) == 999
+    net.time_scale = 1000.0
+    assert time_scale_of("sde_loss", DataParallel(net), None) == 1000
+    assert time_scale_of("sde_loss", net, 1000) == 1000
+    with pytest.raises(ValueError, match="time_scale must be left out for Net, a model of time_sc"):
+        time_scale_of("sde_loss", net, 999)
+    with pytest.raises(ValueError, match="sde_loss: time_scale must be positive, got 0"):
+        time_scale_of("sde_loss", Net(), 0)
 
 
 # ---- class labels -------------------------------------------------------------------------------

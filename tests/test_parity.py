@@ -21,6 +21,8 @@ from parity_cases import (
     duals,
     gradients_in_advance,
     maker,
+    noisy_gradients,
+    noisy_residuals,
     projected,
     residual_gradients,
     residuals,
@@ -112,7 +114,7 @@ def compare_sums(
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("sums", [residuals, terms])
+@pytest.mark.parametrize("sums", [residuals, noisy_residuals, terms])
 def test_sums_are_the_cpus_within_rounding_and_split_to_the_byte(
     sums: Callable[..., Results], dtype: torch.dtype, layout: str, other: Side
 ) -> None:
@@ -131,9 +133,15 @@ def test_rows_of_about_one_segment_and_of_several(
     pack = 16 // dtype.itemsize
     segment = 1024 * pack
     for size in (segment, segment + 1, segment + pack, 3 * segment + 1):
-        for sums in (residuals, terms):
+        for sums in (residuals, noisy_residuals, terms):
             compare_sums(sums, dtype, layout, (2, size), other)
-        for case in (residual_gradients, gradients_in_advance, projected, sliced_gradients):
+        for case in (
+            residual_gradients,
+            gradients_in_advance,
+            noisy_gradients,
+            projected,
+            sliced_gradients,
+        ):
             want = case(maker(dtype, layout, on_cpu), (2, size), on_cpu)
             got = other(case, maker(dtype, layout, there), (2, size), there)
             for ours, theirs in zip(got, want, strict=True):
@@ -194,6 +202,6 @@ def test_no_elements(shape: Shape, other: Side) -> None:
     make = maker(torch.float32, "contiguous", other.device)
     for case in ELEMENTWISE.values():
         other(case, make, shape, other.device)
-    for sums in (residuals, terms):
+    for sums in (residuals, noisy_residuals, terms):
         found = other(sums, make, shape, other.device, slice(None))
         assert all(bool((t == 0).all()) for t in found)

@@ -1,6 +1,7 @@
 // Denoising score matching (Vincent 2011; Song and Ermon 2019), for one element:
 //   perturbation  x~ = a x + sigma z
 //   residual      r  = p out + q z,   loss_b = w/2 sum r^2,   d loss_b / d out = w p r
+// or, of what needs the perturbed data too, r = p out + q z + h x~.
 #pragma once
 
 #include "scalar.h"
@@ -13,10 +14,14 @@ struct PerturbRow {
   T a, sigma;
 };
 
-// One row of the loss table.
+// Columns of the loss table, whose last one is h.
+template <bool kNoisy>
+constexpr int kResidualColumns = kNoisy ? 4 : 3;
+
+// One row of the loss table; h is 0 where the table has none.
 template <class T>
 struct ResidualRow {
-  T p, q, w;
+  T p, q, w, h;
 };
 
 template <class T>
@@ -27,6 +32,11 @@ FASTSCORE_FN T perturbed(const PerturbRow<T>& row, T x, T z) {
 template <class T>
 FASTSCORE_FN T residual(const ResidualRow<T>& row, T out, T z) {
   return fma(row.q, z, row.p * out);
+}
+// out and x~ first: where they cancel, nothing small is lost beside z.
+template <class T>
+FASTSCORE_FN T residual(const ResidualRow<T>& row, T out, T noisy, T z) {
+  return fma(row.q, z, fma(row.h, noisy, row.p * out));
 }
 
 }  // namespace fastscore::FASTSCORE_ISA

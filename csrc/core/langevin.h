@@ -1,5 +1,6 @@
 // One Langevin step, for one element:
-//   x <- a x + b s + c z,   and where the mask is set   x <- known + k z,   then clamped.
+//   x <- a x + b s + c z,   and where the mask is set   x <- m known + k z,
+// then clamped to [u low, u high]. The score s may be of two terms, w0 s0 + w1 s1.
 #pragma once
 
 #include "scalar.h"
@@ -11,6 +12,17 @@ template <class T>
 struct LangevinRow {
   T a, b, c, k;
 };
+
+// What a table of six columns has besides, and the weights of the two terms.
+template <class T>
+struct GuidanceRow {
+  T m = 1, u = 1, w0 = 1, w1 = 0;
+};
+
+template <class T>
+FASTSCORE_FN T two_terms(T w0, T s0, T w1, T s1) {
+  return fma(w1, s1, w0 * s0);
+}
 
 // Without noise (c or k is 0) z plays no part, not even in the sign of a zero: a sample then has
 // the same bytes whether or not noise was drawn for its neighbours.
@@ -35,6 +47,12 @@ template <class T>
 FASTSCORE_FN T clamped(T x, T low, T high) {
   x = x < low ? low : x;
   return x > high ? high : x;
+}
+
+// One bound of the result. An infinite one bounds nothing, whatever u is.
+template <class T>
+FASTSCORE_FN T scaled_bound(T u, T bound) {
+  return bound - bound == 0 ? u * bound : bound;
 }
 
 // The row of the current draw; past the end, the last one.

@@ -12,6 +12,8 @@ enum class Stream : uint32_t {
   kProjection = 3,
   kLabel = 4,
   kInit = 5,
+  kTime = 6,
+  kDrop = 7,
 };
 
 }  // namespace fastscore

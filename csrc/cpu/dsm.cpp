@@ -67,11 +67,13 @@ std::tuple<Tensor, Tensor> perturb(const Tensor& x, const Tensor& table, const T
 
 ResidualArgs residual_args(const char* op, const Tensor& output, const Tensor& table,
                            const Tensor& labels, const Tensor& key, int64_t sample_offset,
-                           const std::optional<Tensor>& samples) {
-  check_residual(op, output, table, labels, key, sample_offset, samples);
+                           const std::optional<Tensor>& samples,
+                           const std::optional<Tensor>& noisy) {
+  check_residual(op, output, table, labels, key, sample_offset, samples, noisy);
   check_label_values(op, labels, table.size(0));
   ResidualArgs args;
   args.output = make_view(op, "output", output);
+  if (noisy) args.noisy = make_view(op, "noisy", *noisy);
   args.table = table.const_data_ptr<double>();
   args.labels = labels.const_data_ptr<int64_t>();
   args.sample_size = sample_size(output);
@@ -79,7 +81,8 @@ ResidualArgs residual_args(const char* op, const Tensor& output, const Tensor& t
 }
 
 // Runs the forward kernel and adds up each sample's sum.
-Tensor residual_loss(ResidualArgs& args, const Noise& noise, const Tensor& output) {
+Tensor residual_loss(ResidualArgs& args, const Noise& noise, const Tensor& output,
+                     const Tensor& table) {
   RowSums sums(noise, batch_size(output), args.sample_size);
   args.loss = sums.done();
   args.head = sums.head();
@@ -87,30 +90,34 @@ Tensor residual_loss(ResidualArgs& args, const Noise& noise, const Tensor& outpu
   noise.run(FASTSCORE_BEST(dsm_residual), args);
   sums.finish();
   Tensor loss = new_tensor({batch_size(output)}, sum_dtype(output.scalar_type()), output);
-  const double* table = args.table;
-  write_doubles(loss,
-                [&](int64_t b) { return 0.5 * table[3 * args.labels[b] + 2] * sums.done()[b]; });
+  const double* weights = args.table + 2;
+  const int64_t columns = table.size(1);
+  write_doubles(
+      loss, [&](int64_t b) { return 0.5 * weights[columns * args.labels[b]] * sums.done()[b]; });
   return loss;
 }
 
 Tensor dsm_residual(const Tensor& output, const Tensor& table, const Tensor& labels,
-                    const Tensor& key, int64_t sample_offset, std::optional<Tensor> samples) {
+                    const Tensor& key, int64_t sample_offset, std::optional<Tensor> samples,
+                    std::optional<Tensor> noisy) {
   const char* op = "dsm_residual";
-  ResidualArgs args = residual_args(op, output, table, labels, key, sample_offset, samples);
-  return residual_loss(args, perturbation_noise(op, output, key, sample_offset, samples), output);
+  ResidualArgs args = residual_args(op, output, table, labels, key, sample_offset, samples, noisy);
+  const Noise noise = perturbation_noise(op, output, key, sample_offset, samples);
+  return residual_loss(args, noise, output, table);
 }
 
 std::tuple<Tensor, Tensor> dsm_residual_with_grad(const Tensor& output, const Tensor& table,
                                                   const Tensor& labels, const Tensor& key,
                                                   int64_t sample_offset, double expected,
-                                                  std::optional<Tensor> samples) {
+                                                  std::optional<Tensor> samples,
+                                                  std::optional<Tensor> noisy) {
   const char* op = "dsm_residual_with_grad";
-  ResidualArgs args = residual_args(op, output, table, labels, key, sample_offset, samples);
+  ResidualArgs args = residual_args(op, output, table, labels, key, sample_offset, samples, noisy);
   Tensor grad_output = new_like(output);
   args.expected = expected;
   args.grad_output = make_view(op, "grad_output", grad_output);
   const Noise noise = perturbation_noise(op, output, key, sample_offset, samples);
-  Tensor loss = residual_loss(args, noise, output);
+  Tensor loss = residual_loss(args, noise, output, table);
   return {loss, grad_output};
 }
 
@@ -123,9 +130,9 @@ void write_residual_grad(const char* op, ResidualArgs& args, const Noise& noise,
 
 Tensor dsm_residual_backward(const Tensor& grad, const Tensor& output, const Tensor& table,
                              const Tensor& labels, const Tensor& key, int64_t sample_offset,
-                             std::optional<Tensor> samples) {
+                             std::optional<Tensor> samples, std::optional<Tensor> noisy) {
   const char* op = "dsm_residual_backward";
-  ResidualArgs args = residual_args(op, output, table, labels, key, sample_offset, samples);
+  ResidualArgs args = residual_args(op, output, table, labels, key, sample_offset, samples, noisy);
   check_residual_grad(op, grad, output);
   Tensor grad_output = new_like(output);
   const Noise noise = perturbation_noise(op, output, key, sample_offset, samples);
@@ -135,9 +142,10 @@ Tensor dsm_residual_backward(const Tensor& grad, const Tensor& output, const Ten
 
 void dsm_residual_regrad_(Tensor grad_output, const Tensor& grad, double expected,
                           const Tensor& output, const Tensor& table, const Tensor& labels,
-                          const Tensor& key, int64_t sample_offset, std::optional<Tensor> samples) {
+                          const Tensor& key, int64_t sample_offset, std::optional<Tensor> samples,
+                          std::optional<Tensor> noisy) {
   const char* op = "dsm_residual_regrad_";
-  ResidualArgs args = residual_args(op, output, table, labels, key, sample_offset, samples);
+  ResidualArgs args = residual_args(op, output, table, labels, key, sample_offset, samples, noisy);
   check_residual_grad(op, grad, output);
   check_residual_regrad(op, grad_output, output);
   const std::vector<double> upstream = read_doubles(op, "grad", grad);

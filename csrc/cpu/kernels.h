@@ -55,12 +55,22 @@ struct LangevinArgs {
   NoiseArgs noise;
   View out, x, score, known;
   const uint8_t* mask;  // contiguous bool, as bytes: GCC makes no vectors of bool; null for none
-  const double* rows;   // the current row of each sample: batch_rows x 4
+  const double* rows;   // the current row of each sample: batch_rows x columns
   int64_t batch_rows;   // 1, or the batch size
+  int64_t columns;      // see core/langevin.h: 4, 6, or those of a multistep update
   bool noisy;           // whether any row asks for noise
   int64_t sample_size;
   bool clamp;
   double low, high;
+  const double* weights;                 // of the score's two terms; null where there is one
+  int64_t weights_stride, weights_step;  // from one weight, and one sample's pair, to the next
+  View second;
+};
+
+struct MultistepArgs : LangevinArgs {
+  View history;
+  bool clip;
+  double clip_low, clip_high;
 };
 
 struct PerturbArgs {
@@ -74,7 +84,8 @@ struct PerturbArgs {
 struct ResidualArgs {
   NoiseArgs noise;
   View output;
-  const double* table;    // levels x 3
+  View noisy;             // data is null where there is none
+  const double* table;    // levels x 3, or x 4 with noisy
   const int64_t* labels;  // batch
   int64_t sample_size;
   double* loss;                  // forward: batch
@@ -110,6 +121,7 @@ struct SlicedArgs {
   namespace isa {                                                                        \
   void random_fill(const RandomArgs& args, TileRange tiles);                             \
   void langevin_step(const LangevinArgs& args, TileRange tiles);                         \
+  void multistep_step(const MultistepArgs& args, TileRange tiles);                       \
   void perturb(const PerturbArgs& args, TileRange tiles);                                \
   void dsm_residual(const ResidualArgs& args, TileRange tiles);                          \
   void dsm_residual_backward(const ResidualArgs& args, TileRange tiles);                 \

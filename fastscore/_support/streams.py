@@ -29,3 +29,7 @@ class Stream(IntEnum):
     """Noise-level labels, one for each sample."""
     INIT = 5
     """The initial state of a sampler."""
+    TIME = 6
+    """The times of a loss in continuous time."""
+    DROP = 7
+    """Which conditions are dropped in training."""

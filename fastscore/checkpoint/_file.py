@@ -12,7 +12,7 @@ from fastscore._support.checks import fail_type
 from fastscore._support.extras import require
 from fastscore.nn import ScoreConvNet, ScoreMLP
 from fastscore.nn._contents import contents
-from fastscore.scores.adapters import Adapter
+from fastscore.scores.adapters import Wrapper
 
 FORMAT = "fastscore-checkpoint-2"
 FIRST_FORMAT = "fastscore-checkpoint-1"  # networks of fastscore.nn alone, under their class's name
@@ -25,7 +25,7 @@ NAMES = {kind: name for name, kind in NETWORKS.items()}
 def adapters_of(network: nn.Module) -> dict[str, dict[str, Any]]:
     """The adapters in a network by name, and how each calls what it is made around."""
     found = contents(network).modules.items()
-    return {name: part.convention() for name, part in found if isinstance(part, Adapter)}
+    return {name: part.convention() for name, part in found if isinstance(part, Wrapper)}
 
 
 def require_safetensors(fn: str) -> ModuleType:

@@ -24,9 +24,10 @@ from fastscore._support.checks import (
     fail,
 )
 from fastscore._support.common_options import KeyOptions, ModelOptions
+from fastscore._support.explain import explained
 from fastscore._support.model_kwargs import check_model_kwargs
 from fastscore._support.options import Option, takes_options
-from fastscore.conditioning import as_sigma, explained, refuse_other_than_score
+from fastscore.conditioning import as_sigma, refuse_other_than_score
 from fastscore.derivatives.call import Call
 from fastscore.derivatives.projections import DISTRIBUTIONS, Batch, Slicing, forward
 from fastscore.derivatives.traces import output_and_trace

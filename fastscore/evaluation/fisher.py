@@ -28,10 +28,11 @@ from fastscore._support.checks import (
     fail_type,
 )
 from fastscore._support.common_options import SeedOptions
+from fastscore._support.explain import explained
 from fastscore._support.lending import lend, lent
 from fastscore._support.model_kwargs import check_model_kwargs
 from fastscore._support.options import takes_options
-from fastscore.conditioning import as_sigma, explained, refuse_other_than_score
+from fastscore.conditioning import as_sigma, refuse_other_than_score
 from fastscore.derivatives.projections import DISTRIBUTIONS, half_square
 from fastscore.derivatives.traces import sum_over_sample
 from fastscore.ops import projections as draw_projections

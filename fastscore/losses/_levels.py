@@ -21,6 +21,7 @@ from fastscore._support.checks import (
     check_sigmas,
     fail,
 )
+from fastscore._support.explain import explained
 from fastscore._support.model_kwargs import check_model_kwargs
 from fastscore._support.options import takes_options
 from fastscore.conditioning import (
@@ -28,7 +29,6 @@ from fastscore.conditioning import (
     call_model,
     condition,
     conditioning_of,
-    explained,
     prediction_of,
 )
 from fastscore.derivatives.call import Call

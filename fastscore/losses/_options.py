@@ -10,7 +10,7 @@ from torch import Tensor
 from fastscore._support.checks import check_choice
 from fastscore._support.common_options import KeyOptions, ModelOptions
 from fastscore._support.options import Option
-from fastscore.conditioning import CONDITIONINGS, PREDICTIONS
+from fastscore.conditioning import LEVEL_CONDITIONINGS, LEVEL_PREDICTIONS, refuse_time
 
 Weighting = str | Callable[[Tensor], Tensor]
 
@@ -77,10 +77,12 @@ class LossOptions(TypedDict, total=False):
 def check_call(fn: str, options: LossOptions) -> None:
     """What the caller says of how the model is called, before there is one."""
     conditioning, prediction = options["conditioning"], options["prediction"]
+    refuse_time(fn, "conditioning", conditioning)
     if conditioning is not None:
-        check_choice(fn, "conditioning", conditioning, CONDITIONINGS)
+        check_choice(fn, "conditioning", conditioning, LEVEL_CONDITIONINGS)
+    refuse_time(fn, "prediction", prediction)
     if prediction is not None:
-        check_choice(fn, "prediction", prediction, PREDICTIONS)
+        check_choice(fn, "prediction", prediction, LEVEL_PREDICTIONS)
 
 
 def shown(**options: object) -> str:

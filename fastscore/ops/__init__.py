@@ -19,6 +19,7 @@ from fastscore.ops.duals import (
     dual_tanh,
 )
 from fastscore.ops.langevin import langevin_step, langevin_step_
+from fastscore.ops.multistep import multistep_step_
 from fastscore.ops.random import normal_, rademacher_, uniform_
 from fastscore.ops.sliced import projections, sliced_terms
 
@@ -37,6 +38,7 @@ __all__ = [
     "dual_tanh",
     "langevin_step",
     "langevin_step_",
+    "multistep_step_",
     "normal_",
     "perturb",
     "projections",

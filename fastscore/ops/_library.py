@@ -81,11 +81,17 @@ def refuse_gradients(fn: str, names: Iterable[str], args: tuple[Any, ...]) -> No
 
 
 def call_(
-    fn: str, op: Callable[..., Any], names: tuple[str, ...], out: Tensor, *args: Any
+    fn: str,
+    op: Callable[..., Any],
+    names: tuple[str, ...],
+    out: Tensor,
+    *args: Any,
+    also: tuple[Tensor, ...] = (),
 ) -> Tensor:
     """``op(out, *args)`` in place: refuses gradients, and tells autograd that ``out`` changed.
 
-    ``names`` are those of ``out`` and of the leading ``args``, the ones that may require grad.
+    ``names`` are those of ``out`` and of the leading ``args``, the ones that may require grad;
+    ``also`` those among ``args`` that the op changes too.
     """
     if torch.compiler.is_compiling():
         op(out, *args)
@@ -96,7 +102,7 @@ def call_(
         op(out, *args)
     except RuntimeError as error:
         _raise_type_error(fn, error)
-    torch._C._increment_version((out,))
+    torch._C._increment_version((out, *also))
     return out
 
 
@@ -107,17 +113,17 @@ def check_same_device(fn: str, like: Tensor, **others: Tensor | None) -> None:
             fail(fn, name, f"on {like.device}", f"a tensor on {other.device}")
 
 
-def check_bounds(fn: str, clamp: Any) -> tuple[float | None, float | None]:
-    """(low, high) of ``clamp``, either or both None."""
+def check_bounds(fn: str, clamp: Any, name: str = "clamp") -> tuple[float | None, float | None]:
+    """(low, high) of the argument ``clamp``, or ``name``, either or both None."""
     if clamp is None:
         return None, None
     if not isinstance(clamp, (tuple, list)):
-        fail_type(fn, "clamp", "None or a pair (low, high)", clamp)
+        fail_type(fn, name, "None or a pair (low, high)", clamp)
     if len(clamp) != 2:
-        fail(fn, "clamp", "None or a pair (low, high)", clamp)
+        fail(fn, name, "None or a pair (low, high)", clamp)
     for end in clamp:
         if end is not None and (isinstance(end, bool) or not isinstance(end, numbers.Real)):
-            fail_type(fn, "clamp", "None or a pair of numbers (low, high)", end)
+            fail_type(fn, name, "None or a pair of numbers (low, high)", end)
     return clamp[0], clamp[1]
 
 

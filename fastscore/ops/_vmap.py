@@ -53,25 +53,35 @@ def _map_functional(name: str) -> None:
 
 def _map_in_place(name: str) -> None:
     op = getattr(ops, name).default
-    arguments = [argument.name for argument in op._schema.arguments]
-    fn, changed = name.removeprefix("random_"), arguments[0]
+    fn = name.removeprefix("random_")
+    arguments, changed = [], []
+    for i, argument in enumerate(op._schema.arguments):
+        arguments.append(argument.name)
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            changed.append(i)
 
     @torch.library.register_vmap(f"fastscore::{name}")
     def _(info: Any, dims: Dims, *args: Any) -> tuple[None, None]:
-        out, dim = args[0], dims[0]
-        if dim is None:
-            expected = "mapped by vmap, as other arguments are"
-            fail(fn, changed, expected, "one tensor that every slice would change")
-        if _slices_share_memory(out, dim):
-            expected = "a tensor whose slices have memory of their own"
-            fail(fn, changed, expected, f"{describe(out)} with strides {out.stride()}")
+        outs = [i for i in changed if args[i] is not None]
+        for i in outs:
+            _check_slices(fn, arguments[i], args[i], dims[i])
         # What vmap wraps shows neither its gradients nor, to autograd, that it changes.
         refuse_gradients(fn, arguments, args)
         for i in range(info.batch_size):
             op(*_slice(args, dims, i))
         if not torch.compiler.is_compiling():
-            torch._C._increment_version((out,))
+            torch._C._increment_version(tuple(args[i] for i in outs))
         return None, None
+
+
+def _check_slices(fn: str, name: str, out: Tensor, dim: int | None) -> None:
+    """Of a tensor that an op changes: each slice is one of its own."""
+    if dim is None:
+        expected = "mapped by vmap, as other arguments are"
+        fail(fn, name, expected, "one tensor that every slice would change")
+    if _slices_share_memory(out, dim):
+        expected = "a tensor whose slices have memory of their own"
+        fail(fn, name, expected, f"{describe(out)} with strides {out.stride()}")
 
 
 def _slices_share_memory(x: Tensor, dim: int) -> bool:

@@ -5,7 +5,8 @@ Data are perturbed to x~ = a x + sigma z, and the loss of a sample is
     w/2 |p out + q z|^2.
 
 With out the score, p = sigma, q = 1 and w = lambda(sigma) / sigma^2 this is
-1/2 lambda(sigma) |s(x~, sigma) + z / sigma|^2. With out the predicted noise, p = -1.
+1/2 lambda(sigma) |s(x~, sigma) + z / sigma|^2. With out the predicted noise, p = -1. What else
+a network may predict needs the perturbed data too: w/2 |p out + q z + h x~|^2.
 """
 
 from __future__ import annotations
@@ -53,10 +54,24 @@ def perturbed(x: Tensor, z: Tensor, a: Tensor, sigma: Tensor) -> Tensor:
     return (per_sample(a, x) * x.to(work) + per_sample(sigma, x) * z.to(work)).to(x.dtype)
 
 
-def residual(output: Tensor, z: Tensor, p: Tensor, q: Tensor, w: Tensor) -> Tensor:
-    """w/2 |p out + q z|^2 of each sample with the noise given; p, q and w of shape (batch,)."""
+def residual(
+    output: Tensor,
+    z: Tensor,
+    p: Tensor,
+    q: Tensor,
+    w: Tensor,
+    h: Tensor | None = None,
+    noisy: Tensor | None = None,
+) -> Tensor:
+    """w/2 |p out + q z + h noisy|^2 of each sample with the noise given; p, ... of shape (batch,).
+
+    ``h`` and ``noisy`` come together or not at all.
+    """
     work = compute_dtype(output.dtype)
-    r = per_sample(p, output) * output.to(work) + per_sample(q, output) * z.to(work)
+    r = per_sample(p, output) * output.to(work)
+    if h is not None and noisy is not None:
+        r = r + per_sample(h, output) * noisy.to(work)  # first, for the two may cancel
+    r = r + per_sample(q, output) * z.to(work)
     squares = r.square().reshape(r.shape[0], math.prod(r.shape[1:]))
     return w.to(work) / 2 * squares.sum(dim=1)
 
@@ -88,20 +103,27 @@ def dsm_residual(
     labels: Tensor,
     key: Tensor,
     *,
+    noisy: Tensor | None = None,
     reduction: str = "none",
     sample_offset: int = 0,
     samples: Tensor | None = None,
 ) -> Tensor:
     """w/2 |p out + q z|^2 of each sample, z being what :func:`perturb` drew with the same key.
 
-    ``table`` is float64 of shape (L, 3) with columns p, q and w. The result has shape (batch,), or
-    () for the reductions "mean" and "sum", and is float32 (float64 for a float64 output).
-    Differentiable in output, twice.
+    ``table`` is float64 of shape (L, 3) with columns p, q and w. With ``noisy``, of output's shape
+    and in its dtype (or float32 beside an output of half precision), it has a fourth column h, and
+    the loss is w/2 |p out + q z + h noisy|^2. The result has shape (batch,), or () for the
+    reductions "mean" and "sum", and is float32 (float64 for a float64 output). Differentiable in
+    output and noisy, twice.
     """
     fn = "dsm_residual"
     check_choice(fn, "reduction", reduction, ("mean", "sum", "none"))
-    p, q, w = rows_of(fn, table, labels)
-    loss = residual(output, perturbation_noise(key, output, sample_offset, samples), p, q, w)
+    if table.shape[-1] != (3 if noisy is None else 4):
+        expected = "of shape (rows, 3) without noisy, (rows, 4) with it"
+        fail(fn, "table", expected, f"{tuple(table.shape)}")
+    p, q, w, *h = rows_of(fn, table, labels)
+    z = perturbation_noise(key, output, sample_offset, samples)
+    loss = residual(output, z, p, q, w, h[0] if h else None, noisy)
     if reduction == "mean":
         return loss.mean()
     return loss.sum() if reduction == "sum" else loss

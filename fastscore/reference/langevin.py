@@ -13,6 +13,8 @@ al. 2020).
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -39,14 +41,16 @@ def scaled_bounds(
 ) -> Tensor:
     """``x`` clamped to [u low, u high]; ``u`` of shape () or (batch,), None for 1.
 
-    NaN stays NaN, and a bound that is NaN bounds nothing.
+    NaN stays NaN, and an infinite bound bounds nothing, whatever u is.
     """
     low, high = (None, None) if clamp is None else clamp
     scale = x.new_ones(()) if u is None else per_sample(u, x)
     if low is not None:
-        x = torch.where(x < scale * low, scale * low, x)
+        bottom = scale * low if math.isfinite(low) else low
+        x = torch.where(x < bottom, bottom, x)
     if high is not None:
-        x = torch.where(x > scale * high, scale * high, x)
+        top = scale * high if math.isfinite(high) else high
+        x = torch.where(x > top, top, x)
     return x
 
 

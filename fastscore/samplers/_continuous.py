@@ -13,8 +13,8 @@ from torch import Tensor
 from fastscore._support.checks import check_int, check_number, fail
 from fastscore._support.options import Option
 from fastscore._support.warn import warn_caller
-from fastscore._support.wrappers import said_by
-from fastscore.conditioning import parameter_dtypes
+from fastscore._support.explain import parameter_dtypes
+from fastscore.conditioning import sigma_range_of
 from fastscore.samplers._frame import Frame, process_alpha
 from fastscore.samplers._inputs import check_clamp
 from fastscore.samplers._options import SamplerOptions
@@ -118,9 +118,12 @@ def plan_of(
     start = float(alpha * s)
     own, of_state = frame.score_coefficients(rows.t[:1], s)
     variance = (frame.alpha(rows.t[:1], s) * s).square()
+    table = frame.table(rows, multistep=multistep)
+    if one_noise:  # known elements come with their noise, from the table of their own
+        table[:, 3], table[:, 4] = 0, 1
     ends = frame.scale(rows.t_after, rows.s_after).tolist()
     return ContinuousPlan(
-        frame.table(rows, multistep=multistep),
+        table,
         frame.told(rows.t, rows.s),
         steps=len(boundaries) - 1,
         steps_per_level=1,
@@ -193,12 +196,9 @@ def time_within(process: Process, level: float, otherwise: float) -> float:
 
 def sigma_range_for(fn: str, model: Any, frame: Frame) -> tuple[float, float] | None:
     """The noise levels that the model knows, by its own attribute; of a network without, a word."""
-    known = said_by(model, "sigma_range")
+    known = sigma_range_of(model, fn=fn)
     if known is not None:
-        lo, hi = (check_number(fn, "the model's sigma_range", end) for end in known)
-        if not 0 <= lo < hi:
-            fail(fn, "the model's sigma_range", "two levels, the lower one first", (lo, hi))
-        return lo, hi
+        return known
     process = frame.process
     own = frame.kind == "y" and not isinstance(process, VE) and bool(parameter_dtypes(model))
     if own:

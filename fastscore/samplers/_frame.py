@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastscore._support.checks import check_number, check_sigmas, fail
+from fastscore._support.checks import check_sigmas, fail
 from fastscore._support.wrappers import said_by
-from fastscore.conditioning import conditioning_of, prediction_of
+from fastscore.conditioning import convention_in_time, time_scale_of
 from fastscore.samplers._rows import Rows
 from fastscore.sde import DDPM, Process
 from fastscore.sde.conversions import score_coefficients
@@ -39,16 +39,9 @@ class Frame:
     @classmethod
     def of(cls, fn: str, model: Any, process: Process, options: dict[str, Any]) -> Frame:
         """As the caller and the model say."""
-        conditioning = conditioning_of(
-            fn, model, options["conditioning"], process.conditioning
+        conditioning, prediction = convention_in_time(
+            fn, model, options["conditioning"], options["prediction"], process.conditioning
         )
-        prediction = prediction_of(fn, model, options["prediction"])
-        if conditioning == "none":
-            expected = 'one of noise levels or times, for a process has all of them'
-            fail(fn, "conditioning", expected, repr(conditioning))
-        if prediction == "velocity" and conditioning not in ("time", "index"):
-            expected = 'one called in its process\'s time ("time" or "index") where it predicts the'
-            fail(fn, "conditioning", f"{expected} velocity", repr(conditioning))
         own = cls(process, conditioning, prediction)
         own.kind = "y" if conditioning in ("sigma", "log_sigma") else "x"
         own._read_levels(fn, model, options)
@@ -85,15 +78,12 @@ class Frame:
             fail(fn, "sigmas", expected, 'neither, with conditioning="index"')
 
     def _read_time_scale(self, fn: str, model: Any, options: dict[str, Any]) -> None:
-        scale, own = options["time_scale"], said_by(model, "time_scale")
+        scale = options["time_scale"]
         if self.conditioning != "time":
             if scale is not None:
                 fail(fn, "time_scale", 'None but with conditioning="time"', scale)
             return
-        scale = own if scale is None else scale
-        self.time_scale = 1.0 if scale is None else check_number(
-            fn, "time_scale", scale, positive=True
-        )
+        self.time_scale = time_scale_of(fn, model, scale)
 
     def alpha(self, t: Tensor, s: Tensor) -> Tensor:
         """alpha_w; of the data themselves, s = 0, 1: the state is x there."""

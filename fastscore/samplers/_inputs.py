@@ -26,9 +26,10 @@ from fastscore._support.checks import (
     fail,
     fail_type,
 )
+from fastscore._support.explain import parameter_dtypes
 from fastscore._support.model_kwargs import check_model_kwargs
 from fastscore._support.wrappers import said_by
-from fastscore.conditioning import conditioning_of, parameter_dtypes, prediction_of
+from fastscore.conditioning import conditioning_of, prediction_of
 from fastscore.random import Stream
 from fastscore.samplers._graph import wants_graph
 from fastscore.samplers._loop import Chain, progress_bar_class
@@ -59,8 +60,11 @@ def sample(
     x, resumed, options = resumed_from(fn, x, plan, options)
     start_step, seed = options["start_step"], options["seed"]
     check_callable(fn, "model", model)
-    conditioning = conditioning_of(fn, model, options["conditioning"], plan.conditioning)
-    prediction = prediction_of(fn, model, options["prediction"])
+    continuous = plan.continuous
+    conditioning = conditioning_of(
+        fn, model, options["conditioning"], plan.conditioning, in_time=continuous
+    )
+    prediction = prediction_of(fn, model, options["prediction"], in_time=continuous)
     model_kwargs = check_model_kwargs(fn, options["model_kwargs"])
     check_start(fn, start_step, plan.steps, x, seed)
     bounds = check_settings(fn, options)

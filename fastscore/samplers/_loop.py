@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from fastscore._support.checks import check_output
+from fastscore._support.explain import explain, parameter_dtypes
 from fastscore._support.extras import require
 from fastscore._support.lending import is_untouched, lend_own, lent
 from fastscore._support.terms import Terms
-from fastscore.conditioning import condition, explain, parameter_dtypes
+from fastscore.conditioning import condition
 from fastscore.ops._library import ops
 from fastscore.samplers._batches import Batches
 from fastscore.samplers._graph import capture
@@ -34,9 +35,7 @@ from fastscore.samplers._state import SamplerState
 
 # What fastscore.ops.langevin_step_ calls, without its checks: everything here has been checked.
 update = ops.langevin_step_.default._op
-def multistep_update(x, history, score, table, key, known, mask, low, high, clip_low, clip_high, sample_offset, samples, second, weights):
-    from fastscore.reference.multistep import multistep_step_
-    return multistep_step_(x, history, score, table, key, known=known, mask=mask, clamp=(low, high), clip=(clip_low, clip_high), sample_offset=sample_offset, samples=samples, second=second, weights=weights)
+multistep_update = ops.multistep_step_.default._op
 
 
 @dataclass
@@ -73,7 +72,7 @@ class Chain:
     weights: Tensor | None = field(init=False, default=None)
     given: Any = field(init=False, default=None)  # the weights as they came
     draw: Tensor = field(init=False)  # (1,) or (B, 1): the number in the key
-    sigma: Tensor = field(init=False)  # (B,): the level of the current step
+    sigma: Tensor = field(init=False)  # (B,): the level of the current step, or its time
     labels: Tensor = field(init=False)  # (B,) int64: its index
     arguments: tuple[Tensor, ...] = field(init=False)  # what the model is called with, besides x
     batches: Batches | None = field(init=False, default=None)
@@ -99,7 +98,7 @@ class Chain:
         level = min(row // self.steps_per_level, len(self.levels) - 1)
         self.labels.fill_(level if self.labels_of is None else self.labels_of[level])
         self.sigma.fill_(self.levels[level])
-        self.arguments = condition(self.conditioning, self.sigma, self.labels)
+        self.arguments = condition(self.conditioning, self.sigma, self.labels, self.sigma)
 
     def score(self) -> Tensor:
         """The score at the state. A half-precision score is left to the kernel to convert."""
@@ -179,8 +178,7 @@ class Chain:
         held = (self.table, self.key, known, self.mask, *self.clamp)
         sample_of = (self.sample_offset, self.samples, self.second, self.weights)
         if self.history is None:
-            from fastscore.reference.langevin import langevin_step_
-            langevin_step_(self.x, score, self.table, self.key, known=known, mask=self.mask, clamp=self.clamp, sample_offset=self.sample_offset, samples=self.samples, second=self.second, weights=self.weights)
+            update(self.x, score, *held, *sample_of)
             torch._C._increment_version((self.x,))
         else:
             multistep_update(self.x, self.history, score, *held, *self.clip, *sample_of)
@@ -214,7 +212,7 @@ class Chain:
 
     def captured_step(self) -> None:
         """The work that a CUDA graph replays: what the model is told is made of ``sigma`` anew."""
-        self.arguments = condition(self.conditioning, self.sigma, self.labels)
+        self.arguments = condition(self.conditioning, self.sigma, self.labels, self.sigma)
         self.step()
 
     def take(self, rows: Sequence[int], graph: Any) -> None:

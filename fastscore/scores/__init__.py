@@ -4,6 +4,7 @@
 ``NetworkScore``     of a network called otherwise, or that predicts something else
 ``EpsScore``         of a network that predicts the noise
 ``DenoiserScore``    of a network that predicts the clean sample
+``EDMDenoiser``      EDM's preconditioning of a raw network; it predicts the clean sample
 ``EnergyScore``      of an energy: minus its gradient
 ``GaussianMixture``  exact at every noise level, with its density and samples
 ``Parzen``           exact at every noise level, of a data set
@@ -19,11 +20,20 @@ torch.Size([3, 1])
 """
 
 from fastscore.scores.adapters import DenoiserScore, EpsScore, NetworkScore
+from fastscore.scores.edm import EDMDenoiser
 from fastscore.scores.energy import EnergyScore
 from fastscore.scores.mixture import GaussianMixture
 from fastscore.scores.parzen import Parzen
 
-__all__ = ["DenoiserScore", "EnergyScore", "EpsScore", "GaussianMixture", "NetworkScore", "Parzen"]
+__all__ = [
+    "DenoiserScore",
+    "EDMDenoiser",
+    "EnergyScore",
+    "EpsScore",
+    "GaussianMixture",
+    "NetworkScore",
+    "Parzen",
+]
 
 
 def __dir__() -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastscore._support.buffers import ExactBuffers
@@ -13,6 +14,7 @@ from fastscore._support.checks import (
     check_floating,
     check_sigmas,
     fail,
+    per_sample,
 )
 from fastscore._support.wrappers import said_by
 from fastscore.conditioning import (
@@ -22,14 +24,54 @@ from fastscore.conditioning import (
     condition,
     conditioning_of,
     prediction_of,
+    sigma_range_of,
 )
 
 
-class Adapter(ExactBuffers):
+class Wrapper(ExactBuffers):
+    """A model of (x, sigma) made of another one."""
+
+    conditioning = "sigma"  # how it is called itself
+    prediction = "score"  # what it returns
+    net_conditioning: str | None = None  # how the other is called, where there is a choice
+
+    def __init__(self, arg: str, model: Callable[..., Tensor]) -> None:
+        """See the class."""
+        super().__init__()
+        check_callable(type(self).__name__, arg, model)
+        self.data_shape: tuple[int, ...] | None = said_by(model, "data_shape")
+        self._said_range: tuple[float, float] | None = None
+
+    @property
+    def sigma_range(self) -> tuple[float, float] | None:
+        """The noise levels (lowest, highest) that it knows: as set, or its network's, or None."""
+        if self._said_range is not None:
+            return self._said_range
+        own = sigma_range_of(self.inner, fn=type(self).__name__)
+        return self._own_range() if own is None else own
+
+    @sigma_range.setter
+    def sigma_range(self, value: tuple[float, float] | None) -> None:
+        self._said_range = value
+
+    @property
+    def inner(self) -> Any:
+        """What it is made around."""
+        return getattr(self, "net", None)
+
+    def _own_range(self) -> tuple[float, float] | None:
+        """The range that it knows of where its network says none."""
+        return None
+
+    def convention(self) -> dict[str, Any]:
+        """How the model is called and what it returns, in plain values."""
+        raise NotImplementedError
+
+
+class Adapter(Wrapper):
     """A score of (x, sigma) made of another model, and how that one is told the noise level."""
 
-    conditioning = "sigma"  # how the adapter itself is called
-    prediction = "score"  # what it returns
+    net_conditioning: str
     sigmas: Tensor | None
 
     def __init__(
@@ -40,15 +82,17 @@ class Adapter(ExactBuffers):
         sigmas: Tensor | Sequence[float] | None,
     ) -> None:
         """See the class."""
-        super().__init__()
+        super().__init__(arg, model)
         name = type(self).__name__
-        check_callable(name, arg, model)
         self.net_conditioning = conditioning_of(name, model, conditioning, "sigma")
         if (sigmas is None) != (self.net_conditioning != "index"):
             fail(name, "sigmas", 'given with conditioning="index", and only then', sigmas)
         levels = None if sigmas is None else check_sigmas(name, sigmas).detach().double()
         self.register_buffer("sigmas", levels, persistent=False)
-        self.data_shape: tuple[int, ...] | None = said_by(model, "data_shape")
+        self._levels = None if levels is None else (float(levels[-1]), float(levels[0]))
+
+    def _own_range(self) -> tuple[float, float] | None:
+        return self._levels
 
     def extra_repr(self) -> str:
         """How the model is called, and the model where it is no module, for ``repr``."""
@@ -88,7 +132,9 @@ class NetworkScore(Adapter):
     At x = x_0 + sigma z the score is -eps/sigma of a network that predicts the noise z (Ho et al.
     2020, https://arxiv.org/abs/2006.11239, in the variance-exploding scaling of Song et al. 2021),
     and (D - x)/sigma^2, Tweedie's formula, of one that predicts the data x_0 (Vincent 2011; the
-    denoiser D of Karras et al. 2022, https://arxiv.org/abs/2206.00364).
+    denoiser D of Karras et al. 2022, https://arxiv.org/abs/2206.00364). One of v = (z - sigma
+    x_0)/n, n^2 = 1 + sigma^2 (Salimans & Ho 2022, https://arxiv.org/abs/2202.00512), is given x/n,
+    as in every process, and its score is -v/(sigma n) - x/n^2.
 
     The samplers and losses take such networks as they are, with ``conditioning=`` and
     ``prediction=``; the adapter is for everything else that asks for a score, and for levels
@@ -96,15 +142,18 @@ class NetworkScore(Adapter):
 
     Args:
         net: a module or function, called ``net(x, sigma)`` with sigma of shape (batch,).
-        prediction: what it returns: "score", "eps" or "x0"; by default what its own attribute
+        prediction: what it returns: "score", "eps", "x0" or "v"; by default what its own attribute
             ``prediction`` says, else "score".
         conditioning: what it is given beside x: "sigma", "log_sigma", "none" or "index"; by
-            default what its own attribute ``conditioning`` says, else "sigma".
+            default what its own attribute ``conditioning`` says, else "sigma". (One that is told
+            the time: :class:`fastscore.sde.ProcessScore`.)
         sigmas: for ``conditioning="index"``, the noise levels (L,) that the index counts; a sigma
             between two of them gets the index of the nearer one.
 
     Attributes:
         data_shape: that of ``net``, None if it has none.
+        sigma_range: the noise levels (lowest, highest) that ``net`` says it knows, else those of
+            ``sigmas``; or as set.
         conditioning, prediction: "sigma" and "score": how the adapter is called, what it returns.
         net_conditioning, net_prediction: those of ``net``.
 
@@ -132,7 +181,7 @@ class NetworkScore(Adapter):
     ) -> None:
         """See the class."""
         super().__init__("net", net, conditioning, sigmas)
-        self.net_prediction = prediction_of(type(self).__name__, net, prediction)
+        self.net_prediction = _prediction(type(self).__name__, net, prediction)
         self.net = net
 
     def forward(self, x: Tensor, sigma: Tensor | float, **model_kwargs: Any) -> Tensor:
@@ -144,8 +193,23 @@ class NetworkScore(Adapter):
         check_floating(name, "x", x, min_dim=1)
         level = as_sigma(name, x, sigma)
         index = self._index(level)
-        output = call_model(name, self.net, x, level, index, self.net_conditioning, model_kwargs)
+        seen = _scaled(x, level) if self.net_prediction == "v" else x
+        output = call_model(name, self.net, seen, level, index, self.net_conditioning, model_kwargs)
         return as_score(self.net_prediction, output, x, level).to(x.dtype)
+
+
+def _scaled(x: Tensor, level: Tensor) -> Tensor:
+    """x/sqrt(1 + sigma^2), which a network of v sees: as in every process."""
+    return (x / per_sample(torch.hypot(level, torch.ones_like(level)), x)).to(x.dtype)
+
+
+def _prediction(fn: str, net: Any, given: str | None) -> str:
+    """A network's prediction, of those that need no time."""
+    found = prediction_of(fn, net, given, in_time=True)
+    if found == "velocity":
+        expected = "one of 'score', 'eps', 'x0', 'v'"
+        fail(fn, "prediction", expected, "'velocity' (fastscore.sde.ProcessScore takes it)")
+    return found
 
 
 class _OnePrediction(NetworkScore):

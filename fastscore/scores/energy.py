@@ -11,12 +11,13 @@ from torch import Tensor
 
 from fastscore._support.checks import check_floating, describe, fail, fail_type
 from fastscore._support.eager import compiled_parts_run_eagerly
+from fastscore._support.explain import explained
 from fastscore._support.inference import recordable, recording
 from fastscore._support.lending import lend, lent
 from fastscore._support.once import marked_once, only_once
 from fastscore._support.tangents import refuse_tangents
 from fastscore._support.warn import warn_caller
-from fastscore.conditioning import as_sigma, explained
+from fastscore.conditioning import as_sigma
 from fastscore.scores.adapters import Adapter
 
 
@@ -78,6 +79,11 @@ class EnergyScore(Adapter):
             conditioning = conditioning if takes_sigma else "none"
         super().__init__("energy", energy, conditioning, sigmas)
         self.energy = energy
+
+    @property
+    def inner(self) -> Any:
+        """The energy."""
+        return self.energy
 
     @property
     def sigma_optional(self) -> bool:

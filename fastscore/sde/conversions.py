@@ -18,12 +18,22 @@ Any two rows, one of them x's own (alpha, sigma), give every third: target = A s
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from fastscore._support.checks import check_choice, fail
-
-PREDICTIONS = ("score", "eps", "x0", "v", "velocity")
+from fastscore._support.checks import (
+    check_choice,
+    check_device,
+    check_floating,
+    check_shape,
+    fail,
+    per_sample,
+)
+from fastscore.conditioning import PREDICTIONS
+from fastscore.sde._given import as_process
+from fastscore.sde._process import Process, check_time
 
 
 def coefficients(
@@ -66,6 +76,59 @@ def coefficients(
     if target == "score":
         a, b = a / sigma, b / sigma
     return a, b
+
+
+def convert(
+    output: Tensor,
+    x: Tensor,
+    t: Tensor | float,
+    process: Process | Any,
+    *,
+    source: str,
+    target: str,
+) -> Tensor:
+    """What a network predicts at x and t as another prediction of the same.
+
+    The posterior mean "x0" is Tweedie's (x + sigma^2 score)/alpha (Efron 2011; Vincent 2011), v
+    that of Salimans & Ho 2022 (https://arxiv.org/abs/2202.00512) over n = sqrt(alpha^2 + sigma^2),
+    so that it is the same number in every process, and the velocity alpha' x_0 + sigma' eps
+    (Lipman et al. 2022, https://arxiv.org/abs/2210.02747).
+
+    Args:
+        output: the prediction, (batch, ...), floating-point.
+        x: where it was made: the state x itself, of "v" too.
+        t: one time, or one of each sample, (batch,); in [0, 1].
+        process: of :mod:`fastscore.sde`, or any object with ``alpha(t)`` and ``sigma(t)``.
+        source, target: of "score", "eps", "x0", "v", "velocity".
+
+    Returns:
+        A tensor like x, made in 32 bits at least; differentiable in output and x. Where the
+        conversion is not defined (a score without noise, at t = 0, say) it is infinite or NaN.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit.
+
+    Example:
+        >>> from fastscore.sde import VE
+        >>> score, x = torch.full((1, 1), -0.5), torch.ones(1, 1)
+        >>> float(convert(score, x, VE().time_of(1.0), VE(), source="score", target="x0"))
+        0.5
+    """
+    fn = "convert"
+    process = as_process(fn, process, "process")
+    check_floating(fn, "x", x, min_dim=1)
+    check_floating(fn, "output", output)
+    check_shape(fn, "output", output, x.shape, "that of x")
+    check_device(fn, "output", output, x.device, "as x is")
+    time = check_time(fn, x, t)
+    rates: tuple[Tensor, ...] = ()
+    if "velocity" in (source, target):
+        rates = process.alpha_rate(time), process.sigma_rate(time)
+    values = coefficients(source, target, process.alpha(time), process.sigma(time), *rates)
+    dtype = torch.promote_types(torch.promote_types(output.dtype, x.dtype), torch.float32)
+    a, b = (per_sample(c.to(dtype), x) for c in values)
+    made = a * output.to(dtype) if source == target else a * output.to(dtype) + b * x.to(dtype)
+    return made.to(x.dtype)
 
 
 def score_coefficients(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastscore._support.checks import check_number, fail
+from fastscore._support.checks import check_number, describe, fail, fail_type
 from fastscore.sde._process import Process
 
 
@@ -40,9 +40,9 @@ class VE(Process):
 
     sigma_min: float = 0.01
     sigma_max: float = 50.0
-    t_min: ClassVar[float] = 0.0
-    t_eps: ClassVar[float] = 0.0
-    conditioning: ClassVar[str] = "sigma"
+    t_min = 0.0
+    t_eps = 0.0
+    conditioning = "sigma"
 
     def __post_init__(self) -> None:
         """Check the constants."""
@@ -209,7 +209,7 @@ class Cosine(Process):
     """
 
     offset: float = 0.008
-    t_max: ClassVar[float] = 1 - 1e-3
+    t_max = 1 - 1e-3
 
     def __post_init__(self) -> None:
         """Check the constant."""
@@ -265,6 +265,23 @@ class Cosine(Process):
         return torch.atan2(above, cos * cos + root * sin) / self._speed
 
 
+def check_betas(fn: str, betas: Any) -> Tensor:
+    """At least two numbers between 0 and 1, float64 on the CPU."""
+    expected = "a tensor or a sequence of at least 2 numbers between 0 and 1"
+    try:
+        values = torch.as_tensor(betas, dtype=torch.float64).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        fail_type(fn, "betas", expected, betas)
+    if values.dim() != 1 or len(values) < 2 or not bool(((values > 0) & (values < 1)).all()):
+        fail(fn, "betas", expected, f"{values.reshape(-1)[:8].tolist()}, {describe(values)}")
+    return values
+
+
+def levels_of_betas(betas: Tensor) -> Tensor:
+    """The noise levels s of a chain, (N,), rising: s^2 = 1/alpha^2 - 1."""
+    return torch.expm1(-torch.cumsum(torch.log1p(-betas), 0)).sqrt()
+
+
 @dataclass(frozen=True, repr=False)
 class DDPM(Process):
     """The chain of a discrete network: level i of N at t = i/(N - 1), log s linear between.
@@ -291,18 +308,13 @@ class DDPM(Process):
     """
 
     betas: Sequence[float]
-    t_min: ClassVar[float] = 0.0
-    t_eps: ClassVar[float] = 0.0
+    t_min = 0.0
+    t_eps = 0.0
 
     def __post_init__(self) -> None:
         """Check the betas."""
-        values = torch.as_tensor(self.betas, dtype=torch.float64).detach().cpu()
-        expected = "at least 2 numbers between 0 and 1"
-        if values.dim() != 1 or len(values) < 2 or not bool(((values > 0) & (values < 1)).all()):
-            fail("DDPM", "betas", expected, values.tolist())
-        decay = -torch.cumsum(torch.log1p(-values), 0)  # -2 log alpha
-        levels = torch.expm1(decay).log() / 2
-        _keep(self, betas=tuple(values.tolist()), _log_levels=levels)
+        values = check_betas("DDPM", self.betas)
+        _keep(self, betas=tuple(values.tolist()), _log_levels=levels_of_betas(values).log())
 
     def __repr__(self) -> str:
         """The betas in short."""
@@ -363,7 +375,7 @@ class RectifiedFlow(Process):
         tensor(1., dtype=torch.float64)
     """
 
-    t_max: ClassVar[float] = 1 - 1e-3
+    t_max = 1 - 1e-3
 
     def _alpha(self, t: Tensor) -> Tensor:
         return 1 - t

@@ -168,6 +168,10 @@ def dsm(draw: Draw, op: str) -> Case:
     labels, lost = labels_for(draw, shape[0], levels)
     output = draw.given(draw.values(shape, dtype))
     args = {"output": output, "table": draw.table(levels, 3), "labels": labels, **numbers}
+    if draw.chance(0.4):
+        wide = torch.promote_types(dtype, torch.float32)
+        args["noisy"] = draw.given(draw.values(shape, draw.choice((dtype, wide))))
+        args["table"] = draw.table(levels, 4)
     loss, expected = sum_rule(dtype, shape), draw.choice((1.0, 0.25, 1 / 3))
     case = Case(op, args, (loss,), promised, lost)
     if op == "dsm_residual":

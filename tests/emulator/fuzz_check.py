@@ -15,7 +15,7 @@ from emulator.fuzz_cases import Case, Rule, Within
 from emulator.fuzz_draw import Draw
 
 # Which dimension of an argument, or of a result, is the batch's, in the ops that sum rows.
-BATCH = {"output": 0, "score": 0, "labels": 0, "samples": 0, "jvp": 1}
+BATCH = {"output": 0, "noisy": 0, "score": 0, "labels": 0, "samples": 0, "jvp": 1}
 RESULTS_BATCH = {
     "dsm_residual": (0,),
     "dsm_residual_with_grad": (0, 0),

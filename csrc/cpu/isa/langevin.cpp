@@ -1,7 +1,7 @@
 // Kernel of the family `langevin`.
 #include "core/langevin.h"
 
-#include "short_samples.h"
+#include "guidance.h"
 
 namespace fastscore::FASTSCORE_ISA {
 namespace {
@@ -36,13 +36,8 @@ FASTSCORE_FN void masked_run(const Row& row, const T* x, const T* s, const float
 }
 
 template <class T>
-void clamp_run(T low, T high, int64_t n, T* out) {
-  for (int64_t i = 0; i < n; ++i) out[i] = clamped(out[i], low, high);
-}
-
-template <class T>
 LangevinRow<T> row_of(const LangevinArgs& args, int64_t sample) {
-  const double* row = args.rows + (args.batch_rows == 1 ? 0 : 4 * sample);
+  const double* row = row_at(args, sample);
   return {static_cast<T>(row[0]), static_cast<T>(row[1]), static_cast<T>(row[2]),
           static_cast<T>(row[3])};
 }
@@ -59,8 +54,8 @@ void step(const LangevinArgs& args, TileRange tiles) {
     const float* z =
         args.noisy ? normals_of(tile, args.noise, key, flat, begin, count, ahead) : tile.values;
     const T* x = load_tile(args.x, begin, count, x_buffer);
-    const T* s = load_tile(args.score, begin, count, s_buffer);
-    const T* known = args.mask ? load_tile(args.known, begin, count, known_buffer) : nullptr;
+    const T* s = load_score(args, begin, count, s_buffer);
+    const T* known = load_known(args, begin, count, known_buffer);
     T* out = output_tile(args.out, begin, out_buffer);
     const auto run = [&](int64_t sample, int64_t first, int64_t n) {
       const LangevinRow<T> row = row_of<T>(args, sample);
@@ -95,7 +90,7 @@ void step(const LangevinArgs& args, TileRange tiles) {
     } else {
       for_each_sample(args.sample_size, begin, count, run);
     }
-    if (args.clamp) clamp_run(static_cast<T>(args.low), static_cast<T>(args.high), count, out);
+    clamp_tile(args, begin, count, out);
     store_tile(args.out, begin, count, out);
   });
 }

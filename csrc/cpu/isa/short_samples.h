@@ -49,6 +49,28 @@ class Spread {
   alignas(64) T values_[kColumns][kMargin + kTile + kMargin];
 };
 
+// Calls body(number, at, n) for elements [begin + at, begin + at + n) of a tile, until it is done:
+// number(c, i) is number c of the sample that element begin + at + i belongs to. load(sample,
+// numbers) gives those of a sample; where not `each`, all samples have those of sample 0.
+template <class T, int kColumns, class Load, class Body>
+FASTSCORE_FN void with_numbers(Spread<T, kColumns>& spread, bool each, int64_t sample_size,
+                               int64_t begin, int64_t count, const Load& load, const Body& body) {
+  const auto run = [&](int64_t sample, int64_t first, int64_t n) {
+    T numbers[kColumns];
+    load(sample, numbers);
+    body([=](int c, int64_t) { return numbers[c]; }, first - begin, n);
+  };
+  if (!each) {
+    run(0, begin, count);
+  } else if (is_short(sample_size)) {
+    spread.fill(sample_size, begin, count, load);
+    const Spread<T, kColumns>& all = spread;
+    body([&](int c, int64_t i) { return all.column(c)[i]; }, 0, count);
+  } else {
+    for_each_sample(sample_size, begin, count, run);
+  }
+}
+
 // The unsigned integer of T's size.
 template <class T>
 struct BitsOf;

@@ -19,9 +19,9 @@ from fastscore._support.checks import (
     fail_type,
 )
 from fastscore._support.eager import compiled_parts_run_eagerly
+from fastscore._support.explain import explained
 from fastscore._support.inference import recordable
 from fastscore._support.reach import Statistics
-from fastscore.conditioning import explained
 from fastscore.derivatives.call import Call
 from fastscore.derivatives.forward.forms import forms_of_layer, inner_products
 from fastscore.derivatives.forward.state import Unsupported, evaluate

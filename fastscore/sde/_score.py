@@ -1,0 +1,169 @@
+"""A network that was trained for one process as a score for every other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastscore._support.checks import check_floating, fail, per_sample
+from fastscore.conditioning import as_sigma, call_model, convention_in_time, time_scale_of
+from fastscore.scores.adapters import Wrapper
+from fastscore.sde._given import as_process
+from fastscore.sde._levels import levels_of, nearest_level
+from fastscore.sde._process import Process
+from fastscore.sde.conversions import score_coefficients
+from fastscore.sde.processes import DDPM
+
+
+class ProcessScore(Wrapper):
+    """The score of (x, sigma) of a network that was trained for a process.
+
+    In y = x/alpha the data are perturbed by s = sigma/alpha alone, so score(y, s) = alpha(t)
+    score_t(alpha(t) y) at the time t of s is a model of this library: it samples with every other
+    process, with :func:`fastscore.annealed_langevin`, and goes wherever a score goes. (With its own
+    process ``sde_loss``, ``reverse_sde`` and ``probability_flow`` take the network itself.) Song et
+    al. 2021, https://arxiv.org/abs/2011.13456; Karras et al. 2022, section 2.
+
+    Args:
+        net: a module or function, called ``net(x, time_scale * t)`` with a time of shape (batch,),
+            or otherwise: see ``conditioning``.
+        process: what it was trained for: of :mod:`fastscore.sde`, or any object with ``alpha(t)``
+            and ``sigma(t)``.
+        conditioning: what it is given beside x: "time", or "index", an index of its own levels; or
+            "sigma" or "log_sigma", with which it is called in y. By default what its own attribute
+            says, else the process's ``conditioning``: "sigma" of VE, "time" of the others.
+        prediction: what it returns: "score", "eps", "x0", "v" (which sees x/sqrt(alpha^2 +
+            sigma^2)) or "velocity". By default what its own attribute says, else "score", of x.
+        time_scale: by what the time is multiplied; its own attribute, or 1. score_sde's: 999.
+        sigmas: for "index", the noise levels that the index counts, falling or rising,
+        betas: or the betas of its chain. Those of a :class:`DDPM` by default. The nearest level in
+            log s is taken.
+
+    Attributes:
+        conditioning, prediction: "sigma" and "score": how the adapter is called, what it returns.
+        net_conditioning, net_prediction: those of ``net``.
+        data_shape: that of ``net``, None if it has none.
+        sigma_range: the noise levels (lowest, highest) that ``net`` says it knows; else its
+            levels', or those of the process from ``t_eps`` to ``t_max``; or as set.
+
+    Raises:
+        ValueError: a convention that is unknown, or another than the network's own; "index" without
+            levels or the reverse; on call, an output that has not the shape of x.
+        TypeError: a network that can't be called, or what is no process.
+
+    Example:
+        A network of (x, t) that knows data at 0, called at y = 1 and s = 1 and 2:
+
+        >>> from fastscore.sde import VP
+        >>> vp = VP()
+        >>> net = lambda x, t: -x / vp.sigma(t)[:, None].square()
+        >>> model = ProcessScore(net, vp)
+        >>> model(torch.ones(2, 1), torch.tensor([1.0, 2.0]))
+        tensor([[-1.0000],
+                [-0.2500]])
+    """
+
+    net_conditioning: str
+    levels: Tensor | None
+
+    def __init__(
+        self,
+        net: Callable[..., Tensor],
+        process: Process | Any,
+        *,
+        conditioning: str | None = None,
+        prediction: str | None = None,
+        time_scale: float | None = None,
+        sigmas: Tensor | Sequence[float] | None = None,
+        betas: Tensor | Sequence[float] | None = None,
+    ) -> None:
+        """See the class."""
+        super().__init__("net", net)
+        name = type(self).__name__
+        self.process = as_process(name, process, "process")
+        self.net_conditioning, self.net_prediction = convention_in_time(
+            name, net, conditioning, prediction, self.process.conditioning
+        )
+        by_time = self.net_conditioning == "time"
+        if time_scale is not None and not by_time:
+            fail(name, "time_scale", 'left out but for conditioning="time"', time_scale)
+        self.time_scale = time_scale_of(name, net, time_scale) if by_time else 1.0
+        by_index = self.net_conditioning == "index"
+        if by_index and sigmas is None and betas is None and isinstance(self.process, DDPM):
+            betas = self.process.betas
+        levels = levels_of(name, sigmas, betas, needed=by_index)
+        self.register_buffer("levels", levels, persistent=False)
+        self._levels = levels if levels is None else (float(levels.min()), float(levels.max()))
+        self.net = net
+
+    def extra_repr(self) -> str:
+        """The process and how the network is called, for ``repr``."""
+        parts = [repr(self.process), f"conditioning={self.net_conditioning!r}"]
+        parts.append(f"prediction={self.net_prediction!r}")
+        if self.time_scale != 1:
+            parts.append(f"time_scale={self.time_scale}")
+        if "net" in vars(self):  # a function: modules show below
+            parts.append(f"net={getattr(self.net, '__name__', self.net)}")
+        return ", ".join(parts)
+
+    def convention(self) -> dict[str, Any]:
+        """How the network is called and what it returns, in plain values."""
+        return {
+            "conditioning": self.net_conditioning,
+            "prediction": self.net_prediction,
+            "time_scale": self.time_scale,
+            "levels": None if self.levels is None else self.levels.tolist(),
+            **{name: _plain(value) for name, value in self.process.constants().items()},
+        }
+
+    def _own_range(self) -> tuple[float, float]:
+        return self.process.sigma_range if self._levels is None else self._levels
+
+    def forward(self, x: Tensor, sigma: Tensor | float, **model_kwargs: Any) -> Tensor:
+        """The score at ``x``, shape (batch, ...), of noise level ``sigma``, shape (batch,).
+
+        What else is given by name goes to the network.
+        """
+        name = type(self).__name__
+        check_floating(name, "x", x, min_dim=1)
+        level = as_sigma(name, x, sigma)
+        process, how = self.process, self.net_conditioning
+        time = process.time_of(level.double())
+        alpha, noise = process.alpha(time), process.sigma(time)
+        rates: tuple[Tensor, ...] = ()
+        if self.net_prediction == "velocity":
+            rates = process.alpha_rate(time), process.sigma_rate(time)
+        of_output, of_x = score_coefficients(self.net_prediction, alpha, noise, *rates)
+        seen = _times(x, self._scale(alpha, noise)).to(x.dtype)
+        index = level if self.levels is None else self._index(level)
+        told = (time * self.time_scale).to(level.dtype)
+        output = call_model(name, self.net, seen, level, index, how, model_kwargs, time=told)
+        if how in ("sigma", "log_sigma") and self.net_prediction == "score":
+            return output.to(x.dtype)  # of y already
+        return (_times(output, alpha * of_output) + _times(x, alpha.square() * of_x)).to(x.dtype)
+
+    def _scale(self, alpha: Tensor, noise: Tensor) -> Tensor:
+        """By what y = x/alpha is multiplied for the network."""
+        if self.net_prediction == "v":
+            return alpha / torch.hypot(alpha, noise)
+        return torch.ones_like(alpha) if self.net_conditioning in ("sigma", "log_sigma") else alpha
+
+    def _index(self, level: Tensor) -> Tensor:
+        """Of the network's level that is nearest."""
+        assert self.levels is not None
+        if self.levels.device != level.device:
+            self.levels = self.levels.to(level.device)  # once, not in each step of a sampler
+        return nearest_level(self.levels, level)
+
+
+def _times(x: Tensor, factor: Tensor) -> Tensor:
+    """x times a number of each sample, in 32 bits at least."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return x.to(dtype) * per_sample(factor.to(dtype), x)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
