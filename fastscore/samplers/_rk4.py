@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastscore.conditioning import condition
 from fastscore.samplers._continuous import ContinuousPlan
 from fastscore.samplers._frame import Frame
 from fastscore.samplers._plan import OPEN
@@ -162,8 +161,7 @@ class ClassicalChain(StagedChain):
     def take_captured(self) -> None:
         """The four stages, with the row of the table that the device counts."""
         for stage in range(STAGES):
-            told = self.sigma_of[stage], self.labels_at[stage]
-            self.arguments = condition(self.conditioning, *told)
+            self.tell(self.sigma_of[stage], self.labels_at[stage])
             row = self.table.index_select(0, self.draw.reshape(-1)[:1])[0]
             self.take_stage(stage, final=stage == STAGES - 1, coefficients=row)
 

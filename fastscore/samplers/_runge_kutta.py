@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from fastscore._support.lending import is_untouched
-from fastscore.conditioning import condition
 from fastscore.reference.runge_kutta import rk_advance_, rk_error, rk_stage
 from fastscore.samplers._frame import Frame
 from fastscore.samplers._loop import Chain
@@ -215,10 +214,6 @@ class StagedChain(Chain):
     def clips(self) -> bool:
         """Whether the data that the model predicts are clipped."""
         return self.clip != OPEN
-
-    def tell(self, sigma: Tensor, labels: Tensor) -> None:
-        """What the model is called with at the next stage."""
-        self.arguments = condition(self.conditioning, sigma, labels)
 
 
 def place_of(tensor: Tensor) -> int:
