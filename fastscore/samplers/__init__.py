@@ -16,9 +16,9 @@ inpainting, trajectories, stop and resume, a seed or a number for each sample.
 torch.Size([4, 2])
 """
 
+from fastscore.samplers._state import SamplerState
 from fastscore.samplers.annealed import annealed_langevin
 from fastscore.samplers.consistent import consistent_annealed_langevin
-from fastscore.samplers._state import SamplerState
 from fastscore.samplers.flow import probability_flow
 from fastscore.samplers.reverse import reverse_sde
 from fastscore.samplers.unadjusted import langevin

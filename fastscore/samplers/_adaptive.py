@@ -26,7 +26,6 @@ from fastscore.samplers._controller import (
     Control,
     first_step,
 )
-from fastscore.samplers._continuous import times_for
 from fastscore.samplers._frame import Frame
 from fastscore.samplers._graph import capture
 from fastscore.samplers._inputs import check_clamp
@@ -45,8 +44,9 @@ from fastscore.samplers._state import SamplerState
 
 STAGES = len(DORMAND_PRINCE.nodes)
 CALLS = STAGES - 1  # of the model, for a step: the first slope is the last of the step before
+DEFAULTS: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-3, "max_steps": 10_000, "failed": "raise"}
 REASONS = {
-    TOO_SMALL: "its step would have to be smaller than {h:.1e} of the way",
+    TOO_SMALL: "its step, in atan(s/{scale:g}), has fallen to {h:.1e}",
     NO_NUMBER: "the model returns NaN or infinity",
     TOO_MANY: "it has not arrived",
 }
@@ -56,9 +56,9 @@ REASONS = {
 class Method:
     """What a run with step control is asked for."""
 
-    angle: Angle
     rtol: float
     atol: float
+    max_steps: int
     denoise: bool
     returns_failed: bool
 
@@ -71,6 +71,7 @@ class AdaptiveChain(StagedChain):
     """
 
     method: Method = field(kw_only=True)
+    angle: Angle = field(kw_only=True)
     control: Control = field(init=False)
     first: Tensor = field(init=False)  # the output at x
     new: Tensor = field(init=False)
@@ -84,7 +85,7 @@ class AdaptiveChain(StagedChain):
         """At the start; a run that is resumed is taken up then."""
         super().__post_init__()
         m = self.method
-        self.begin, self.end = m.angle.of_time(m.angle.first), m.angle.of_time(m.angle.last)
+        self.begin, self.end = self.angle.of_time(self.angle.first), self.angle.of_time(self.angle.last)
         h = first_step(self.end - self.begin, m.rtol, m.atol)
         device = self.x.device
         self.all_x, self.new = self.x, torch.empty_like(self.x)
@@ -108,7 +109,7 @@ class AdaptiveChain(StagedChain):
 
     def ask_first(self) -> None:
         """The output at x, of every sample that is moving."""
-        nodes = self.method.angle.nodes(self.control.tau.unsqueeze(0))
+        nodes = self.angle.nodes(self.control.tau.unsqueeze(0))
         self.tell(nodes.told[0].to(self.x.dtype), nodes.labels[0])
         self.kept = []
         self.first = self.output_at(self.x, nodes.data[0] if self.clips else None).clone()
@@ -124,7 +125,7 @@ class AdaptiveChain(StagedChain):
         h, final = self.control.next(self.end)
         tau = self.control.tau + self.nodes * h
         tau[-2:] = torch.where(final, self.end, tau[-2:])
-        at = self.method.angle.nodes(tau)
+        at = self.angle.nodes(tau)
         told = at.told.to(self.x.dtype)
         g = torch.cat([at.g, at.g[-1:]])
         table = coefficients_of(DORMAND_PRINCE, self.weights_of, h, at.p, at.q, g)
@@ -160,7 +161,7 @@ class AdaptiveChain(StagedChain):
         low, high = self.clamp
         if low is None and high is None:
             return
-        kappa = per_sample(self.method.angle.shown(tau).to(w.dtype), w)
+        kappa = per_sample(self.angle.shown(tau).to(w.dtype), w)
         if low is not None:
             torch.maximum(w, low * kappa, out=w)
         if high is not None:
@@ -265,10 +266,10 @@ class AdaptiveChain(StagedChain):
         """Name a sample that has failed, its time and its step."""
         control = self.all_control
         row = int((control.status.cpu() >= TOO_SMALL).nonzero()[0])
-        t, s = self.method.angle.levels(control.tau[row : row + 1].cpu())
+        t, s = self.angle.levels(control.tau[row : row + 1].cpu())
         number = self.sample_offset + row if self.samples is None else int(self.samples[row])
         status, h = int(control.status[row]), float(control.h[row])
-        why = REASONS[status].format(h=abs(h))
+        why = REASONS[status].format(h=abs(h), scale=self.angle.scale)
         m = self.method
         raise RuntimeError(
             f"{self.fn}: sample {number} can't meet its tolerances (rtol={m.rtol:g}, "
@@ -319,7 +320,7 @@ class AdaptiveChain(StagedChain):
     def to_data(self) -> None:
         """The expected data at the last level, of those who have arrived."""
         status = self.control.status
-        nodes = self.method.angle.nodes(torch.full_like(self.control.tau, self.end).unsqueeze(0))
+        nodes = self.angle.nodes(torch.full_like(self.control.tau, self.end).unsqueeze(0))
         self.tell(nodes.told[0].to(self.x.dtype), nodes.labels[0])
         self.kept = []
         output = self.output_at(self.x, nodes.data[0] if self.clips else None)
@@ -354,7 +355,7 @@ class AdaptiveChain(StagedChain):
     def kappa(self) -> Tensor:
         """By which x is multiplied in the state, of all samples."""
         control = self.all_control
-        kappa = self.method.angle.shown(control.tau)
+        kappa = self.angle.shown(control.tau)
         return torch.where(control.status == AT_DATA, 1.0, kappa)
 
     def shown(self) -> Tensor:
@@ -394,48 +395,15 @@ def gathered(kwargs: dict[str, Any], batch: int, index: Tensor) -> dict[str, Any
     return {name: walk(value) for name, value in kwargs.items()}
 
 
-def adaptive_plan(
-    fn: str,
-    model: Any,
-    frame: Frame,
-    x: Any,
-    options: dict[str, Any],
-    *,
-    steps: int | None,
-    grid: Any,
-    t_start: float,
-    encode: bool,
-    denoise: bool,
-    rtol: float,
-    atol: float,
-    max_steps: int,
-    failed: str,
-) -> Plan:
-    """The plan of a run with step control, from what probability_flow is given."""
-    if steps is not None:
-        fail(fn, "steps", 'None with solver="rk45", which finds its own', steps)
-    if not isinstance(grid, str) or grid != "karras":
-        fail(fn, "grid", 'left out with solver="rk45", which finds its own', grid)
+def method_of(
+    fn: str, *, rtol: float, atol: float, max_steps: int, failed: str, denoise: bool
+) -> Method:
+    """The settings, checked."""
     rtol = check_number(fn, "rtol", rtol, minimum=0.0)
     atol = check_number(fn, "atol", atol, positive=True)
     max_steps = check_int(fn, "max_steps", max_steps, minimum=1)
     check_choice(fn, "failed", failed, ("raise", "return"))
-    clip = check_clamp(fn, options["clip_denoised"], "clip_denoised")
-    times = times_for(fn, model, frame, x, "log", 2, t_start).tolist()
-    first, last = reversed(times) if encode else times
-    own = said_by(model, "sigma_data")
-    scale = DATA_SCALE if own is None else check_number(
-        fn, "the model's sigma_data", own, positive=True
-    )
-    method = Method(Angle(frame, first, last, clip != OPEN, scale), rtol, atol, denoise,
-                    failed == "return")
-    return plan_for(
-        method,
-        options,
-        max_steps=max_steps,
-        clip=clip,
-        from_start=t_start == 1 and not encode,
-    )
+    return Method(rtol, atol, max_steps, denoise, returns_failed=failed == "return")
 
 
 @dataclass
@@ -450,13 +418,24 @@ class AdaptivePlan(Plan):
         return None
 
 
-def plan_for(
-    method: Method, options: dict[str, Any], *, max_steps: int, clip: Any, from_start: bool
+def adaptive_plan(
+    fn: str,
+    model: Any,
+    frame: Frame,
+    t: Tensor,
+    method: Method,
+    options: dict[str, Any],
+    *,
+    from_start: bool,
 ) -> Plan:
-    """The plan of a run with step control: most of it is found on the way."""
-    angle = method.angle
-    frame, process = angle.frame, angle.frame.process
-    t = torch.tensor([angle.first, angle.last], dtype=torch.float64)
+    """The plan of a run with step control from one time to another: most is found on the way."""
+    clip = check_clamp(fn, options["clip_denoised"], "clip_denoised")
+    scale = said_by(model, "sigma_data")
+    if scale is not None:
+        check_number(fn, "the model's sigma_data", scale, positive=True)
+    first, last = t.tolist()
+    angle = Angle(frame, first, last, clip != OPEN, DATA_SCALE if scale is None else float(scale))
+    process = frame.process
     s = process.noise_level(t)
     alpha, own_alpha = process.alpha(t), frame.alpha(t, s)
     own, of_state = frame.score_coefficients(t, s)
@@ -465,8 +444,8 @@ def plan_for(
     return AdaptivePlan(
         torch.zeros(1, 4, dtype=torch.float64),
         frame.told(t, s)[:1],
-        steps=max_steps,
-        steps_per_level=max_steps,
+        steps=method.max_steps,
+        steps_per_level=method.max_steps,
         init_scale=start,
         known_scale=start,
         known_part=float(alpha[0]),
@@ -481,6 +460,6 @@ def plan_for(
         returns_state=bool(options["return_state"]),
         carries_history=True,
         prior=(variance, float(own[0]), float(of_state[0])) if from_start else None,
-        make_chain=partial(AdaptiveChain, method=method),
+        make_chain=partial(AdaptiveChain, method=method, angle=angle),
         graph_by_itself=False,
     )

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-import torch
 from torch import Tensor
 
 from fastscore._support.checks import check_int, check_number, fail
+from fastscore._support.explain import parameter_dtypes
 from fastscore._support.options import Option
 from fastscore._support.warn import warn_caller
-from fastscore._support.explain import parameter_dtypes
 from fastscore.conditioning import sigma_range_of
 from fastscore.samplers._frame import Frame, process_alpha
 from fastscore.samplers._inputs import check_clamp
@@ -152,9 +150,8 @@ def times_for(
     frame: Frame,
     x: Any,
     grid: Grid,
-    points: int,
+    points: int | None,
     t_start: float,
-    t_end: float | None = None,
 ) -> Tensor:
     """The times of a run, falling, on the part of the process that the model knows: float64."""
     process = frame.process
@@ -163,7 +160,7 @@ def times_for(
         fail(fn, "t_start", "at most 1", t_start)
     if t_start < 1 and x is None:
         fail(fn, "x", f"given, the state at t_start={t_start}", None)
-    first, last = min(t_start, process.t_max), process.t_min if t_end is None else t_end
+    first, last = min(t_start, process.t_max), process.t_min
     known = sigma_range_for(fn, model, frame)
     if isinstance(grid, str):
         if known is not None:
@@ -172,8 +169,11 @@ def times_for(
         if not last < first:
             expected = f"later than the end of sampling, t = {last:.4g}"
             fail(fn, "t_start", expected, f"{first:.4g} (where the model's range ends, or given)")
-    times = time_grid(fn, process, grid, points, first, last)
-    if known is not None and not isinstance(grid, str):
+        return time_grid(fn, process, grid, points, first, last)
+    times = time_grid(fn, process, grid)
+    if points is not None and len(times) != points:
+        fail(fn, "grid", f"{points} times for so many steps", f"{len(times)}")
+    if known is not None:
         s = process.noise_level(times)
         if float(s.max()) > known[1] * (1 + SLACK) or float(s.min()) < known[0] * (1 - SLACK):
             warn_caller(
@@ -204,8 +204,8 @@ def sigma_range_for(fn: str, model: Any, frame: Frame) -> tuple[float, float] | 
     if own:
         lo, hi = (float(process.noise_level(t)) for t in (process.t_min, process.t_max))
         warn_caller(
-            f"{fn}: the model does not say which noise levels it knows (an attribute sigma_range, a "
-            f"pair), and {process!r} has those from {lo:.4g} to {hi:.4g}.",
+            f"{fn}: the model does not say which noise levels it knows (an attribute sigma_range, "
+            f"a pair), and {process!r} has those from {lo:.4g} to {hi:.4g}.",
             UserWarning,
         )
     return None
@@ -219,7 +219,3 @@ def ends_of(steps: int, rows: int, last: int) -> list[int]:
     """How many rows come before each of ``steps`` steps of ``rows`` rows, and the ``last`` ones."""
     ends = [step * rows for step in range(steps + 1)]
     return [*ends, ends[-1] + last] if last else ends
-
-
-def finite_or(value: float, otherwise: float) -> float:
-    return value if math.isfinite(value) else otherwise

@@ -78,9 +78,7 @@ class Corrector:
                 fail(fn, "norms", "positive and finite", norms.tolist()[:8])
         return cls(fn, name, snr, norms, process, times)
 
-    def set_up(
-        self, plan: ContinuousPlan, frame: Frame, model: Any, rows: Rows, each: int
-    ) -> None:
+    def set_up(self, plan: ContinuousPlan, frame: Frame, model: Any, rows: Rows, each: int) -> None:
         """Arrange for the step sizes of the corrector "langevin", ``each`` the rows of a step."""
         if self.name != "langevin":
             return
@@ -162,10 +160,8 @@ class Corrector:
             expected = "a tensor (steps,), for model_kwargs has what belongs to each sample"
             fail(self.fn, "norms", expected, '"pilot"')
 
-    def _batch_norms(
-        self, frame: Frame, rows: Rows, each: int
-    ) -> Callable[[Chain, Tensor], None]:
-        """e = 2 a (snr |z|/|s|)^2, both norms means over the batch, written to the chain's table."""
+    def _batch_norms(self, frame: Frame, rows: Rows, each: int) -> Callable[[Chain, Tensor], None]:
+        """e = 2 a (snr |z|/|s|)^2, the norms means over the batch, written to the chain's table."""
         corrected = (len(self.times) - 1) * each
         ratio = step_ratio(self.process, self.times)
         own, of_state = frame.score_coefficients(rows.t, rows.s)

@@ -87,7 +87,9 @@ def sample(
 
     with torch.no_grad():
         noise = Noise.of(fn, options, shape[0], device, plan.rows[start_step])
-        state, known_noise = first_state(noise, x, resumed, plan, options, shape, dtype, known, mask)
+        state, known_noise = first_state(
+            noise, x, resumed, plan, options, shape, dtype, known, mask
+        )
     chain = (Chain if plan.make_chain is None else plan.make_chain)(
         fn,
         model,
@@ -111,7 +113,8 @@ def sample(
         scales=plan.scales,
         history=history_of(state, resumed, plan),
         clip=plan.clip,
-        known_table=None if plan.known_table is None or known is None
+        known_table=None
+        if plan.known_table is None or known is None
         else plan.known_table.to(device),
         known_noise=known_noise,
         adjust=plan.adjust,

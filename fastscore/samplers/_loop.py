@@ -98,7 +98,11 @@ class Chain:
         level = min(row // self.steps_per_level, len(self.levels) - 1)
         self.labels.fill_(level if self.labels_of is None else self.labels_of[level])
         self.sigma.fill_(self.levels[level])
-        self.arguments = condition(self.conditioning, self.sigma, self.labels, self.sigma)
+        self.tell(self.sigma, self.labels)
+
+    def tell(self, told: Tensor, labels: Tensor) -> None:
+        """What the model is called with besides x: the level (or the time), or its index."""
+        self.arguments = condition(self.conditioning, told, labels, told)
 
     def score(self) -> Tensor:
         """The score at the state. A half-precision score is left to the kernel to convert."""
@@ -212,7 +216,7 @@ class Chain:
 
     def captured_step(self) -> None:
         """The work that a CUDA graph replays: what the model is told is made of ``sigma`` anew."""
-        self.arguments = condition(self.conditioning, self.sigma, self.labels, self.sigma)
+        self.tell(self.sigma, self.labels)
         self.step()
 
     def take(self, rows: Sequence[int], graph: Any) -> None:
@@ -280,8 +284,8 @@ def run(
     with surroundings(chain, progress, start_step, steps) as advance:
         chain.row = rows[start_step]
         chain.set_level_of(chain.row)
-        memory = (chain.x, chain.key, chain.sigma, chain.labels)
-        memory += () if chain.history is None else (chain.history,)
+        memory = [chain.x, chain.key, chain.sigma, chain.labels]
+        memory += [] if chain.history is None else [chain.history]
         graph = capture(chain.fn, chain.captured_step, memory, use_graph and chain.can_capture())
 
         for step in range(start_step, steps):

@@ -48,7 +48,9 @@ class Plan:
     records_steps: bool = False  # whether a trajectory counts steps, not levels
     labels: Sequence[int] | None = None  # the model's own index of each level, where it has one
     scales: Sequence[float] | None = None  # the state over x, before each row and at the end
-    multistep: bool = False  # whether rows have ten columns, and a history goes from one to the next
+    multistep: bool = (
+        False  # whether rows have ten columns, and a history goes from one to the next
+    )
     clip: Clamp = OPEN  # of the predicted data, where rows are multistep
     known_table: Tensor | None = None  # (rows, 4): known elements are a known + b z, one z for all
     known_part: float = 1.0  # and what of the known values they have at the start

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastscore._support.checks import fail
-from fastscore.sde import DDPM, VE, Cosine, Process, SubVP, VP
+from fastscore.sde import DDPM, VE, VP, Cosine, Process, SubVP
 
 
 @dataclass
@@ -79,7 +79,9 @@ class Rows:
     def each_followed_by(self, other: Rows, times: int) -> Rows:
         """After each row that of ``other`` with its number, so many times."""
         pairs = zip(self.columns(), other.columns(), strict=True)
-        return Rows(*(torch.stack([own, *[after] * times], dim=1).flatten() for own, after in pairs))
+        return Rows(
+            *(torch.stack([own, *[after] * times], dim=1).flatten() for own, after in pairs)
+        )
 
 
 # ---- the reverse SDE ---------------------------------------------------------------------------

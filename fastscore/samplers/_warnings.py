@@ -49,7 +49,7 @@ class FirstLook:
             return
         warn_caller(
             f"{self.chain.fn}: at the highest noise level, where the score is about that of noise "
-            f"alone, -x/sigma^2, the model's is {float(share):.3g} times as large. It may be called "
+            f"alone, -x/sigma^2, the model's is {float(share):.3g} times that. It may be called "
             "otherwise than it was trained, or return something else than is assumed: see "
             f"conditioning (here {self.chain.conditioning!r}), time_scale and prediction.",
             UserWarning,

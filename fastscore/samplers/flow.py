@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from fastscore._support.checks import check_choice, check_number, fail
-from fastscore.samplers._adaptive import adaptive_plan
+from fastscore._support.checks import check_choice, check_number, fail, fail_type
+from fastscore.samplers._adaptive import DEFAULTS, adaptive_plan, method_of
 from fastscore.samplers._continuous import (
     ContinuousOptions,
-    ContinuousPlan,
     Grid,
     check_steps,
     ends_of,
@@ -39,10 +37,10 @@ def probability_flow(
     solver: str = "heun",
     steps: int | None = None,
     grid: Grid = "karras",
-    rtol: float = 1e-3,
-    atol: float = 1e-3,
-    max_steps: int = 10_000,
-    failed: str = "raise",
+    rtol: float = DEFAULTS["rtol"],
+    atol: float = DEFAULTS["atol"],
+    max_steps: int = DEFAULTS["max_steps"],
+    failed: str = DEFAULTS["failed"],
     encode: bool = False,
     denoise: bool | None = None,
     t_start: float = 1.0,
@@ -135,20 +133,27 @@ def probability_flow(
     process = as_process(fn, sde)
     check_choice(fn, "solver", solver, SOLVERS)
     check_own_options(fn, solver, eta=eta, churn=churn)
+    check_adaptive(fn, solver, rtol=rtol, atol=atol, max_steps=max_steps, failed=failed)
+    churn_noise = check_number(fn, "churn_noise", churn_noise, minimum=0.0)
+    churn_range = check_churn_range(fn, churn_range)
     check_encoding(fn, encode, x, options, denoise, churn, solver)
     frame = Frame.of(fn, model, process, dict(options))
     if solver == "rk45":
-        given = {"steps": steps, "grid": grid, "t_start": t_start, "denoise": bool(denoise)}
-        wanted = {"rtol": rtol, "atol": atol, "max_steps": max_steps, "failed": failed}
-        return adaptive_plan(fn, model, frame, x, dict(options), encode=encode, **given, **wanted)
+        refuse_grid(fn, steps, grid)
+        method = method_of(
+            fn, rtol=rtol, atol=atol, max_steps=max_steps, failed=failed, denoise=bool(denoise)
+        )
+        ends = times_for(fn, model, frame, x, "log", 2, t_start)
+        ends = ends.flip(0) if encode else ends
+        from_start = t_start == 1 and not encode
+        return adaptive_plan(
+            fn, model, frame, ends, method, dict(options), from_start=from_start
+        )
     to_data = not encode if denoise is None else bool(denoise)
     if steps is None:
         steps = len(grid) - (not to_data) if not isinstance(grid, str) else STEPS
     steps = check_steps(fn, steps)
-    if not to_data:
-        points = steps + 1
-    else:
-        points = steps
+    points = steps + 1 if not to_data else steps
     times = grid_of(fn, model, frame, x, grid, points, t_start, encode=encode)
     levels = Levels.of(process, times, to_data=to_data)
     rows = rows_of(solver, process, levels, eta, churn, churn_range, churn_noise)
@@ -201,13 +206,9 @@ def grid_of(
     encode: bool,
 ) -> Tensor:
     """The times in the order in which they are gone through."""
-    if encode and not isinstance(grid, str):
-        grid = torch.as_tensor(grid, dtype=torch.float64).flip(0)
     if points == 1 and isinstance(grid, str):  # of a single call, from where sampling begins
         return times_for(fn, model, frame, x, grid, 2, t_start)[:1]
     times = times_for(fn, model, frame, x, grid, points, t_start)
-    if len(times) != points:
-        fail(fn, "grid", f"as many times as there are model calls' levels, {points}", len(times))
     return times.flip(0) if encode else times
 
 
@@ -219,6 +220,33 @@ def check_own_options(fn: str, solver: str, **given: float) -> None:
         fail(fn, "eta", f'1 but with solver="dpmpp_2m_sde", here {solver!r}', eta)
     if churn and solver != "heun":
         fail(fn, "churn", f'0 but with solver="heun", here {solver!r}', churn)
+
+
+def check_churn_range(fn: str, given: Any) -> tuple[float, float]:
+    """Two levels, the lower one first; the upper may be infinite."""
+    expected = "a pair (S_tmin, S_tmax) of noise levels, the lower one first"
+    if not isinstance(given, (tuple, list)) or len(given) != 2:
+        fail_type(fn, "churn_range", expected, given)
+    lo = check_number(fn, "churn_range", given[0], minimum=0.0)
+    hi = given[1] if given[1] == float("inf") else check_number(fn, "churn_range", given[1])
+    if lo > hi:
+        fail(fn, "churn_range", expected, (lo, hi))
+    return lo, hi
+
+
+def check_adaptive(fn: str, solver: str, **given: Any) -> None:
+    """The options of the adaptive solver are left alone with the others."""
+    for name, value in given.items():
+        if solver != "rk45" and value != DEFAULTS[name]:
+            fail(fn, name, f'left out but with solver="rk45", here {solver!r}', value)
+
+
+def refuse_grid(fn: str, steps: int | None, grid: Grid) -> None:
+    """The adaptive solver finds where its steps lie."""
+    if steps is not None:
+        fail(fn, "steps", 'None with solver="rk45", which finds its own', steps)
+    if not isinstance(grid, str) or grid != "karras":
+        fail(fn, "grid", 'left out with solver="rk45", which finds its own', grid)
 
 
 def check_encoding(

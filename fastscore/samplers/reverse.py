@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
 from fastscore._support.checks import check_choice, check_int, check_number, fail
 from fastscore.samplers._continuous import (
     ContinuousOptions,
-    ContinuousPlan,
     Grid,
     check_steps,
     ends_of,
@@ -26,7 +24,7 @@ from fastscore.samplers._rows import annealed_size, corrector_rows, denoising_ro
 from fastscore.sde import Process, as_process
 
 PREDICTORS = ("euler_maruyama", "reverse_diffusion", "ancestral")
-CORRECTORS = ("annealed", "langevin")
+STEPS = 1000
 
 
 @sampler_with(ContinuousOptions)
@@ -35,7 +33,7 @@ def reverse_sde(
     sde: Process | Any,
     x: Tensor | None = None,
     *,
-    steps: int = 1000,
+    steps: int = STEPS,
     predictor: str = "reverse_diffusion",
     corrector: str | None = None,
     snr: float = 0.16,
@@ -149,7 +147,8 @@ def reverse_sde(
     if eta != 1 and predictor != "ancestral":
         fail(fn, "eta", f'1 but with predictor="ancestral", here {predictor!r}', eta)
     frame = Frame.of(fn, model, process, dict(options))
-    times = times_for(fn, model, frame, x, grid, steps + 1, t_start)
+    points = None if steps == STEPS and not isinstance(grid, str) else steps + 1
+    times = times_for(fn, model, frame, x, grid, points, t_start)
     steps = len(times) - 1
     rows = predictor_rows(process, times, predictor, eta)
     each = 1
