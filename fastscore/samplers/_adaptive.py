@@ -84,8 +84,11 @@ class AdaptiveChain(StagedChain):
     def __post_init__(self) -> None:
         """At the start; a run that is resumed is taken up then."""
         super().__post_init__()
-        m = self.method
-        self.begin, self.end = self.angle.of_time(self.angle.first), self.angle.of_time(self.angle.last)
+        m, self.angle = self.method, self.angle.on(self.x.device)
+        self.begin, self.end = (
+            self.angle.of_time(self.angle.first),
+            self.angle.of_time(self.angle.last),
+        )
         h = first_step(self.end - self.begin, m.rtol, m.atol)
         device = self.x.device
         self.all_x, self.new = self.x, torch.empty_like(self.x)
@@ -266,7 +269,8 @@ class AdaptiveChain(StagedChain):
         """Name a sample that has failed, its time and its step."""
         control = self.all_control
         row = int((control.status.cpu() >= TOO_SMALL).nonzero()[0])
-        t, s = self.angle.levels(control.tau[row : row + 1].cpu())
+        tau = control.tau[row : row + 1]
+        t, s = self.angle.times(tau), tau.tan() * self.angle.scale
         number = self.sample_offset + row if self.samples is None else int(self.samples[row])
         status, h = int(control.status[row]), float(control.h[row])
         why = REASONS[status].format(h=abs(h), scale=self.angle.scale)

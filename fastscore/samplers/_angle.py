@@ -48,15 +48,28 @@ class Angle:
     clips: bool
     scale: float = DATA_SCALE
 
+    @property
+    def in_time(self) -> bool:
+        """Whether the model is called in the process's own time, or in its x."""
+        return self.frame.kind == "x" or self.frame.conditioning == "time"
+
     def of_time(self, t: float) -> float:
         """Theta at a time."""
         return math.atan2(float(self.frame.process.noise_level(t)), self.scale)
 
+    def on(self, device: torch.device) -> Angle:
+        """With what it holds on a device."""
+        levels = self.frame.levels
+        if levels is None:
+            return self
+        return replace(self, frame=replace(self.frame, levels=levels.to(device)))
+
     def levels(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """(t, s) at these angles."""
+        """(t, s) at these angles; t is NaN where nothing asks for it."""
         s = theta.tan() * self.scale
-        lo, hi = sorted((self.first, self.last))
-        return self.frame.process.time_of(s).clamp(lo, hi), s
+        if not self.in_time:
+            return torch.full_like(s, torch.nan), s
+        return self.times(theta), s
 
     def nodes(self, theta: Tensor) -> Nodes:
         """At these angles, (stages, n); bytes at one do not hang on how many others there are."""
@@ -77,9 +90,18 @@ class Angle:
         known = torch.stack([alpha, alpha * s], dim=-1)
         return told, labels, p, q, g, alpha, known, data_coefficients(frame, t, s)
 
+    def times(self, theta: Tensor) -> Tensor:
+        """T at these angles, which never leave the process."""
+        lo, hi = sorted((self.first, self.last))
+        return self.frame.process.time_of(theta.tan() * self.scale).clamp(lo, hi)
+
     def shown(self, theta: Tensor) -> Tensor:
         """Kappa, by which x is multiplied in w."""
-        return alike_everywhere(lambda angle: (self.frame.scale(*self.levels(angle)),), theta)[0]
+
+        def kappa(angle: Tensor) -> tuple[Tensor, ...]:
+            return (self.frame.scale(self.times(angle), angle.tan() * self.scale),)
+
+        return alike_everywhere(kappa, theta)[0]
 
 
 def alike_everywhere(

@@ -163,7 +163,9 @@ def resumed_from(
     if options["start_step"] not in (0, x.step):
         fail(fn, "start_step", f"{x.step}, that of the state, or left out", options["start_step"])
     seed = seed_of(fn, x, options["seed"])
-    return x.x, x, {**options, "start_step": x.step, "seed": seed}
+    # What has failed is NaN, and is not gone on with.
+    where = x.x if x.failed is None else x.x.nan_to_num()
+    return where, x, {**options, "start_step": x.step, "seed": seed}
 
 
 def first_state(

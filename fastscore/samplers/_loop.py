@@ -236,9 +236,28 @@ class Chain:
     def take_up(self, state: SamplerState) -> None:
         """Go on from a state, beyond x and history."""
 
-    def run(self, **settings: Any) -> tuple[int, Tensor]:
+    def run(
+        self,
+        *,
+        rows: Sequence[int],
+        start_step: int,
+        steps: int,
+        record: Sequence[int],
+        progress: bool,
+        callback: Callback | None,
+        use_graph: bool,
+    ) -> tuple[int, Tensor]:
         """As the function :func:`run`."""
-        return run(self, **settings)
+        return run(
+            self,
+            rows=rows,
+            start_step=start_step,
+            steps=steps,
+            record=record,
+            progress=progress,
+            callback=callback,
+            use_graph=use_graph,
+        )
 
     def state_after(self, final: Tensor, taken: int, plan: Plan) -> SamplerState:
         """Where the run has come to, for one that goes on from there."""
@@ -342,7 +361,9 @@ def _device_guard(device: torch.device) -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def _progress_bar(fn: str, progress: bool, start: int, steps: int | None) -> Iterator[Callable[[], Any]]:
+def _progress_bar(
+    fn: str, progress: bool, start: int, steps: int | None
+) -> Iterator[Callable[[], Any]]:
     if not progress:
         yield lambda: None
         return

@@ -62,9 +62,7 @@ def with_stages(plan: ContinuousPlan, frame: Frame, rows: Rows) -> ContinuousPla
     one = torch.ones_like(s)
     p, q, g = flow_coefficients(of, t, s, one, one, 0.0)
     steps = after[-1] - s[0]
-    table = coefficients_of(
-        CLASSICAL, matrix(CLASSICAL), steps, p, q, torch.cat([g, g[-1:]])
-    )
+    table = coefficients_of(CLASSICAL, matrix(CLASSICAL), steps, p, q, torch.cat([g, g[-1:]]))
     stages = table[1:].transpose(0, 1).reshape(-1, 1 + STAGES)
     if len(rows) > whole * STAGES:
         final = data[-1:] if not clips else torch.tensor([[0.0, 1.0]], dtype=torch.float64)
@@ -137,8 +135,7 @@ class ClassicalChain(StagedChain):
         own = coefficients[: len(self.kept) + 1]
         rk_stage(self.unknown_part(self.x), self.kept, own, out=out)
         if self.mask is not None:
-            known = self.known if self.known_table is None else self.known_now()
-            torch.where(self.mask, known, out, out=out)
+            torch.where(self.mask, self.known_now(), out, out=out)
         if final:
             low, high = self.clamp
             kappa = coefficients[STAGES + 1]

@@ -146,9 +146,7 @@ def probability_flow(
         ends = times_for(fn, model, frame, x, "log", 2, t_start)
         ends = ends.flip(0) if encode else ends
         from_start = t_start == 1 and not encode
-        return adaptive_plan(
-            fn, model, frame, ends, method, dict(options), from_start=from_start
-        )
+        return adaptive_plan(fn, model, frame, ends, method, dict(options), from_start=from_start)
     to_data = not encode if denoise is None else bool(denoise)
     if steps is None:
         steps = len(grid) - (not to_data) if not isinstance(grid, str) else STEPS
