@@ -70,6 +70,8 @@ class Frame(along.Frame):
         if multistep:
             # D = y + s^2 S. Where it is clipped, what the clipping takes away is taken from S too.
             d, e = 1 / alpha, rows.s.square() * alpha
+            if rows.slopes:
+                d, e = torch.zeros_like(d), -rows.s * alpha
             change = after * rows.b / rows.s.square()
             columns += [after * rows.h, d + e * of_state, e * own, change]
         return torch.stack(columns, dim=-1)
