@@ -90,14 +90,14 @@ def guided_steps_case(dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[Tenso
     held = {"known": known, "mask": known > 0.3, "clamp": (-1.5, 1.25)}
     found: list[Tensor] = []
     for batch in (None, shape[0]):
-        rows = (3,) if batch is None else (3, batch)
-        options = {**held, **two_terms(score, batch)}
-        found.append(ops.langevin_step(x, score, steps_table(6, *rows), make_key(7, 0), **options))
+        table = steps_table(10, *((3,) if batch is None else (3, batch)))
+        options, six = {**held, **two_terms(score, batch)}, table[..., :6].contiguous()
+        found.append(ops.langevin_step(x, score, six, make_key(7, 0), **options))
         for draw in range(3):
             state, past = x.clone(), known.clone()
             found += [state, past]
             for each in ({}, options):
-                args = (state, past, score, steps_table(10, *rows), make_key(7, draw))
+                args = (state, past, score, table, make_key(7, draw))
                 ops.multistep_step_(*args, clip=(-1.0, 1.5), **each)
     return tuple(found)
 
