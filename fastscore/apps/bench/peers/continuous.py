@@ -98,7 +98,7 @@ def sample_diffusers_ve(
 def sample_diffusers_euler(
     net: Net, x: Tensor, steps: int, sigma_min: float, sigma_max: float
 ) -> Tensor:
-    """``EDMEulerScheduler``: ``steps`` evaluations, at :func:`karras_sigmas`; the last goes to 0."""
+    """``EDMEulerScheduler``: ``steps`` evaluations, at :func:`karras_sigmas`, then 0."""
     scheduler = _scheduler("EDMEulerScheduler", sigma_min=sigma_min, sigma_max=sigma_max)
     scheduler.set_timesteps(steps)
     scheduler.set_begin_index(0)
@@ -162,18 +162,31 @@ def ddim_levels(steps: int, levels: int) -> list[int]:
 
 @torch.no_grad()
 def sample_diffusers_ddim(
-    net: Callable[[Tensor, Tensor], Tensor], x: Tensor, steps: int, betas: Sequence[float]
+    net: Net,
+    x: Tensor,
+    steps: int,
+    betas: Sequence[float],
+    *,
+    eta: float = 0.0,
+    noise: Noise | None = None,
 ) -> Tensor:
-    """``DDIMScheduler``, eta = 0: ``steps`` evaluations, at :func:`ddim_levels`, then alpha = 1.
+    """``DDIMScheduler``: ``steps`` evaluations, at :func:`ddim_levels`, then alpha = 1.
 
     ``net(x, index)`` predicts the noise in x = alpha x_0 + sigma eps at level ``index``, int64
-    (batch,), of ``betas``; ``x`` is the state at the first level that is visited.
+    (batch,), of ``betas``; ``x`` is the state at the first level that is visited. ``noise`` gives
+    what each step adds where eta > 0; with eta = 1 these are DDPM's steps on fewer levels.
     """
-    scheduler = _scheduler("DDIMScheduler", trained_betas=tuple(betas), clip_sample=False)
+    scheduler = _scheduler(
+        "DDIMScheduler",
+        trained_betas=tuple(betas),
+        num_train_timesteps=len(betas),  # which it does not count
+        clip_sample=False,
+    )
     scheduler.set_timesteps(steps)
-    for t in scheduler.timesteps:
+    for i, t in enumerate(scheduler.timesteps):
         eps = net(x, t.expand(len(x)))
-        (x, _) = scheduler.step(eps, t, x, return_dict=False)
+        z = noise(i) if noise and eta else None
+        (x, _) = scheduler.step(eps, t, x, eta=eta, variance_noise=z, return_dict=False)
     return x
 
 
@@ -324,3 +337,41 @@ def sample_torchode(
     problem = torchode.InitialValueProblem(y0=x.flatten(1), t_eval=ends)
     path: Tensor = solver.solve(problem).ys
     return path[:, -1].reshape(x.shape)
+
+
+def dopri5_steps(
+    provider: str, slope: Tensor, x: Tensor, steps: int, h: float, rtol: float, atol: float
+) -> Callable[[], Tensor]:
+    """A call of "torchdiffeq" or "torchode" that takes ``steps`` steps of size h with one slope.
+
+    The first slope, which a whole run evaluates once more, is part of it.
+    """
+    start, tall = x.flatten(1), slope.flatten(1)
+    span = torch.tensor([0.0, h * steps * (1 - 1e-6)], dtype=torch.float64, device=x.device)
+    if provider == "torchdiffeq":
+        from torchdiffeq import odeint
+
+        options = {"first_step": h, "max_step": h}
+
+        def run() -> Tensor:
+            path: Tensor = odeint(
+                lambda t, y: tall, start, span,
+                rtol=rtol, atol=atol, method="dopri5", options=options,
+            )[-1]  # fmt: skip
+            return path
+
+        return run
+    import torchode
+
+    term = torchode.ODETerm(lambda t, y: tall, with_stats=False)
+    controller = torchode.IntegralController(atol=atol, rtol=rtol, term=term, dt_max=h)
+    solver = torchode.AutoDiffAdjoint(torchode.Dopri5(term=term), controller)
+    ends = span.to(x.dtype).expand(len(x), 2)
+
+    def run_by_sample() -> Tensor:
+        problem = torchode.InitialValueProblem(y0=start, t_eval=ends)
+        first = torch.full((len(x),), h, dtype=x.dtype, device=x.device)
+        path: Tensor = solver.solve(problem, dt0=first).ys[:, -1]
+        return path
+
+    return run_by_sample
