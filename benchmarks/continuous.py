@@ -207,7 +207,7 @@ JOBS = [
     ),
     Job("DPM++ 2M", "diffusers", flow("dpmpp_2m"), on_ladder(DPMPP), 20, FEW),
     Job(
-        "DPM++ 2M SDE", "diffusers", flow("sde_dpmpp_2m"), on_ladder(DPMPP, stochastic=True), 20,
+        "DPM++ 2M SDE", "diffusers", flow("dpmpp_2m_sde"), on_ladder(DPMPP, stochastic=True), 20,
         FEW,
     ),
     Job("Euler", "azula", flow("euler"), azula("DDIMSampler", "karras"), 20),

@@ -77,7 +77,7 @@ def test_stochastic_dpmpp_as_in_diffusers(steps: int) -> None:
     pytest.importorskip("diffusers")
     x = start()
     ours = fastscore.probability_flow(
-        MIXTURE, VE, x, solver="sde_dpmpp_2m", steps=steps, grid="karras", seed=SEED
+        MIXTURE, VE, x, solver="dpmpp_2m_sde", steps=steps, grid="karras", seed=SEED
     )
     theirs = continuous.sample_diffusers_dpmpp(
         MIXTURE, x, steps, SIGMA_MIN, SIGMA_MAX, stochastic=True, noise=drawn(x)
