@@ -3,8 +3,9 @@
 Each job is one of this library's samplers and another package's with the same network, steps and
 start: on the demo's network of digits, and on a convolutional network of 3 x 32 x 32, untrained.
 They take turns; what is compared is the time of an evaluation of the network, everything around it
-included, since some packages can't be asked for the same number. Then, on digits, the Frechet
-distance to held-out ones after as many evaluations as each side takes.
+included, since some packages can't be asked for the same number. The same with no network at all
+(one that returns a tensor that is there): what each side adds to an evaluation. Then, on digits,
+the Frechet distance to held-out ones after as many evaluations as each side takes.
 
 Run: python benchmarks/continuous.py [--out benchmarks/results] [--quick]
          [--checkpoint demo/checkpoint.safetensors] [--jobs NAME ...] [--parts time quality]
@@ -246,6 +247,20 @@ class Counted(nn.Module):
         return score
 
 
+class Nothing(nn.Module):
+    """No network: the score is there, whatever the state."""
+
+    conditioning = "sigma"
+    prediction = "score"
+
+    def __init__(self, score: Tensor) -> None:
+        super().__init__()
+        self.score = score
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self.score
+
+
 def evaluations(run: Run, net: nn.Module, z: Tensor, steps: int) -> float:
     """Of the network, on average of the samples."""
     counted = Counted(net)
@@ -345,7 +360,11 @@ def main() -> None:
     result: dict[str, Any] = {"time": [], "quality": []}
     torch.manual_seed(0)
     conv_levels = Levels(SIGMA_MIN, CONV_SIGMA_MAX)
-    timed = {
+    timed: dict[str, tuple[nn.Module, Levels, Tensor]] = {}
+    for shape in ((256, 1, 8, 8), (64, 3, 32, 32)):
+        z = torch.randn(shape)
+        timed[f"none {'x'.join(map(str, shape))}"] = (Nothing(1e-3 * z), conv_levels, z)
+    timed |= {
         "digits": (digits, levels, torch.randn(256, 1, 8, 8)),
         "conv 3x32x32": (CONV.make("cpu"), conv_levels, torch.randn(CONV.batch, *CONV.shape)),
     }
