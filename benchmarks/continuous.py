@@ -22,7 +22,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import date
 from typing import Any
 
 import torch
@@ -32,6 +31,7 @@ import fastscore
 from fastscore import sde
 from fastscore._support.files import prepare_directory
 from fastscore.apps.bench.cases import networks
+from fastscore.apps.bench.machine import prepare_process
 from fastscore.apps.bench.measure import quantiles
 from fastscore.apps.bench.peers import continuous as peers
 from fastscore.apps.demo.data import load_digits
@@ -353,6 +353,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", default=["time", "quality"])
     args = parser.parse_args()
     out = prepare_directory("continuous", args.out)
+    where = prepare_process()
     turns, samples, seeds = (3, 128, 1) if args.quick else (21, 1024, 5)
     held_in, held_out = load_digits()
     digits, levels = digits_network(args.checkpoint, held_in)
@@ -379,7 +380,7 @@ def main() -> None:
                 result["quality"].append(row)
                 print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})
     about = {"samples": samples, "seeds": seeds, "turns": turns, "quick": args.quick}
-    result |= about | {"date": date.today().isoformat(), "machine": info()}
+    result |= about | where | {"machine": info()}
     (out / "continuous.json").write_text(json.dumps(result, indent=2) + "\n")
 
 
