@@ -16,6 +16,10 @@ from fastscore.apps.bench.peers.compiled import compiled
 
 SIGMA, NEXT_SIGMA, SNR = 1.0, 0.97, 0.16
 H, RTOL, ATOL = 1e-3, 1e-3, 1e-3
+# Over an array in a step of Dormand and Prince's pair: five stages that read the state and two to six
+# slopes (of the sixth row one is not used) and write one; the error, which reads two states and six
+# slopes; and the advance, which reads new state and last slope and writes them and the first stage.
+PASSES = sum(2 + slopes for slopes in (2, 3, 4, 5, 5)) + 8 + 5
 
 
 # ---- predictor and corrector -------------------------------------------------------------------
@@ -25,7 +29,7 @@ def build_predictor_corrector(case: Case) -> Work:
     """Reverse diffusion, then the annealed corrector, of a VE process, both scores given."""
     x, at, below = normal(case), normal(case), normal(case)
     d, e = SIGMA**2 - NEXT_SIGMA**2, 2 * (SNR * NEXT_SIGMA) ** 2
-    levels = [x.new_full((len(x),), sigma) for sigma in (SIGMA, NEXT_SIGMA)]
+    upper, lower = (x.new_full((len(x),), sigma) for sigma in (SIGMA, NEXT_SIGMA))
 
     def side(run: Callable[[], Tensor], once: Callable[[Tensor], Tensor]) -> Side:
         """``once`` makes a step from a state that it may write to."""
@@ -72,7 +76,7 @@ def build_predictor_corrector(case: Case) -> Work:
 
     def as_published() -> Side:
         def step(state: Tensor) -> Tensor:
-            return papers.predictor_corrector(state, at, below, *levels, SNR)
+            return papers.predictor_corrector(state, at, below, upper, lower, SNR)
 
         return side(lambda: step(x), step)
 
@@ -167,7 +171,8 @@ def build_rk45(case: Case) -> Work:
             peer("torchdiffeq", of_others("torchdiffeq")),
             peer("torchode", of_others("torchode")),
             limits.axpy(x),
-        ]
+        ],
+        bytes=steps * PASSES * x.nbytes,
     )
 
 
