@@ -16,8 +16,8 @@ from fastscore.apps.bench.peers.compiled import compiled
 
 SIGMA, NEXT_SIGMA, SNR = 1.0, 0.97, 0.16
 H, RTOL, ATOL = 1e-3, 1e-3, 1e-3
-# Passes over an array in a step of Dormand and Prince's pair: five stages that read the state and two
-# to six slopes, one of them left unread in the last, and write one; the error, which reads two
+# Passes over an array in a step of Dormand and Prince's pair: five stages that read the state and
+# two to six slopes, one of them left unread in the last, and write one; the error, which reads two
 # states and six slopes; the advance, which reads two arrays and writes three.
 PASSES = sum(2 + slopes for slopes in (2, 3, 4, 5, 5)) + 8 + 5
 
