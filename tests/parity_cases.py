@@ -164,9 +164,10 @@ def noisy_gradients(make: Make, shape: Shape, device: torch.device) -> Results:
     weights = torch.linspace(0.5, 1.5, shape[0]).to(device)
     weights[1::2] = 0.25
     found: list[Tensor] = []
+    plain, each = (make_key(8, 9, device), {}), numberings(shape[0], device)
     for output, noisy in noisy_outputs(make, shape, device):
-        for key, samples in ((make_key(8, 9, device), {}), *numberings(shape[0], device)):
-            args, last = (output, table, labels, key, 1), {**samples, "noisy": noisy}
+        for key, samples in (plain, next(each)):
+            args, last = (output, table, labels, key, 0), {**samples, "noisy": noisy}
             grad = raw.dsm_residual_with_grad(*args, 0.25, **last)[1]
             found.append(grad.clone())
             raw.dsm_residual_regrad_(grad, weights, 0.25, *args, **last)
