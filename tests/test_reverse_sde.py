@@ -502,7 +502,7 @@ def test_a_state_goes_on_in_its_own_run() -> None:
     assert torch.equal(reverse_sde(gaussian, sde.VE(), again, steps=6), whole.x)
     for other in ({"steps": 7}, {"steps": 6, "predictor": "ancestral"}):
         with pytest.raises(ValueError, match=r"^reverse_sde: x must be the state of a run of"):
-            reverse_sde(gaussian, sde.VE(), state, **other)  # type: ignore[arg-type]
+            reverse_sde(gaussian, sde.VE(), state, **other)
     with pytest.raises(ValueError, match=r"^probability_flow: x must be the state of a run of"):
         fastscore.probability_flow(gaussian, sde.VE(), state, solver="rk45")
 

@@ -145,8 +145,8 @@ def sample(
         seen = final if chain.failed is None else final[~chain.failed]
         warn_of_divergence(fn, seen, x, taken, plan)
     if plan.returns_state:
-        state = replace(chain.state_after(final, taken, plan), run=run_of(fn, plan))
-        return with_states(state, record, states)
+        kept = replace(chain.state_after(final, taken, plan), run=run_of(fn, plan))
+        return with_states(kept, record, states)
     return with_states(final, record, states)
 
 
