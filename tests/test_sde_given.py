@@ -211,6 +211,11 @@ def test_grids(process: sde.Process, grid: str) -> None:
     torch.testing.assert_close(even.diff(), even.diff().mean().expand(40), rtol=1e-8, atol=1e-10)
 
 
+def test_a_process_without_data_at_its_start() -> None:
+    with pytest.raises(ValueError, match=r"^f: sde must be a process whose noise level"):
+        sde.time_grid("f", sde.VP(beta_max=5000.0), "karras", 5)
+
+
 def test_karras_ladder() -> None:
     """.002 to 80, as published: table 1 and equation 5."""
     ve = sde.VE(0.002, 80)
