@@ -31,6 +31,9 @@ TILED = {
     "perturb": ("map", MAPPED),
     "dsm_residual_backward": ("map", MAPPED),
     "dsm_residual_regrad_": ("regrad", PACKED),
+    "rk_stage": ("stage", MAPPED),
+    "rk_stage_": ("stage", MAPPED),
+    "rk_advance_": ("advance", MAPPED),
     "project_": ("project", SPREAD),
     "sliced_terms_backward": ("terms_backward", SPREAD),
     "dual": ("forward", SPREAD),
@@ -46,6 +49,7 @@ BESIDE = {"dsm_residual_backward": ("regrad", PACKED)}
 SUMMED = {
     "dsm_residual": [("ResidualSum<", 1), ("ResidualSumWithGrad<Beside", 1)],
     "dsm_residual_with_grad": [("ResidualSumWithGrad", 1)],
+    "rk_error": [("ErrorSum", 1)],
     "project_": [("SphereRadius", PROJECTIONS)],
     "sliced_terms": [("SphereRadius", PROJECTIONS), ("SlicedSums", PROJECTIONS)],
     "sliced_terms_backward": [("SphereRadius", PROJECTIONS)],
