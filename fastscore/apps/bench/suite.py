@@ -18,6 +18,7 @@ from fastscore.apps.bench.cases import (
     dsm,
     dual,
     langevin,
+    multistep,
     random,
     sampling,
     scaling,
@@ -36,6 +37,7 @@ Say = Callable[[str], Any]
 SOURCES: dict[str, list[Callable[[str, bool], Any]]] = {
     "random": [random.cases],
     "langevin": [langevin.cases],
+    "multistep": [multistep.cases],
     "dsm": [dsm.cases],
     "sliced": [sliced.cases],
     "dual": [dual.cases],
