@@ -88,6 +88,7 @@ def results(shape: tuple[int, ...], dtype: torch.dtype, device: str, place) -> I
         args = (x, table(device, 3, 4), labels, key(device), 0, None)
         yield sums(raw.dsm_residual(*args, noisy))
         yield raw.dsm_residual_backward(up[0], *args, noisy)
+    yield from runge_kutta(x, s, known, batch, device)
     jvp = place(data(2, *shape, dtype=dtype, seed=5))
     for number, distribution in enumerate(DISTRIBUTIONS):
         options = {"distribution": distribution}
@@ -119,6 +120,20 @@ def guided(x: Tensor, s: Tensor, known: Tensor, held: dict, device: str) -> Iter
         ops.multistep_step_(state, history, s, own, key(device), clip=(-1.0, 1.0), **options)
         ops.multistep_step_(state, history, s, own, key(device), **terms)
         yield from (state, history)
+
+
+def runge_kutta(x: Tensor, s: Tensor, known: Tensor, batch: int, device: str) -> Iterator[Tensor]:
+    """Slopes of x's dtype, for a state of at least float32."""
+    state, new = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (x, known))
+    rows, each, scales = (table(device, *size) for size in ((3,), (batch, 3), (2,)))
+    accepted = (torch.arange(batch) % 3 != 1).to(device)
+    for own in (rows, each):
+        yield ops.rk_stage(state, (s, x), own)
+        yield sums(ops.rk_error(state, new, (s, x), own, scales).to(state.dtype))
+    state, first, out = state.clone(), s.clone(), torch.empty_like(new)
+    pair = each[:, :2].contiguous()
+    ops.rk_advance_(state, first, new, x, accepted, out=out, coefficients=pair)
+    yield from (state, first, out)
 
 
 class Rounded(Tensor):

@@ -1,8 +1,8 @@
 """What ``--op`` takes: families, and names of public functions, each with what its cases do.
 
 An op is named as the function of ``fastscore`` or ``fastscore.ops`` whose work it is,
-``_with_grad`` where its gradients are taken too. A whole job, network included, is ``sample_`` or
-``train_`` and the function.
+``_with_grad`` where its gradients are taken too; ``rk45_step`` is several at work together. A whole
+job, network included, is ``sample_`` or ``train_`` and the function.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ FAMILIES = {
     "multistep": "one row of a solver on a grid, with the history that it keeps",
     "continuous": "steps of samplers in continuous time but for the network",
     "dsm": "denoising score matching but for the network",
+    "runge_kutta": "what an adaptive solver does beside the network, whole and in parts",
     "sliced": "the terms of sliced score matching, and projections",
     "dual": "an activation's value and tangents in one pass",
     "jobs": "sampling and training steps with a network",
@@ -35,6 +36,9 @@ OPS = {
     "dsm_loss": "perturbation, loss and the gradient of the network's output, which is given",
     "perturb": "data with noise of a level drawn for each sample",
     "dsm_residual": "the loss of each sample from the network's output, which is given",
+    "rk_stage": "the last stage of Dormand and Prince, each sample's step its own",
+    "rk_error": "the norm of each sample's error",
+    "rk45_step": "whole steps of Dormand and Prince by the ops rk_*, the slopes given",
     "sliced_terms": "v'Jv, (v's)^2/2 and |s|^2/2 of drawn projections, s and Jv given",
     "projections": "projections alone",
     "dual": "an activation's value and tangents",
