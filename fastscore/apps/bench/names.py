@@ -32,7 +32,6 @@ OPS = {
     "langevin": "a chain on N(0, I)",
     "annealed_langevin": "annealed Langevin dynamics about one data point",
     "predictor_corrector_step": "a reverse diffusion step and an annealed corrector, scores given",
-    "rk45_step": "steps of Dormand and Prince's pair with the choice of what stays, slopes given",
     "dsm_loss": "perturbation, loss and the gradient of the network's output, which is given",
     "perturb": "data with noise of a level drawn for each sample",
     "dsm_residual": "the loss of each sample from the network's output, which is given",
