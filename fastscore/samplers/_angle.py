@@ -88,7 +88,8 @@ class Angle:
         """At these angles, (stages, n); bytes at one do not hang on how many others there are."""
         found = alike_everywhere(self._nodes, theta)
         labels = found[6] if self.frame.levels is not None else None
-        return Nodes(*found[:6], labels, found[-1] if self.clips else None)
+        s, told, alpha, p, q, g = found[:6]
+        return Nodes(s, told, alpha, p, q, g, labels, found[-1] if self.clips else None)
 
     def _nodes(self, theta: Tensor) -> tuple[Tensor, ...]:
         frame = self.frame

@@ -96,11 +96,11 @@ def coefficients_of(
     table[: stages if tableau.error else stages + 1, :, 0] = g[0]
     of_outputs = h.new_zeros(stages, len(h), 1 + stages)
     of_outputs.diagonal(1, 0, 2).copy_(q.T)
-    of_states, steps = p.unsqueeze(-1).unbind(), (weights.unsqueeze(-1) * h).unsqueeze(-1)
-    known = zip(of_states, table.unbind(), of_outputs.unbind(), steps.unbind(1), strict=False)
-    for j, (of_state, row, of_output, step) in enumerate(known):
-        slope = (of_state * row).add_(of_output)
-        table[j + 1 :].add_(step[j + 1 :] * slope)
+    steps = (weights.unsqueeze(-1) * h).unsqueeze(-1).unbind(1)
+    # A stage's weights of itself and of later ones are 0.
+    columns = p.unsqueeze(-1).unbind(), table.unbind()[:-1], of_outputs.unbind(), steps
+    for of_state, row, of_output, step in zip(*columns, strict=True):
+        table.add_(step * (of_state * row).add_(of_output))
     return table.div_(g.unsqueeze(-1))
 
 
