@@ -1,19 +1,20 @@
 """Fused kernels for score-based generative modelling in PyTorch.
 
 ============  =====================================================================================
-losses        ``dsm_loss``, ``ssm_loss``, ``score_matching_loss``, as modules ``DSMLoss``,
-              ``SSMLoss``, ``ScoreMatchingLoss``: in ``losses``
-samplers      ``langevin``, ``annealed_langevin``, ``consistent_annealed_langevin``: in ``samplers``
+losses        ``dsm_loss``, ``sde_loss``, ``ssm_loss``, ``score_matching_loss``, as modules
+              ``DSMLoss``, ``SDELoss``, ``SSMLoss``, ``ScoreMatchingLoss``: in ``losses``
+samplers      ``langevin``, ``annealed_langevin``, ``consistent_annealed_langevin``; in continuous
+              time ``reverse_sde``, ``probability_flow``, ``SamplerState``: in ``samplers``
 noise scales  ``geometric_sigmas``, ``noise_scales``, ``sigma_max_from_data``, and the step size
               ``langevin_step_size``: in ``schedules``
 derivatives   ``jvp``, ``jvps``, ``quadratic_forms``, ``divergence``, ``output_and_divergence``:
               in ``derivatives``
-scores        ``scores``: ``NetworkScore``, ``EpsScore``, ``DenoiserScore`` and ``EnergyScore`` of
-              other models; ``GaussianMixture`` and ``Parzen``, exact
+scores        ``scores``: ``NetworkScore``, ``EpsScore``, ``DenoiserScore``, ``EDMDenoiser`` and
+              ``EnergyScore`` of other models; ``GaussianMixture`` and ``Parzen``, exact
 evaluation    ``evaluation``: ``frechet_distance``, ``sliced_wasserstein``, ``energy_distance``,
               ``nearest_distance``; ``fisher_divergence``, ``sliced_fisher_divergence``
-processes     ``sde``: ``VE``, ``VP``, ``SubVP``, ``Cosine``, ``DDPM``, ``RectifiedFlow``, and what
-              a network predicts turned into anything else: ``conversions``
+processes     ``sde``: ``VE``, ``VP``, ``SubVP``, ``Cosine``, ``DDPM``, ``RectifiedFlow``, any
+              object with alpha(t) and sigma(t); ``ProcessScore``; ``conversions``, ``grids``
 networks      ``nn``: ``ScoreMLP``, ``ScoreConvNet``, ``EMA``; ``shared`` marks an argument that is
               not the samples'
 saving        ``save_checkpoint``, ``load_checkpoint``, ``Checkpoint``: in ``checkpoint``; pictures
@@ -60,13 +61,22 @@ from fastscore.evaluation import fisher_divergence, sliced_fisher_divergence
 from fastscore.losses import (
     DSMLoss,
     ScoreMatchingLoss,
+    SDELoss,
     SSMLoss,
     dsm_loss,
     score_matching_loss,
+    sde_loss,
     ssm_loss,
 )
 from fastscore.pictures import save_grid
-from fastscore.samplers import annealed_langevin, consistent_annealed_langevin, langevin
+from fastscore.samplers import (
+    SamplerState,
+    annealed_langevin,
+    consistent_annealed_langevin,
+    langevin,
+    probability_flow,
+    reverse_sde,
+)
 from fastscore.schedules import (
     geometric_sigmas,
     langevin_step_size,
@@ -79,7 +89,9 @@ __version__ = "0.1.0"
 __all__ = [
     "Checkpoint",
     "DSMLoss",
+    "SDELoss",
     "SSMLoss",
+    "SamplerState",
     "ScoreMatchingLoss",
     "annealed_langevin",
     "checkpoint",
@@ -101,9 +113,11 @@ __all__ = [
     "noise_scales",
     "ops",
     "output_and_divergence",
+    "probability_flow",
     "quadratic_forms",
     "random",
     "reference",
+    "reverse_sde",
     "samplers",
     "save_checkpoint",
     "save_grid",
@@ -111,6 +125,7 @@ __all__ = [
     "score_matching_loss",
     "scores",
     "sde",
+    "sde_loss",
     "shared",
     "sigma_max_from_data",
     "sliced_fisher_divergence",

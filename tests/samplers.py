@@ -12,6 +12,8 @@ from torch import Tensor
 
 import fastscore
 from fastscore import annealed_langevin, consistent_annealed_langevin, langevin
+from fastscore.samplers import probability_flow, reverse_sde
+from fastscore.sde import VE
 
 SIGMAS = torch.tensor([4.0, 2.0, 1.0, 0.5], dtype=torch.float64)
 
@@ -53,6 +55,31 @@ def run_consistent(x: Tensor | None = None, model: Any = gaussian_score, **optio
     return consistent_annealed_langevin(model, sigmas, x, eta=0.5, **options)
 
 
+def run_reverse(x: Tensor | None = None, model: Any = gaussian_score, **options: Any) -> Any:
+    options.setdefault("sigmas", SIGMAS if options.get("conditioning") == "index" else None)
+    return reverse_sde(model, VE(0.5, 4.0), x, steps=16, **options)
+
+
+def run_flow(x: Tensor | None = None, model: Any = gaussian_score, **options: Any) -> Any:
+    options.setdefault("sigmas", SIGMAS if options.get("conditioning") == "index" else None)
+    return probability_flow(model, VE(0.5, 4.0), x, solver="euler", steps=18, **options)
+
+
+NAMES: dict[Sampler, str] = {
+    run_langevin: "langevin",
+    run_annealed: "annealed_langevin",
+    run_consistent: "consistent_annealed_langevin",
+    run_reverse: "reverse_sde",
+    run_flow: "probability_flow",
+}
+
 every_sampler = pytest.mark.parametrize(
-    ("sampler", "steps"), [(run_langevin, 17), (run_annealed, 17), (run_consistent, 18)]
+    ("sampler", "steps"),
+    [
+        (run_langevin, 17),
+        (run_annealed, 17),
+        (run_consistent, 18),
+        (run_reverse, 17),
+        (run_flow, 18),
+    ],
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from samplers import SIGMAS, Sampler, every_sampler, run_annealed, run_langevin
+from samplers import NAMES, SIGMAS, Sampler, every_sampler
 from torch import Tensor
 
 from fastscore import annealed_langevin, consistent_annealed_langevin, langevin
@@ -34,7 +34,7 @@ BAD_COMMON: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"x": None, "shape": (2, 3), "dtype": torch.bfloat16}, ValueError, "dtype must be"),
     ({"x": None, "shape": (2, 3), "dtype": "float32"}, TypeError, "dtype must be"),
     ({"init": "zeros"}, ValueError, "init must be one of"),
-    ({"conditioning": "time"}, ValueError, "conditioning must be one of"),
+    ({"conditioning": "level"}, ValueError, "conditioning must be one of"),
     ({"conditioning": ""}, ValueError, "conditioning must be one of"),
     ({"model": None}, TypeError, "must be callable"),
     ({"known": torch.zeros(2, 3)}, ValueError, "mask must be given together with known"),
@@ -85,11 +85,8 @@ def test_bad_arguments(
     error: type[Exception],
     message: str,
 ) -> None:
-    name = {run_langevin: "langevin", run_annealed: "annealed_langevin"}.get(
-        sampler, "consistent_annealed_langevin"
-    )
     arguments = {"x": torch.zeros(2, 3), "model": NeverCalled(), **arguments}
-    with pytest.raises(error, match=f"^{name}: .*{message}"):
+    with pytest.raises(error, match=f"^{NAMES[sampler]}: .*{message}"):
         sampler(**arguments)
 
 

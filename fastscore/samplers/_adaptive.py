@@ -440,7 +440,7 @@ def adaptive_plan(
     process = frame.process
     s = process.noise_level(t)
     alpha, own_alpha = process.alpha(t), frame.alpha(t, s)
-    own, of_state = frame.score_coefficients(t, s)
+    own, of_state = frame.output_coefficients(t, s)
     variance = float((own_alpha * s).square()[0])
     start = float((alpha * s)[0])
     return AdaptivePlan(

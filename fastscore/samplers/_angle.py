@@ -96,13 +96,12 @@ class Angle:
         t, s = self.levels(theta)
         variance = s.square() + self.scale**2
         of = replace(frame, prediction="x0") if self.clips else frame
-        p, q, g = flow_coefficients(
+        alpha, p, q, g = flow_coefficients(
             of, t, s, variance.rsqrt(), variance / self.scale, s / -self.scale
         )
-        found = [s, frame.told(t, s), frame.alpha(t, s), p, q, g]
-        nearest = frame.nearest(s)
-        if nearest is not None:
-            found.append(nearest)
+        found = [s, frame.told(t, s), alpha, p, q, g]
+        if frame.levels is not None:
+            found.append(frame.index(s))
         if self.clips:
             found.append(data_coefficients(frame, t, s))
         return tuple(found)

@@ -54,6 +54,16 @@ class ContinuousOptions(SamplerOptions, total=False):
             process's.""",
         ),
     ]
+    init_mean: Annotated[
+        Tensor | float | None,
+        Option(
+            None,
+            """the mean of the data, about which a state is drawn, N(alpha mean, sigma^2): a number
+            or a tensor that broadcasts to the state's shape. Without it the state is noise alone,
+            as published, and a deterministic solver never loses what that is off: with a highest
+            noise level that is not many times the norm of the mean, all samples are.""",
+        ),
+    ]
     clip_denoised: Annotated[
         Clamp | None,
         Option(
@@ -114,7 +124,7 @@ def plan_of(
     process = frame.process
     alpha, s = process_alpha(process, rows.t[:1], rows.s[:1]), rows.s[:1]
     start = float(alpha * s)
-    own, of_state = frame.score_coefficients(rows.t[:1], s)
+    own, of_state = frame.output_coefficients(rows.t[:1], s)
     variance = (frame.alpha(rows.t[:1], s) * s).square()
     table = frame.table(rows, multistep=multistep)
     if one_noise:  # known elements come with their noise, from the table of their own
@@ -141,6 +151,7 @@ def plan_of(
         carries_history=carries_history,
         prior=(float(variance), float(own), float(of_state)) if from_start else None,
         boundaries=boundaries,
+        init_mean=options["init_mean"],
     )
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastscore._support.lending import is_untouched
-from fastscore.reference.runge_kutta import rk_advance_, rk_error, rk_stage
+from fastscore.ops import rk_advance_, rk_error, rk_stage
 from fastscore.samplers._frame import Frame
 from fastscore.samplers._loop import Chain
 from fastscore.samplers._plan import OPEN
@@ -106,21 +106,21 @@ def coefficients_of(
 
 def flow_coefficients(
     frame: Frame, t: Tensor, s: Tensor, rho: Tensor, speed: Tensor, bend: Tensor | float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(p, q, g) at these levels, of u = rho y along tau, with ds/dtau and d log rho/dtau.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(alpha_w, p, q, g) there, of u = rho y along tau, with ds/dtau and d log rho/dtau.
 
     dy/ds is -s S, and S = alpha_w (A o + B w) with y = w/alpha_w.
     """
     alpha = frame.alpha(t, s)
-    own, of_state = frame.score_coefficients(t, s)
+    own, of_state = frame.score_coefficients(t, alpha, alpha * s)
     pull = -s * speed * alpha
-    return bend + pull * alpha * of_state, pull * rho * own, rho / alpha
+    return alpha, bend + pull * alpha * of_state, pull * rho * own, rho / alpha
 
 
 def data_coefficients(frame: Frame, t: Tensor, s: Tensor) -> Tensor:
     """(d, e) of the expected data D = d w + e o = y + s^2 S (Tweedie), stacked at the end."""
     alpha = frame.alpha(t, s)
-    own, of_state = frame.score_coefficients(t, s)
+    own, of_state = frame.score_coefficients(t, alpha, alpha * s)
     factor = s.square() * alpha
     return torch.stack([1 / alpha + factor * of_state, factor * own], dim=-1)
 

@@ -26,6 +26,21 @@ class SamplerState:
             had its own number.
         failed: (batch,), True for samples that an adaptive solver has given up; None where there
             is none.
+
+    Example:
+        >>> import torch, fastscore
+        >>> score = lambda x, sigma: -x / (1 + sigma[:, None] ** 2)
+        >>> sde, how = fastscore.sde.VE(0.01, 10.0), {"solver": "dpmpp_2m", "steps": 8}
+        >>> state = fastscore.probability_flow(
+        ...     score, sde, shape=(4, 2), seed=0, return_state=True,
+        ...     callback=lambda step, x: step == 3, **how,
+        ... )
+        >>> state
+        SamplerState(x of shape (4, 2), step=3, evaluations=3)
+        >>> rest = fastscore.probability_flow(score, sde, state, **how)
+        >>> whole = fastscore.probability_flow(score, sde, shape=(4, 2), seed=0, **how)
+        >>> torch.equal(rest, whole)
+        True
     """
 
     x: Tensor
