@@ -9,12 +9,12 @@ noise scales  ``geometric_sigmas``, ``noise_scales``, ``sigma_max_from_data``, a
               ``langevin_step_size``: in ``schedules``
 derivatives   ``jvp``, ``jvps``, ``quadratic_forms``, ``divergence``, ``output_and_divergence``:
               in ``derivatives``
-scores        ``scores``: ``NetworkScore``, ``EpsScore``, ``DenoiserScore`` and ``EnergyScore`` of
-              other models; ``GaussianMixture`` and ``Parzen``, exact
+scores        ``scores``: ``NetworkScore``, ``EpsScore``, ``DenoiserScore``, ``EDMDenoiser`` and
+              ``EnergyScore`` of other models; ``GaussianMixture`` and ``Parzen``, exact
 evaluation    ``evaluation``: ``frechet_distance``, ``sliced_wasserstein``, ``energy_distance``,
               ``nearest_distance``; ``fisher_divergence``, ``sliced_fisher_divergence``
-processes     ``sde``: ``VE``, ``VP``, ``SubVP``, ``Cosine``, ``DDPM``, ``RectifiedFlow``, and what
-              a network predicts turned into anything else: ``conversions``
+processes     ``sde``: ``VE``, ``VP``, ``SubVP``, ``Cosine``, ``DDPM``, ``RectifiedFlow``, any
+              object with alpha(t) and sigma(t); ``ProcessScore``; ``conversions``, ``grids``
 networks      ``nn``: ``ScoreMLP``, ``ScoreConvNet``, ``EMA``; ``shared`` marks an argument that is
               not the samples'
 saving        ``save_checkpoint``, ``load_checkpoint``, ``Checkpoint``: in ``checkpoint``; pictures

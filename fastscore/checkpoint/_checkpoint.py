@@ -19,7 +19,7 @@ from fastscore._support.checks import (
     fail_type,
 )
 from fastscore._support.wrappers import said_by, unwrapped
-from fastscore.conditioning import conditioning_of, prediction_of
+from fastscore.conditioning import conditioning_of, prediction_of, sigma_range_of
 from fastscore.nn import EMA
 from fastscore.samplers import annealed_langevin, consistent_annealed_langevin, langevin
 from fastscore.samplers._options import Sampler
@@ -180,6 +180,14 @@ def call_of(checkpoint: Checkpoint) -> tuple[tuple[Any, ...], dict[str, Any]]:
         args = (checkpoint.model, checkpoint.sigmas)
     call = {"conditioning": checkpoint.conditioning, "prediction": checkpoint.prediction}
     return args, {**checkpoint.sampling, **call}
+
+
+def known_range(fn: str, checkpoint: Checkpoint) -> tuple[float, float] | None:
+    """The noise levels that the network knows: as it says, or those that it was trained on."""
+    said, sigmas = sigma_range_of(checkpoint.model, fn=fn), checkpoint.sigmas
+    if said is not None or sigmas is None or len(sigmas) < 2 or checkpoint.conditioning == "none":
+        return said
+    return float(sigmas[-1]), float(sigmas[0])
 
 
 def check_mapping(fn: str, arg: str, value: Any) -> dict[str, Any]:

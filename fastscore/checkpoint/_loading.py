@@ -16,7 +16,7 @@ from fastscore._support.by_name import check_name, find_function
 from fastscore._support.checks import check_device_there, fail, fail_type
 from fastscore._support.plain import from_json
 from fastscore._support.wrappers import unwrapped
-from fastscore.checkpoint._checkpoint import FIELDS, Checkpoint
+from fastscore.checkpoint._checkpoint import FIELDS, Checkpoint, known_range
 from fastscore.checkpoint._file import (
     FIRST_FORMAT,
     FORMAT,
@@ -25,6 +25,7 @@ from fastscore.checkpoint._file import (
     check_path,
     require_safetensors,
 )
+from fastscore.conditioning import sigma_range_of
 from fastscore.nn._weights import Weights, put_weights
 
 
@@ -45,6 +46,7 @@ class _Saved:
     tied: dict[str, str]
     unsaved: dict[str, torch.dtype]
     tensors: dict[str, Tensor]
+    sigma_range: tuple[float, float] | None = None  # in no file of old
 
     @property
     def sigmas(self) -> Tensor | None:
@@ -70,8 +72,9 @@ def load_checkpoint(
     good as that code, so nothing is imported or executed unless you ask.
 
     The network is returned in eval mode, its weights in the dtype that they were saved in and tied
-    as they were; ``conditioning``, ``prediction`` and ``data_shape`` become attributes of it where
-    it has none of its own. PyTorch's generator is left as it was.
+    as they were; ``conditioning``, ``prediction``, ``data_shape`` and ``sigma_range`` (the ends of
+    the sigmas, where it has said none) become attributes of it where it has none of its own.
+    PyTorch's generator is left as it was.
 
     Args:
         path: the file.
@@ -139,6 +142,9 @@ def load_checkpoint(
     for name in ("conditioning", "prediction", "data_shape"):
         if getattr(own := unwrapped(network), name, None) is None:
             setattr(own, name, getattr(checkpoint, name))
+    known = saved.sigma_range or known_range(fn, checkpoint)
+    if known is not None and sigma_range_of(network, fn=fn) is None:
+        setattr(unwrapped(network), "sigma_range", known)  # noqa: B010
     return checkpoint
 
 
@@ -209,6 +215,7 @@ def _check_saved(fn: str, saved: _Saved) -> None:
         raise ValueError(f"dtypes {saved.unsaved}")
     if not all(isinstance(how, dict) for how in saved.adapters.values()):
         raise ValueError(f"adapters {saved.adapters}")
+    sigma_range_of(saved, fn=fn)
     strange = [n for n in saved.tensors if n != "sigmas" and not n.startswith("model.")]
     if strange:
         raise ValueError(f"a tensor {strange[0]!r}")

@@ -15,7 +15,7 @@ from fastscore._support.files import prepare_file, whole_file
 from fastscore._support.options import refuse_unknown
 from fastscore._support.plain import to_json
 from fastscore._support.wrappers import unwrapped
-from fastscore.checkpoint._checkpoint import FIELDS, SAMPLERS, Checkpoint, call_of
+from fastscore.checkpoint._checkpoint import FIELDS, SAMPLERS, Checkpoint, call_of, known_range
 from fastscore.checkpoint._file import FORMAT, NAMES, adapters_of, check_path, require_safetensors
 from fastscore.nn._weights import Weights, weights_of
 
@@ -154,6 +154,7 @@ def _record(checkpoint: Checkpoint, weights: Weights) -> dict[str, Any]:
         "adapters": adapters_of(network),
         "tied": weights.tied,
         "unsaved": weights.unsaved,
+        "sigma_range": known_range("save_checkpoint", checkpoint),
     }
 
 

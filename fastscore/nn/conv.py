@@ -80,6 +80,8 @@ class ScoreConvNet(nn.Module):
 
     Attributes:
         data_shape: (channels, image_size, image_size), from which samplers know what to draw.
+        sigma_range: the noise levels (lowest, highest) that it was trained on, for samplers in
+            continuous time; None until it is set.
         config: the arguments that make this network again.
 
     Raises:
@@ -90,6 +92,8 @@ class ScoreConvNet(nn.Module):
     >>> model(torch.zeros(2, 1, 8, 8), torch.ones(2)).shape
     torch.Size([2, 1, 8, 8])
     """
+
+    sigma_range: tuple[float, float] | None = None
 
     def __init__(
         self,

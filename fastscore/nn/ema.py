@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastscore._support.checks import check_int, check_number, describe, fail, fail_type
-from fastscore._support.wrappers import plain_name, unwrapped
+from fastscore._support.wrappers import plain_name, said_by, unwrapped
 from fastscore.nn._contents import Contents, Snapshot, contents, key_of, owner_of
 
 
@@ -117,6 +117,7 @@ class EMA:
             network = contents(self.model)
             averages = self._follow(fn, network)
             self._take_buffers(network, averages)
+            self._take_range()
             decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
             self.updates += 1
             # Shared ones once; one list for each device and dtype, as the fused kernels want it.
@@ -246,6 +247,12 @@ class EMA:
             averages = contents(self.module)
             self._take_buffers(network, averages)
         return averages
+
+    def _take_range(self) -> None:
+        """The noise levels that the network knows, by now."""
+        known = said_by(self.model, "sigma_range")
+        if known is not None and said_by(self.module, "sigma_range") != known:
+            setattr(unwrapped(self.module), "sigma_range", known)  # noqa: B010
 
     def _match(self, fn: str, network: Contents, averages: Contents) -> dict[str, Tensor]:
         """The average of each weight that has one, by the weight's name; their shapes agree."""

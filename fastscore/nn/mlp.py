@@ -90,6 +90,8 @@ class ScoreMLP(nn.Module):
         layers: the ``nn.Sequential`` of linear layers and activations. Its input is the scaled x,
             followed by log sigma when noise-conditional.
         data_shape: (dim,), from which samplers know what to draw.
+        sigma_range: the noise levels (lowest, highest) that it was trained on, for samplers in
+            continuous time; None until it is set.
         config: the arguments that make this network again.
 
     Raises:
@@ -100,6 +102,8 @@ class ScoreMLP(nn.Module):
     >>> model(torch.zeros(5, 2), torch.ones(5)).shape
     torch.Size([5, 2])
     """
+
+    sigma_range: tuple[float, float] | None = None
 
     def __init__(
         self,

@@ -30,7 +30,8 @@ class Process(ABC):
 
     Its equation is dx = f(t) x dt + g(t) dw. Every method takes a time as a number in [0, 1] or as
     a tensor of any shape and real dtype, and returns a float64 tensor of that shape on its device,
-    differentiable in t. float64 throughout: float32 has the variance 4.7 % off at t = 1e-5.
+    differentiable in t. float64 throughout: in float32 1 - exp is
+    4.7 % off at t = 1e-5.
 
     Attributes:
         t_min: where sampling stops.

@@ -329,7 +329,8 @@ class DDPM(Process):
         """Log s where the segment of t begins, its length, and the part of it that is passed."""
         levels = self._levels(t.device)
         last = len(levels) - 1
-        left = (t.detach() * last).floor().clamp(0, last - 1)
+        # A time that is a level's but for rounding (of float32) begins the segment after it.
+        left = (t.detach() * last + 1e-4).floor().clamp(0, last - 1)
         index = left.long()
         return levels[index], levels[index + 1] - levels[index], t * last - left
 
