@@ -302,6 +302,9 @@ def test_callbacks_and_trajectories(device: torch.device) -> None:
         ({"grid": [1.0, 0.5, 0.7], "steps": None}, ValueError, "grid must be"),
         ({"grid": [1.0, 0.5, -0.1], "steps": None}, ValueError, "grid must be"),
         ({"grid": [1.0, 0.5], "steps": 3}, ValueError, "grid must be"),
+        ({"init_mean": torch.zeros(5)}, ValueError, "init_mean must be of the state's shape"),
+        ({"init_mean": 1.0, "x": torch.zeros(4, 3)}, ValueError, "init_mean must be None but"),
+        ({"init_mean": torch.nan}, ValueError, "init_mean must be finite"),
         ({"eta": 0.5}, ValueError, 'eta must be 1 but with solver="dpmpp_2m_sde"'),
         ({"churn": 5.0, "solver": "euler"}, ValueError, 'churn must be 0 but with solver="heun"'),
         ({"churn": -1.0}, ValueError, "churn must be at least 0"),
@@ -323,6 +326,21 @@ def test_bad_arguments(arguments: dict[str, Any], error: Any, message: str) -> N
         del arguments["shape"]
     with pytest.raises(error, match=f"probability_flow: .*{message}"):
         run(**arguments)
+
+
+@pytest.mark.parametrize("conditioning", ["time", "sigma"])
+def test_a_state_is_drawn_about_the_mean(device: torch.device, conditioning: str) -> None:
+    process = sde.VE(0.01, 2.0)
+    model: Any = gaussian if conditioning == "sigma" else InTime(process)
+    how: dict[str, Any] = {"shape": (4000, 2), "seed": 0, "steps": 30, "device": device}
+    how["conditioning"] = conditioning
+    about = probability_flow(model, process, init_mean=MEAN, **how)
+    alone = probability_flow(model, process, **how)
+    assert float(about.mean()) == pytest.approx(MEAN, abs=0.02)
+    assert float(alone.mean()) == pytest.approx(0.75 * MEAN, abs=0.03)  # as the flow says
+    mean = torch.tensor([MEAN, 0.0], device=device)
+    each = probability_flow(model, process, init_mean=mean, **how)
+    assert_same_bytes(each[:, 0].contiguous(), about[:, 0].contiguous())
 
 
 def test_levels_of_a_given_grid() -> None:

@@ -54,6 +54,16 @@ class ContinuousOptions(SamplerOptions, total=False):
             process's.""",
         ),
     ]
+    init_mean: Annotated[
+        Tensor | float | None,
+        Option(
+            None,
+            """the mean of the data, about which a state is drawn, N(alpha mean, sigma^2): a number
+            or a tensor that broadcasts to the state's shape. Without it the state is noise alone,
+            as published, and a deterministic solver never loses what that is off: with a highest
+            noise level that is not many times the norm of the mean, all samples are.""",
+        ),
+    ]
     clip_denoised: Annotated[
         Clamp | None,
         Option(
@@ -141,6 +151,7 @@ def plan_of(
         carries_history=carries_history,
         prior=(float(variance), float(own), float(of_state)) if from_start else None,
         boundaries=boundaries,
+        init_mean=options["init_mean"],
     )
 
 

@@ -78,6 +78,7 @@ def sample(
         check_int(fn, "batch_size", batch_size, minimum=1)
     shape, dtype, device = state_of(fn, model, x, plan, options)
     known, mask = check_known(fn, options["known"], options["mask"], shape, dtype, device)
+    mean = check_init_mean(fn, plan.init_mean, x, options["init"], shape, dtype, device)
     steps = plan.steps if shape.numel() else start_step  # nothing to do for no samples
     use_graph = wants_graph(fn, options["cuda_graph"], device, steps - start_step)
     use_graph = use_graph and steps > start_step and plan.adjust is None
@@ -89,7 +90,7 @@ def sample(
         if continuous:
             check_distinct(fn, noise.samples)
         state, known_noise = first_state(
-            noise, x, resumed, plan, options, shape, dtype, known, mask
+            noise, x, resumed, plan, options, shape, dtype, known, mask, mean
         )
     chain = Chain(
         fn,
@@ -175,6 +176,7 @@ def first_state(
     dtype: torch.dtype,
     known: Tensor | None,
     mask: Tensor | None,
+    mean: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """The state that the run begins with, and the noise that known elements keep, if they do."""
     start_step = options["start_step"]
@@ -184,6 +186,8 @@ def first_state(
         return resumed.state.detach().to(dtype, copy=True), z
     if x is None:
         state = draw_state(noise, shape, options["init"], plan.init_scale, dtype)
+        if mean is not None:
+            state.add_(mean, alpha=plan.known_part)
     else:
         state = x.detach().to(dtype, copy=True)
     if mask is not None and known is not None and start_step == 0:
@@ -387,17 +391,7 @@ def check_known(
         fail(fn, "mask", "a tensor of torch.bool, True where known", describe(mask))
     for name, tensor in (("known", known), ("mask", mask)):
         check_device(fn, name, tensor, device, "where the state is")
-        try:
-            fits = torch.broadcast_shapes(tensor.shape, shape) == shape
-        except RuntimeError:
-            fits = False
-        if not fits:
-            fail(
-                fn,
-                name,
-                f"of the state's shape {tuple(shape)}, or broadcast to it",
-                describe(tensor),
-            )
+        check_broadcast(fn, name, tensor, shape)
     known, mask = (
         known.detach().to(dtype).expand(shape).contiguous(),
         mask.expand(shape).contiguous(),
@@ -405,6 +399,41 @@ def check_known(
     if not bool((torch.isfinite(known) | ~mask).all()):
         fail(fn, "known", "finite wherever mask is True", "NaN or infinity there")
     return known, mask
+
+
+def check_init_mean(
+    fn: str,
+    mean: Tensor | float | None,
+    x: Tensor | None,
+    init: str,
+    shape: torch.Size,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor | None:
+    """Finite, and of a shape that broadcasts to the state's; only where one is drawn."""
+    arg = "init_mean"
+    if mean is None:
+        return None
+    if x is not None or init != "normal":
+        fail(fn, arg, 'None but for a state that is drawn, with init="normal"', "a mean")
+    if not isinstance(mean, Tensor):
+        mean = torch.tensor(check_number(fn, arg, mean), dtype=dtype, device=device)
+    check_floating(fn, arg, mean)
+    check_device(fn, arg, mean, device, "where the state is")
+    check_broadcast(fn, arg, mean, shape)
+    check_finite(fn, arg, mean)
+    return mean.detach().to(dtype)
+
+
+def check_broadcast(fn: str, arg: str, tensor: Tensor, shape: torch.Size) -> None:
+    """Of the state's shape, or of one that broadcasts to it."""
+    try:
+        fits = torch.broadcast_shapes(tensor.shape, shape) == shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        expected = f"of the state's shape {tuple(shape)}, or broadcast to it"
+        fail(fn, arg, expected, describe(tensor))
 
 
 def check_distinct(fn: str, samples: Tensor | None) -> None:

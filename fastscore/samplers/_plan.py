@@ -54,6 +54,7 @@ class Plan:
     clip: Clamp = OPEN  # of the predicted data, where rows are multistep
     known_table: Tensor | None = None  # (rows, 4): known elements are a known + b z, one z for all
     known_part: float = 1.0  # and what of the known values they have at the start
+    init_mean: Any = None  # of the data, about which a normal initial state is drawn
     continuous: bool = False  # whether a SamplerState can be given
     returns_state: bool = False  # whether a SamplerState is what is returned
     carries_history: bool = False  # whether a run can be resumed with its history only
