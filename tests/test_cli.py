@@ -72,6 +72,33 @@ def test_sample_with_another_setting(checkpoint, tmp_path):
     assert torch.equal(torch.as_tensor(numpy.load(out)), want)
 
 
+@pytest.mark.filterwarnings("ignore:.*at the highest noise level")  # untrained
+def test_sample_with_another_sampler(checkpoint, tmp_path, capsys):
+    out = tmp_path / "a.npy"
+    command = ["sample", str(checkpoint), "-n", "3", "-o", str(out), "--seed", "1"]
+    more = ["--sampler", "probability_flow", "--steps", "4", "--set", "solver=dpmpp_2m_sde"]
+    assert main([*command, *more, "--set", "clip_denoised=[0, 1]"]) == 0
+    loaded = fastscore.load_checkpoint(checkpoint)
+    settings = {"solver": "dpmpp_2m_sde", "steps": 4, "clip_denoised": (0, 1)}
+    want = loaded.sample(3, sampler="probability_flow", seed=1, **settings)
+    assert torch.equal(torch.as_tensor(numpy.load(out)), want)
+    assert main([*command, "--sampler", "probability_flow", "--set", "solver=rk5"]) == 2
+    assert "solver must be one of 'euler'" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:.*at the highest noise level")
+def test_steps_of_a_sampler_that_is_stored(tmp_path):
+    path, out = tmp_path / "net.safetensors", tmp_path / "a.npy"
+    net = fastscore.nn.ScoreMLP(2, hidden=(4,))
+    stored = Checkpoint(net, fastscore.sde.VE(0.1, 2.0), {"steps": 9}, sampler="reverse_sde")
+    save_checkpoint(path, stored)
+    assert (
+        main(["sample", str(path), "-n", "2", "-o", str(out), "--seed", "0", "--steps", "3"]) == 0
+    )
+    want = fastscore.load_checkpoint(path).sample(2, seed=0, steps=3)
+    assert torch.equal(torch.as_tensor(numpy.load(out)), want)
+
+
 def test_sample_png(checkpoint, tmp_path):
     outs = [tmp_path / "a.png", tmp_path / "b.png", tmp_path / "a.npz"]
     for out in outs:
@@ -203,6 +230,26 @@ def nothing_done(monkeypatch):
         (
             {"--set": "steps=3"},
             "--set must be NAME=VALUE with a setting of annealed_langevin (",
+        ),
+        (
+            {"--steps": "20"},
+            "--steps must be left out for annealed_langevin, which takes N steps at each of its 3 "
+            "noise levels (--set steps_per_sigma=N, or another sampler: --sampler "
+            "probability_flow --steps N), got 20",
+        ),
+        (
+            {"--steps": "20", "--sampler": "consistent_annealed_langevin"},
+            "which takes a step at each of its 3 noise levels (another sampler: ",
+        ),
+        ({"--steps": "0", "--sampler": "reverse_sde"}, "--steps must be at least 1, got 0"),
+        (
+            {"--steps": "2", "--sampler": "reverse_sde", "--set": "steps=3"},
+            "--steps must be left out where there is --set steps=, got 2",
+        ),
+        ({"--sampler": "gibbs"}, "--sampler must be one of 'annealed_langevin', "),
+        (
+            {"--sampler": "reverse_sde", "--set": "steps_per_sigma=3"},
+            "--set must be NAME=VALUE with a setting of reverse_sde (",
         ),
         ({"--set": "steps_per_sigma"}, "--set must be NAME=VALUE with a setting of"),
         ({"--batch-size": "0"}, "--batch-size must be at least 1, got 0"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from fastscore._support.plain import to_json
 from fastscore._support.wrappers import unwrapped
 from fastscore.checkpoint._checkpoint import FIELDS, SAMPLERS, Checkpoint, call_of, known_range
 from fastscore.checkpoint._file import FORMAT, NAMES, adapters_of, check_path, require_safetensors
+from fastscore.checkpoint._process import BETAS, process_record
 from fastscore.nn._weights import Weights, weights_of
+from fastscore.sde import DDPM
 
 
 def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
@@ -38,7 +41,8 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
         TypeError: something that is not a Checkpoint; a setting or an argument that JSON can't
             hold; a part of the network's state that is not a plain tensor.
         ValueError: a setting that the sampler does not take, or that belongs to a run; parameters
-            without values, sparse or quantised ones; a builder that is not where its name says.
+            without values, sparse or quantised ones; a builder that is not where its name says; a
+            process that is none of :mod:`fastscore.sde`.
         ImportError: safetensors is missing, or the builder's module can't be imported.
         OSError: the file can't be written.
 
@@ -79,6 +83,8 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
     tensors = {f"model.{name}": tensor for name, tensor in weights.tensors.items()}
     if checkpoint.sigmas is not None:
         tensors["sigmas"] = checkpoint.sigmas.cpu().clone(memory_format=torch.contiguous_format)
+    if isinstance(checkpoint.process, DDPM):
+        tensors[BETAS] = torch.tensor(checkpoint.process.betas, dtype=torch.float64)
     with whole_file(path) as partial:
         try:
             save_file(tensors, str(partial), metadata={"fastscore": text})
@@ -108,7 +114,9 @@ def _check_sampling(fn: str, checkpoint: Checkpoint) -> None:
     to_json(fn, "sampling", checkpoint.sampling)
     try:
         args, settings = call_of(checkpoint)
-        sampler.plan(*args, **settings)
+        with warnings.catch_warnings():  # of noise levels that the network will say it knows
+            warnings.simplefilter("ignore")
+            sampler.plan(*args, **settings)
     except (TypeError, ValueError) as error:
         got = f"{checkpoint.sampling} ({error})"
         raise type(error)(
@@ -155,6 +163,8 @@ def _record(checkpoint: Checkpoint, weights: Weights) -> dict[str, Any]:
         "tied": weights.tied,
         "unsaved": weights.unsaved,
         "sigma_range": known_range("save_checkpoint", checkpoint),
+        "process": process_record("save_checkpoint", checkpoint.process),
+        "time_scale": checkpoint.time_scale,
     }
 
 
