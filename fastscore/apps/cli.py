@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("demo", help="train on handwritten digits and draw new ones")
     command.add_argument("--out", default="demo", help="directory to write to (default: demo)")
     command.add_argument("--iterations", type=int, default=3000, help="training steps")
-    command.add_argument("--samples", type=int, default=256, help="how many digits to draw")
+    command.add_argument("--samples", type=int, default=1024, help="how many digits to draw")
     command.add_argument("--seed", type=int, default=0)
     add_progress(command)
     command.set_defaults(run=run_demo)

@@ -93,8 +93,8 @@ class Checkpoint:
 
         >>> checkpoint.sample(5, sampler="probability_flow", steps=12, seed=0).shape
         torch.Size([5, 2])
-        >>> fastscore.Checkpoint(net, fastscore.sde.VP(), {"steps": 12})
-        Checkpoint(ScoreMLP, VP(beta_min=0.1, beta_max=20.0), probability_flow(steps=12))
+        >>> fastscore.Checkpoint(net, fastscore.sde.VE(0.1, 1.0), {"steps": 12})
+        Checkpoint(ScoreMLP, VE(sigma_min=0.1, sigma_max=1.0), probability_flow(steps=12))
     """
 
     model: nn.Module
