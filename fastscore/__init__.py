@@ -1,8 +1,8 @@
 """Fused kernels for score-based generative modelling in PyTorch.
 
 ============  =====================================================================================
-losses        ``dsm_loss``, ``ssm_loss``, ``score_matching_loss``, as modules ``DSMLoss``,
-              ``SSMLoss``, ``ScoreMatchingLoss``: in ``losses``
+losses        ``dsm_loss``, ``sde_loss``, ``ssm_loss``, ``score_matching_loss``, as modules
+              ``DSMLoss``, ``SDELoss``, ``SSMLoss``, ``ScoreMatchingLoss``: in ``losses``
 samplers      ``langevin``, ``annealed_langevin``, ``consistent_annealed_langevin``; in continuous
               time ``reverse_sde``, ``probability_flow``, ``SamplerState``: in ``samplers``
 noise scales  ``geometric_sigmas``, ``noise_scales``, ``sigma_max_from_data``, and the step size
@@ -61,9 +61,11 @@ from fastscore.evaluation import fisher_divergence, sliced_fisher_divergence
 from fastscore.losses import (
     DSMLoss,
     ScoreMatchingLoss,
+    SDELoss,
     SSMLoss,
     dsm_loss,
     score_matching_loss,
+    sde_loss,
     ssm_loss,
 )
 from fastscore.pictures import save_grid
@@ -87,6 +89,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Checkpoint",
     "DSMLoss",
+    "SDELoss",
     "SSMLoss",
     "SamplerState",
     "ScoreMatchingLoss",
@@ -122,6 +125,7 @@ __all__ = [
     "score_matching_loss",
     "scores",
     "sde",
+    "sde_loss",
     "shared",
     "sigma_max_from_data",
     "sliced_fisher_divergence",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fastscore
-from fastscore import DSMLoss, ScoreMatchingLoss, SSMLoss
+from fastscore import DSMLoss, ScoreMatchingLoss, SDELoss, SSMLoss, sde
 from fastscore.nn import ScoreMLP
 
 pytestmark = [
@@ -23,6 +23,9 @@ SIGMAS = [2.0, 1.0, 0.5]
 LOSSES: dict[str, Callable[[], nn.Module]] = {
     "dsm": lambda: DSMLoss(SIGMAS),
     "dsm, eps": lambda: DSMLoss(SIGMAS, prediction="eps"),
+    "sde": lambda: SDELoss(sde.VP(), conditioning="sigma"),
+    "sde, EDM": lambda: SDELoss(sde.VE(), times="log_normal", weighting="edm"),
+    "sde, DDPM": lambda: SDELoss(sde.DDPM([0.1, 0.2]), conditioning="sigma"),
     "ssm": lambda: SSMLoss(SIGMAS),
     "ssm, forward": lambda: SSMLoss(SIGMAS, method="forward"),
     "ssm, reverse": lambda: SSMLoss(SIGMAS, method="reverse"),

@@ -208,6 +208,16 @@ def test_inputs_are_left_alone(device: torch.device) -> None:
     assert [data_bytes(t) for t in inputs] == before
 
 
+def test_both_gradients_are_of_the_same_residual(device: torch.device) -> None:
+    """D(x~) = x~ + f leaves little of two large gradients."""
+    problem = Problem(device, (9, 1000), table=noisy_table())
+    noisy = problem.noisy.detach().requires_grad_()
+    args = (problem.table, problem.labels, problem.key)
+    loss = ops.dsm_residual(noisy + 0.01, *args, noisy=noisy)
+    (grad_noisy,) = torch.autograd.grad(loss.sum(), noisy)
+    assert_same_bytes(grad_noisy, torch.zeros_like(noisy))
+
+
 # ---- what PyTorch must know ------------------------------------------------------------------
 
 
@@ -269,6 +279,50 @@ def test_vmap(device: torch.device) -> None:
                 ]  # fmt: skip
                 for got, want in pairs:
                     assert_same_bytes(got[i], want)
+
+
+# ---- the loss of predicted data --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "output", "limit"),
+    [
+        (torch.float32, torch.float32, 3e-6),
+        (torch.float64, torch.float64, 1e-14),
+        (torch.float32, torch.float64, 1e-7),
+        (torch.float64, torch.float32, 1e-7),
+        (torch.float32, torch.bfloat16, 4e-3),
+        (torch.bfloat16, torch.float16, 5e-4),
+        (torch.float16, torch.float16, 5e-4),
+    ],
+)
+def test_dsm_loss_of_predicted_data(
+    data: torch.dtype, output: torch.dtype, limit: float, device: torch.device
+) -> None:
+    """Against float64 from the same x~ and the same rounded output; gradients by a and by x."""
+    x, key = randn(60, 33).to(device, data).requires_grad_(), make_key(5, 0, device)
+    sigmas = torch.tensor([2.0, 0.3, 0.05], dtype=torch.float64, device=device)
+    levels = torch.arange(60, device=device) % 3
+    a = torch.linspace(0.5, 1.5, 33, dtype=torch.float64, device=device).requires_grad_()
+    noise = torch.stack([torch.ones_like(sigmas), sigmas], dim=1)
+    z = fastscore.random.normal(key, x.shape, stream=Stream.PERTURB).double()
+    loss = partial(fastscore.dsm_loss, x=x, sigmas=sigmas, key=key, levels=levels, weighting="none")
+
+    def network(x: Tensor, sigma: Tensor) -> Tensor:
+        return (a * x.double()).to(output)
+
+    got = loss(network, prediction="x0")
+    noisy, _ = ops.perturb(x, noise, key, labels=levels)
+    sigma = sigmas[levels].unsqueeze(1)
+    r = (network(noisy, sigma).double() - noisy.double()) / sigma + z
+    want = (r / sigma).square().sum(1).mean() / 2
+    assert got.dtype == torch.promote_types(torch.promote_types(data, output), torch.float32)
+    torch.testing.assert_close(
+        got.double(), want, rtol=1e-13 if got.dtype == torch.float64 else 1e-6, atol=0
+    )
+    grads = [torch.autograd.grad(value, (a, x)) for value in (got, want)]
+    for ours, exact in zip(*grads, strict=True):
+        assert float((ours.double() - exact).norm() / exact.norm()) < limit
 
 
 # ---- arguments -------------------------------------------------------------------------------

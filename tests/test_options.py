@@ -14,6 +14,7 @@ import fastscore
 from fastscore._support.options import Option, declared, takes_options, with_options
 from fastscore.derivatives.hutchinson import DivergenceOptions
 from fastscore.losses._options import DrawOptions, LossOptions
+from fastscore.losses._sde_options import SDEDrawOptions, SDELossOptions
 from fastscore.losses.dsm import DSMOptions
 from fastscore.losses.score_matching import ScoreMatchingOptions
 from fastscore.losses.ssm import SSMOptions
@@ -26,7 +27,9 @@ FUNCTIONS: list[tuple[Callable[..., Any], list[type]]] = [
     (fastscore.dsm_loss, [LossOptions, DSMOptions, DrawOptions]),
     (fastscore.ssm_loss, [LossOptions, SSMOptions, DrawOptions]),
     (fastscore.score_matching_loss, [LossOptions, ScoreMatchingOptions, DrawOptions]),
+    (fastscore.sde_loss, [SDELossOptions, SDEDrawOptions]),
     (fastscore.DSMLoss, [LossOptions, DSMOptions]),
+    (fastscore.SDELoss, [SDELossOptions]),
     (fastscore.SSMLoss, [LossOptions, SSMOptions]),
     (fastscore.ScoreMatchingLoss, [LossOptions, ScoreMatchingOptions]),
     (fastscore.divergence, [DivergenceOptions]),

@@ -158,6 +158,15 @@ def test_wrong_constants_and_times(make, message):
         make()
 
 
+def test_a_process_is_no_noise_scales():
+    for call in (
+        lambda: fastscore.dsm_loss(lambda x, s: -x, randn(2, 2), sde.VP()),
+        lambda: fastscore.annealed_langevin(lambda x, s: -x, sde.VE(), shape=(2, 2)),
+    ):
+        with pytest.raises(TypeError, match=r"sigmas must be noise scales, got V., a process"):
+            call()
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

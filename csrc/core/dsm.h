@@ -33,10 +33,10 @@ template <class T>
 FASTSCORE_FN T residual(const ResidualRow<T>& row, T out, T z) {
   return fma(row.q, z, row.p * out);
 }
-// out and x~ first: where they cancel, nothing small is lost beside z.
+// The same bytes with out and x~ changed about, for the two gradients often cancel.
 template <class T>
 FASTSCORE_FN T residual(const ResidualRow<T>& row, T out, T noisy, T z) {
-  return fma(row.q, z, fma(row.h, noisy, row.p * out));
+  return fma(row.q, z, row.p * out + row.h * noisy);
 }
 
 }  // namespace fastscore::FASTSCORE_ISA

@@ -197,6 +197,10 @@ def check_sigmas(fn: str, sigmas: Any, *, minimum_levels: int = 1) -> Tensor:
     In a graph that torch.compile traces the values can't be looked at.
     """
     if not isinstance(sigmas, Tensor):
+        if callable(getattr(sigmas, "sigma", None)):
+            got = f"got {type(sigmas).__name__}, a process"
+            way = "sde_loss, reverse_sde and probability_flow take one"
+            raise TypeError(f"{fn}: sigmas must be noise scales, {got} ({way})")
         sigmas = _numbers(fn, "sigmas", sigmas)
     check_floating(fn, "sigmas", sigmas)
     if sigmas.requires_grad and torch.is_grad_enabled():

@@ -69,6 +69,8 @@ def rebuilt(value: Any, change: Callable[[Any], Any]) -> Any:
         changed = {name: change(entry) for name, entry in value.items()}
         if all(changed[name] is entry for name, entry in value.items()):
             return value
+        if type(value) is dict:  # torch.compile can't trace a copy
+            return changed
         result = copy.copy(value)
         result.update(changed)
         return result

@@ -2,6 +2,7 @@
 
 =================================================  ================================================
 ``dsm_loss``, ``DSMLoss``                          denoising score matching, the cheapest
+``sde_loss``, ``SDELoss``                          the same in continuous time, of a process
 ``ssm_loss``, ``SSMLoss``                          sliced score matching, on clean data too
 ``score_matching_loss``, ``ScoreMatchingLoss``     score matching with the exact trace
 =================================================  ================================================
@@ -16,14 +17,17 @@ torch.Size([])
 
 from fastscore.losses.dsm import DSMLoss, dsm_loss
 from fastscore.losses.score_matching import ScoreMatchingLoss, score_matching_loss
+from fastscore.losses.sde import SDELoss, sde_loss
 from fastscore.losses.ssm import SSMLoss, ssm_loss
 
 __all__ = [
     "DSMLoss",
+    "SDELoss",
     "SSMLoss",
     "ScoreMatchingLoss",
     "dsm_loss",
     "score_matching_loss",
+    "sde_loss",
     "ssm_loss",
 ]
 

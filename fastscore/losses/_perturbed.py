@@ -18,6 +18,7 @@ from fastscore._support.checks import (
     describe,
     fail,
 )
+from fastscore._support.common_options import KeyOptions
 from fastscore._support.warn import warn_caller
 from fastscore._support.wrappers import parameters_of
 from fastscore.losses._options import DrawOptions
@@ -49,23 +50,24 @@ def perturbed(
     return Perturbed(noisy, sigmas.index_select(0, valid).to(dtype), valid, drawn)
 
 
-def numbering(draws: DrawOptions) -> dict[str, Any]:
+def numbering(draws: KeyOptions) -> dict[str, Any]:
     """How an op is told which samples these are."""
     return {"sample_offset": draws["sample_offset"], "samples": draws["samples"]}
 
 
-def noise_key(fn: str, x: Tensor, draws: DrawOptions) -> Tensor:
+def noise_key(fn: str, x: Tensor, draws: KeyOptions) -> Tensor:
     """The key of a call's random numbers, with the numbering of the samples checked."""
     key = random.noise_key(fn, x, draws["key"], draws["seed"], draws["generator"])
     random.check_numbering(fn, key, draws["samples"], draws["sample_offset"], len(x), x.device)
     return key
 
 
-def check_data(fn: str, x: Any, sigmas: Tensor) -> None:
+def check_data(fn: str, x: Any, sigmas: Tensor | None = None) -> None:
     """Floating-point data where the noise levels are; finite, where that can be looked at."""
     check_floating(fn, "x", x, min_dim=1)
-    check_device(fn, "x", x, sigmas.device, "where the loss and its sigmas are")
-    if _values_can_be_read(x):
+    if sigmas is not None:
+        check_device(fn, "x", x, sigmas.device, "where the loss and its sigmas are")
+    if values_can_be_read(x):
         check_finite(fn, "x", x)
 
 
@@ -82,7 +84,7 @@ def check_levels(fn: str, draws: DrawOptions, x: Tensor, count: int) -> None:
     check_device(fn, arg, levels, x.device, "where x is")
     if not count:
         fail(fn, arg, "None without sigmas", describe(levels))
-    if _values_can_be_read(levels) and bool(((levels < 0) | (levels >= count)).any()):
+    if values_can_be_read(levels) and bool(((levels < 0) | (levels >= count)).any()):
         lo, hi = int(levels.min()), int(levels.max())
         fail(fn, arg, f"in [0, {count})", f"indices from {lo} to {hi}")
 
@@ -119,6 +121,6 @@ def with_levels(
     return {**draws, "levels": labels}
 
 
-def _values_can_be_read(x: Tensor) -> bool:
+def values_can_be_read(x: Tensor) -> bool:
     """Not on a GPU, where the host would wait, nor in a traced graph or a function transform."""
     return x.device.type == "cpu" and not traced()

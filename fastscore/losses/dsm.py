@@ -5,7 +5,8 @@ For data x and a level sigma_i, with z ~ N(0, I) and x~ = x + sigma_i z, the los
     1/2 lambda(sigma_i) |s(x~, sigma_i) + z / sigma_i|^2
 
 (Vincent 2011; Song and Ermon 2019). For a model that predicts the noise, s = -eps(x~, sigma_i) /
-sigma_i, it is 1/2 lambda(sigma_i) / sigma_i^2 |eps(x~, sigma_i) - z|^2.
+sigma_i, it is 1/2 lambda(sigma_i) / sigma_i^2 |eps(x~, sigma_i) - z|^2. For one that predicts the
+data, s = (D(x~, sigma_i) - x~) / sigma_i^2, the kernel meets x~ too.
 
 The noise is never stored: the kernel that perturbs and the kernel that takes the residual, and its
 gradient, draw the same numbers again.
@@ -33,7 +34,6 @@ from fastscore._support.model_kwargs import check_model_kwargs
 from fastscore._support.options import documents, takes_options
 from fastscore.conditioning import (
     PREDICTIONS,
-    as_score,
     call_model,
     conditioning_of,
     prediction_of,
@@ -110,17 +110,24 @@ def weights(fn: str, sigmas: Tensor, weighting: Weighting) -> Tensor:
 def dsm_tables(
     fn: str, sigmas: Tensor, weighting: Weighting, prediction: str
 ) -> tuple[Tensor, Tensor]:
-    """The tables of ``perturb``, (L, 2), and of ``dsm_residual``, (L, 3), in float64.
-
-    The loss of a sample at a level is w/2 |p out + q z|^2: (p, q, w) is
-    (sigma, 1, lambda/sigma^2) for a score and (-1, 1, lambda/sigma^2) for predicted noise.
-    Predicted data are made a score first.
-    """
+    """The tables of ``perturb``, (L, 2), and of ``dsm_residual`` in float64."""
     check_choice(fn, "prediction", prediction, PREDICTIONS)
-    one = torch.ones_like(sigmas)
-    p = -one if prediction == "eps" else sigmas
     w = weights(fn, sigmas, weighting) / sigmas.square()
-    return torch.stack([one, sigmas], dim=-1), torch.stack([p, one, w], dim=-1)
+    noise = torch.stack([torch.ones_like(sigmas), sigmas], dim=-1)
+    return noise, _residual_table(prediction, sigmas, w)
+
+
+def _residual_table(prediction: str, sigmas: Tensor, w: Tensor) -> Tensor:
+    """The table of ``dsm_residual``, (L, 3), or (L, 4) for predicted data.
+
+    The loss of a sample at a level is w/2 |p out + q z + h x~|^2 with w = lambda/sigma^2: (p, q, h)
+    is (sigma, 1, 0) for a score, (-1, 1, 0) for noise and (1/sigma, 1, -1/sigma) for data.
+    """
+    one = torch.ones_like(sigmas)
+    if prediction == "x0":
+        return torch.stack([1 / sigmas, one, w, -1 / sigmas], dim=-1)
+    p = -one if prediction == "eps" else sigmas
+    return torch.stack([p, one, w], dim=-1)
 
 
 class Loss(ExactBuffers):
@@ -269,7 +276,7 @@ class Tables(NamedTuple):
 
     sigmas: Tensor  # (L,)
     perturb_table: Tensor  # (L, 2), of ``perturb``
-    residual_table: Tensor  # (L, 3), of ``dsm_residual``
+    residual_table: Tensor  # (L, 3) or (L, 4), of ``dsm_residual``
 
 
 def _prepare(fn: str, sigmas: Tensor | Sequence[float], options: DSMOptions) -> Tables:
@@ -301,8 +308,17 @@ def _loss(
     at = perturbed(x, tables.sigmas, tables.perturb_table, key, draws)
     output = call_model(fn, model, at.x, at.sigma, at.levels, conditioning, model_kwargs)
     table = tables.residual_table
-    if prediction == "eps" and prepared_for is None:  # the model has said so itself
-        table = torch.cat([torch.full_like(table[:, :1], -1), table[:, 1:]], dim=1)
+    if prediction != "score" and prepared_for is None:  # the model has said so itself
+        table = _residual_table(prediction, tables.sigmas, table[:, 2])
+    noisy = None
     if prediction == "x0":
-        output = as_score("x0", output, at.x, at.sigma)
-    return dsm_residual(output, table, at.drawn, key, reduction=reduction, **numbering(draws))
+        output, noisy = _together(output, at.x)
+    options = {"noisy": noisy, "reduction": reduction, **numbering(draws)}
+    return dsm_residual(output, table, at.drawn, key, **options)
+
+
+def _together(output: Tensor, noisy: Tensor) -> tuple[Tensor, Tensor]:
+    """An output and x~ in dtypes that ``dsm_residual`` takes, the wider one of the two kept."""
+    dtype = torch.promote_types(output.dtype, noisy.dtype)
+    as_it_is = dtype == torch.float32 and output.element_size() == 2
+    return output if as_it_is else output.to(dtype), noisy.to(dtype)

@@ -316,8 +316,7 @@ def _changed_about(
     samples: Tensor | None,
     noisy: Tensor,
 ) -> tuple[Any, ...]:
-    """The same residuals, to the last rounding, with ``noisy`` as the output: its derivative is
-    then the kernel's."""
+    """The same residuals with ``noisy`` as the output, whose gradient is then the kernel's."""
     p, q_and_w, h = table[:, :1], table[:, 1:3], table[:, 3:]
     changed = torch.cat([h, q_and_w, p], dim=1)
     return noisy, changed, labels, key, sample_offset, samples, output.to(noisy.dtype)

@@ -70,7 +70,7 @@ def residual(
     work = compute_dtype(output.dtype)
     r = per_sample(p, output) * output.to(work)
     if h is not None and noisy is not None:
-        r = r + per_sample(h, output) * noisy.to(work)  # first, for the two may cancel
+        r = r + per_sample(h, output) * noisy.to(work)
     r = r + per_sample(q, output) * z.to(work)
     squares = r.square().reshape(r.shape[0], math.prod(r.shape[1:]))
     return w.to(work) / 2 * squares.sum(dim=1)

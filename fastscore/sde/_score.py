@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastscore._support.checks import check_floating, fail, per_sample
-from fastscore.conditioning import as_sigma, call_model, convention_in_time, time_scale_of
+from fastscore._support.checks import check_floating, per_sample
+from fastscore.conditioning import as_sigma, call_model
 from fastscore.scores.adapters import Wrapper
+from fastscore.sde._frame import Frame, Y, index_levels
 from fastscore.sde._given import as_process
-from fastscore.sde._levels import levels_of, nearest_level
+from fastscore.sde._levels import nearest_level
 from fastscore.sde._process import Process
-from fastscore.sde.conversions import score_coefficients
-from fastscore.sde.processes import DDPM
 
 
 class ProcessScore(Wrapper):
@@ -84,17 +84,18 @@ class ProcessScore(Wrapper):
         super().__init__("net", net)
         name = type(self).__name__
         self.process = as_process(name, process, "process")
-        self.net_conditioning, self.net_prediction = convention_in_time(
-            name, net, conditioning, prediction, self.process.conditioning
+        frame = Frame.of(
+            name,
+            net,
+            self.process,
+            conditioning=conditioning,
+            prediction=prediction,
+            time_scale=time_scale,
+            levels=index_levels(name, sigmas, betas),
         )
-        by_time = self.net_conditioning == "time"
-        if time_scale is not None and not by_time:
-            fail(name, "time_scale", 'left out but for conditioning="time"', time_scale)
-        self.time_scale = time_scale_of(name, net, time_scale) if by_time else 1.0
-        by_index = self.net_conditioning == "index"
-        if by_index and sigmas is None and betas is None and isinstance(self.process, DDPM):
-            betas = self.process.betas
-        levels = levels_of(name, sigmas, betas, needed=by_index)
+        self.net_conditioning, self.net_prediction = frame.conditioning, frame.prediction
+        self.time_scale, levels = frame.time_scale, frame.levels
+        self._frame = replace(frame, levels=None)  # which are a buffer
         self.register_buffer("levels", levels, persistent=False)
         self._levels = levels if levels is None else (float(levels.min()), float(levels.max()))
         self.net = net
@@ -130,26 +131,17 @@ class ProcessScore(Wrapper):
         name = type(self).__name__
         check_floating(name, "x", x, min_dim=1)
         level = as_sigma(name, x, sigma)
-        process, how = self.process, self.net_conditioning
-        time = process.time_of(level.double())
-        alpha, noise = process.alpha(time), process.sigma(time)
-        rates: tuple[Tensor, ...] = ()
-        if self.net_prediction == "velocity":
-            rates = process.alpha_rate(time), process.sigma_rate(time)
-        of_output, of_x = score_coefficients(self.net_prediction, alpha, noise, *rates)
-        seen = _times(x, self._scale(alpha, noise)).to(x.dtype)
+        how, s = self.net_conditioning, level.double()
+        time = self.process.time_of(s)
+        alpha = self._frame.alpha(time, s)
+        of_output, of_w = self._frame.score_coefficients(time, alpha, alpha * s)
+        seen = _times(x, alpha).to(x.dtype)  # w = alpha_w y
         index = level if self.levels is None else self._index(level)
         told = (time * self.time_scale).to(level.dtype)
         output = call_model(name, self.net, seen, level, index, how, model_kwargs, time=told)
-        if how in ("sigma", "log_sigma") and self.net_prediction == "score":
+        if self._frame.kind == Y and self.net_prediction == "score":
             return output.to(x.dtype)  # of y already
-        return (_times(output, alpha * of_output) + _times(x, alpha.square() * of_x)).to(x.dtype)
-
-    def _scale(self, alpha: Tensor, noise: Tensor) -> Tensor:
-        """By what y = x/alpha is multiplied for the network."""
-        if self.net_prediction == "v":
-            return alpha / torch.hypot(alpha, noise)
-        return torch.ones_like(alpha) if self.net_conditioning in ("sigma", "log_sigma") else alpha
+        return (_times(output, alpha * of_output) + _times(x, alpha.square() * of_w)).to(x.dtype)
 
     def _index(self, level: Tensor) -> Tensor:
         """Of the network's level that is nearest."""

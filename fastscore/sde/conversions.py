@@ -151,6 +151,47 @@ def score_coefficients(
     return coefficients(prediction, "score", alpha, sigma, alpha_rate, sigma_rate)
 
 
+def residual_coefficients(
+    prediction: str,
+    alpha: Tensor,
+    sigma: Tensor,
+    alpha_rate: Tensor | None = None,
+    sigma_rate: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(p, q, h) of sigma score + eps = p output + q eps + h x_0, in float64: what a loss squares.
+
+    Written in x_0 instead of x nothing cancels near the data: of a denoiser D it is (D - x_0)/s,
+    where (alpha D - x)/sigma + eps has lost all digits of float32 at s = 1e-6. Where x_0 plays no
+    part, for "score" and "eps", h is None.
+
+    Args, Raises: as :func:`coefficients`.
+
+    Example:
+        >>> alpha, sigma = torch.ones(1).double(), torch.full((1,), 0.25).double()
+        >>> [float(c) for c in residual_coefficients("x0", alpha, sigma)]
+        [4.0, 0.0, -4.0]
+    """
+    check_choice("residual_coefficients", "prediction", prediction, PREDICTIONS)
+    alpha, sigma = alpha.double(), sigma.double()
+    one = torch.ones_like(alpha)
+    if prediction == "score":
+        return sigma, one, None
+    if prediction == "eps":
+        return -one, one, None
+    if prediction == "x0":
+        p = alpha / sigma
+        return p, torch.zeros_like(p), -p
+    if prediction == "v":
+        n = torch.hypot(alpha, sigma)
+        p = -alpha / n
+        return p, p.square(), p * sigma / n
+    if alpha_rate is None or sigma_rate is None:
+        fail("residual_coefficients", "alpha_rate and sigma_rate", 'given for "velocity"', None)
+    own_p, own_q = alpha_rate.double(), sigma_rate.double()
+    p = alpha / (own_p * sigma - own_q * alpha)
+    return p, -p * own_q, -p * own_p
+
+
 def _row(
     name: str,
     alpha: Tensor,

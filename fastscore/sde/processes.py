@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastscore._support.checks import check_number, describe, fail, fail_type
+from fastscore.ops._library import traced
 from fastscore.sde._process import Process
 
 
@@ -321,9 +322,19 @@ class DDPM(Process):
         return f"DDPM(betas={len(self.betas)} from {self.betas[0]:.6g} to {self.betas[-1]:.6g})"
 
     def _levels(self, device: torch.device) -> Tensor:
-        """Log s of the levels."""
+        """Log s of the levels; kept on each device, for a copy would make the host wait."""
         levels: Tensor = self._log_levels  # type: ignore[attr-defined]
-        return levels.to(device)
+        if levels.device == device or traced():
+            return levels.to(device)
+        kept: dict[torch.device, Tensor] = vars(self).setdefault("_kept", {})
+        if device not in kept:
+            with torch.inference_mode(False):
+                kept[device] = levels.to(device)
+        return kept[device]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles have the levels on the CPU alone."""
+        return {name: value for name, value in vars(self).items() if name != "_kept"}
 
     def _segment(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log s where the segment of t begins, its length, and the part of it that is passed."""

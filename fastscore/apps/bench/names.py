@@ -36,6 +36,7 @@ OPS = {
     "dual_with_grad": "the same and its gradients",
     "sample_annealed_langevin": "annealed Langevin dynamics with a network",
     "train_dsm_loss": "a step of Adam on the denoising loss",
+    "train_sde_loss": "a step of Adam on the denoising loss of a process in continuous time",
     "train_ssm_loss": "a step of Adam on the sliced loss",
     "train_score_matching_loss": "a step of Adam on the exact loss; its peers take projections",
 }

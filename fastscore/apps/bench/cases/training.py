@@ -135,6 +135,60 @@ def same_gradients(network: nn.Module, ours: Loss, reference: Loss) -> Agreement
     return checks.worst(*map(checks.same_formula, found(ours), found(reference)))
 
 
+def build_sde(network: networks.Network) -> Callable[[Case], Work]:
+    """A step of Adam on the loss of VP, the network called with (y, s)."""
+
+    def work(case: Case) -> Work:
+        model, process = network.make(case.device), fastscore.sde.VP()
+        x = torch.randn(case.shape, device=case.device)
+        loss_fn = fastscore.SDELoss(process, conditioning="sigma")
+
+        def by_reference(model: Model, key: Tensor) -> Tensor:
+            """At the times that the loss draws."""
+            told: list[Tensor] = []
+
+            def spy(y: Tensor, s: Tensor) -> Tensor:
+                told.append(s)
+                return y
+
+            loss_fn(spy, x, key=key)
+            s = told[0]
+            labels, one = torch.arange(len(x), device=x.device), torch.ones_like(s)
+            rows = torch.stack([one, s, one], dim=-1).double()
+            noisy, _ = reference.perturb(x, rows[:, :2].contiguous(), key, labels=labels)
+            rows = torch.stack([s, one, one], dim=-1).double()
+            return reference.dsm_residual(model(noisy, s), rows, labels, key).mean()
+
+        @functools.cache
+        def expected() -> Tensor:
+            keys = [random.key(i, device=case.device) for i in range(LOSSES)]
+            with torch.no_grad():
+                return torch.stack([by_reference(model, key) for key in keys])
+
+        def side(loss: Loss) -> Side:
+            training = Training(model, loss)
+            return Side(training, lambda: checks.same_mean(training.losses(), expected()))
+
+        def ours() -> Side:
+            def check() -> Agreement:
+                key = random.key(0, device=case.device)
+                return same_gradients(
+                    model, lambda net: loss_fn(net, x, key=key), lambda net: by_reference(net, key)
+                )
+
+            return Side(Training(model, lambda net: loss_fn(net, x)), check)
+
+        return Work(
+            [
+                library(ours),
+                peer("eager", lambda: side(lambda net: eager.sde_loss(net, x))),
+                network_step(model, x, x.new_ones(len(x))),
+            ]
+        )
+
+    return work
+
+
 # ---- sliced score matching ---------------------------------------------------------------------
 
 
@@ -210,6 +264,11 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
         yield Case(
             "train_dsm_loss", "jobs", build_dsm(network), (network.batch, *network.shape),
             device=device, params={"network": network.name}, clock="host", providers=kept,
+        )  # fmt: skip
+    for network in networks.QUICK if quick else networks.TRAINED:
+        yield Case(
+            "train_sde_loss", "jobs", build_sde(network), (network.batch, *network.shape),
+            device=device, params={"network": network.name}, clock="host",
         )  # fmt: skip
     sliced = zip(networks.QUICK, itertools.repeat(1)) if quick else networks.SLICED
     jobs = [("train_ssm_loss", *each) for each in sliced]

@@ -69,6 +69,14 @@ def dsm_loss(model: Model, x: Tensor, sigmas: Tensor) -> Tensor:
     return dsm_residual(model(noisy, sigma.flatten()), sigma, z).mean()
 
 
+def sde_loss(model: Model, x: Tensor) -> Tensor:
+    """Of VP, the model called with x_t/alpha and s: 1/2 |s score + z|^2 at uniform times."""
+    t = 1e-5 + (1 - 1e-5) * torch.rand(len(x), dtype=torch.float64, device=x.device)
+    s = torch.expm1(t * (t * 9.95 + 0.1)).sqrt().to(x.dtype)
+    level, z = s.reshape(-1, *[1] * (x.dim() - 1)), torch.randn_like(x)
+    return dsm_residual(model(torch.addcmul(x, level, z), s), level, z).mean()
+
+
 # ---- sliced score matching ---------------------------------------------------------------------
 
 
