@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from byte_cases import dsm_tables, langevin_table, noisy_table
+from byte_cases import dsm_tables, langevin_table, noisy_table, steps_table
 from helpers import randn
 from torch import Tensor
 
@@ -16,7 +16,7 @@ class EveryOp:
     """Each op once, on data that lies on the device already: fit to be captured."""
 
     def __init__(self, device: torch.device, columns: int = 5001) -> None:
-        self.table = langevin_table().to(device)
+        self.table, self.rows = langevin_table().to(device), steps_table(10, 5).to(device)
         self.noise, self.loss = (table.to(device) for table in dsm_tables())
         self.x, self.s = (randn(6, columns, seed=seed).to(device) for seed in (1, 2))
         self.noisy_loss = noisy_table().to(device)
@@ -31,6 +31,7 @@ class EveryOp:
             ops.rademacher_(torch.empty_like(x), key),
             ops.langevin_step(x, s, self.table, key),
             ops.langevin_step_(x.clone(), s, self.table, key),
+            ops.multistep_step_(x.clone(), s.clone(), s, self.rows, key),
             *ops.perturb(x, self.noise, key),
             ops.dsm_residual(x, self.loss, labels, key),
             raw.dsm_residual_backward(x[:, 0], x, self.loss, labels, key, 0),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
-from byte_cases import dsm_tables, langevin_table, noisy_table
+from byte_cases import dsm_tables, langevin_table, noisy_table, steps_table, two_terms
 from helpers import assert_same_bytes, make_key, ragged_shapes, randn, with_layout
 from torch import Tensor
 
@@ -94,6 +94,25 @@ def steps_in_float32(make: Make, shape: Shape, device: torch.device) -> Results:
         x = x.double()
     held = {"known": x.flip(0), "mask": x > 0.3, "clamp": (-1.5, None)}
     return tuple(ops.langevin_step_(x.clone(), score, table, key, **o) for o in ({}, held))
+
+
+def guided_steps(make: Make, shape: Shape, device: torch.device) -> Results:
+    """Two terms and six columns, or ten, for all samples or for each."""
+    x, score, known, past = (make(*shape, seed=seed) for seed in (2, 3, 4, 5))
+    held = {"known": known, "mask": known > 0.3, "clamp": (-1.5, 1.25)}
+    every = {**held, **two_terms(score, shape[0]), "sample_offset": 3}
+    plain, own = ((6,), (6, shape[0]))
+    found: list[Tensor] = []
+    for draw, rows, options in ((3, plain, {}), (4, plain, held), (5, own, every), (0, own, {})):
+        key, table = make_key(7, draw, device), steps_table(10, *rows).to(device)
+        terms = options if rows is own else {**options, **two_terms(score)}
+        six = table[..., :6].contiguous()
+        found.append(ops.langevin_step(x, score, six, key, **terms))
+        state, history = x.clone(), past.clone()
+        found += [state, history]
+        ops.multistep_step_(state, history, score, table, key, clip=(-1.0, None), **terms)
+        ops.multistep_step_(state, history, score, table, key, **options)
+    return tuple(found)
 
 
 def perturbed(make: Make, shape: Shape, device: torch.device) -> Results:
@@ -234,6 +253,19 @@ def numbered_steps(make: Make, shape: Shape, device: torch.device) -> Results:
     return tuple(found)
 
 
+def numbered_guided_steps(make: Make, shape: Shape, device: torch.device) -> Results:
+    score, known = make(*shape, seed=3), make(*shape, seed=4)
+    held = {"known": known, "mask": known > 0.3, "clamp": (-1.5, 1.25)}
+    found: list[Tensor] = []
+    for key, samples in numberings(shape[0], device):
+        for rows, options in (((3,), {}), ((3, shape[0]), {**held, **two_terms(score, shape[0])})):
+            table = steps_table(10, *rows).to(device)
+            six, x, past = table[..., :6].contiguous(), make(*shape, seed=2), known.clone()
+            found += [ops.langevin_step(x, score, six, key, **options, **samples), x, past]
+            ops.multistep_step_(x, past, score, table, key, clip=(-1, 1), **options, **samples)
+    return tuple(found)
+
+
 def numbered_perturbations(make: Make, shape: Shape, device: torch.device) -> Results:
     table, x = dsm_tables()[0].to(device), make(*shape, seed=5)
     labels = torch.arange(shape[0], device=device) % len(table)
@@ -278,6 +310,7 @@ ELEMENTWISE: dict[str, Case] = {
     "fills": fills,
     "steps": steps,
     "steps_in_float32": steps_in_float32,
+    "guided_steps": guided_steps,
     "perturbed": perturbed,
     "residual_gradients": residual_gradients,
     "gradients_in_advance": gradients_in_advance,
@@ -287,6 +320,7 @@ ELEMENTWISE: dict[str, Case] = {
     "duals": duals,
     "numbered_fills": numbered_fills,
     "numbered_steps": numbered_steps,
+    "numbered_guided_steps": numbered_guided_steps,
     "numbered_perturbations": numbered_perturbations,
     "numbered_residuals": numbered_residuals,
     "numbered_projections": numbered_projections,

@@ -50,7 +50,7 @@ FIELDS = {
 
 def small(case: Case) -> Case:
     """The same without peers that take long to compile or that may not be installed."""
-    slow = {"compile", "jax", "torchebm", "blackjax"}
+    slow = {"compile", "jax", "torchebm", "blackjax", "torchdiffeq", "torchode"}
     keep = tuple(c.provider for c in case.build(case).candidates if c.provider not in slow)
     return dataclasses.replace(case, providers=keep)
 

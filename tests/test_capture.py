@@ -12,15 +12,25 @@ from typing import Any
 import fake_graphs
 import pytest
 import torch
+from continuous import InTime, gaussian
 from emulator import Launch, configured, emulated, launches
 from fake_graphs import OWN_STREAM, Cuda, FakeGenerator
 from helpers import assert_same_bytes
 from samplers import SIGMAS, Sampler, every_sampler, gaussian_score, run_langevin
 from torch import Tensor
 
-from fastscore import annealed_langevin
+from fastscore import annealed_langevin, probability_flow, reverse_sde
+from fastscore.sde import VP
 
 pytestmark = pytest.mark.emulated
+
+CONTINUOUS: list[dict[str, Any]] = [
+    {"solver": "heun"},
+    {"solver": "dpmpp_2m"},
+    {"solver": "dpmpp_2m_sde"},
+    {"corrector": "annealed"},
+    {"corrector": "langevin", "clip_denoised": (0.0, 1.0)},
+]
 
 WARNING = "can't be captured in a CUDA graph"
 
@@ -166,3 +176,27 @@ def test_a_run_that_is_resumed_in_the_middle_of_a_level(
         )  # fmt: skip
         assert_same_bytes(rest, whole)
         assert cuda.captures[-1].replays == len(states) - stop
+
+
+@pytest.mark.parametrize("conditioning", ["sigma", "time"])
+@pytest.mark.parametrize("options", CONTINUOUS, ids=lambda o: "-".join(map(str, o.values())))
+def test_steps_of_several_rows_are_replayed_row_by_row(
+    options: dict[str, Any], conditioning: str, emulation: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler = reverse_sde if "corrector" in options else probability_flow
+    model: Any = gaussian if conditioning == "sigma" else InTime(VP(), "v")
+    how = {**options, "conditioning": conditioning, "shape": (3, 2), "steps": 5, "seed": 4}
+    known = {"known": 2.0, "mask": torch.tensor([True, False])}
+    state = sampler(model, VP(), return_state=True, **known, **how)
+    cuda, _ = fake_graphs.install(monkeypatch)
+    replayed = sampler(model, VP(), return_state=True, **known, **how)
+    (graph,) = cuda.captures
+    assert graph.replays == state.evaluations
+    assert_same_bytes(replayed.x, state.x)
+
+
+def test_norms_of_a_batch_are_taken_without_a_graph(faked: tuple[Cuda, FakeGenerator]) -> None:
+    cuda, _ = faked
+    how: dict[str, Any] = {"corrector": "langevin", "norms": "batch", "shape": (3, 2), "steps": 4}
+    reverse_sde(InTime(VP()), VP(), **how)
+    assert not cuda.captures

@@ -353,7 +353,7 @@ def test_a_network_is_told_its_own_index(device: torch.device) -> None:
     run(shape=(3, 2), process=rising, steps=999, model=by_index(rising, seen), corrector=None,
         conditioning="index")  # fmt: skip
     assert seen == list(range(999, -1, -1))
-    with pytest.raises(ValueError, match="sigmas must be given"):
+    with pytest.raises(ValueError, match="sigmas or betas must be given"):
         run(shape=(3, 2), process=sde.VP(), **how)
 
 
@@ -408,7 +408,7 @@ def test_batches_and_half_precision(device: torch.device) -> None:
         ({"norms": "batch"}, ValueError, "norms must be"),
         ({"norms": torch.ones(2), "corrector": "langevin"}, ValueError, "one for each step"),
         ({"time_scale": 0.0}, ValueError, "time_scale must be positive"),
-        ({"sigmas": [2.0, 1.0]}, ValueError, "sigmas must be None but with"),
+        ({"sigmas": [2.0, 1.0]}, ValueError, "sigmas must be left out but"),
         ({"clip_denoised": (1.0, 0.0)}, ValueError, "clip_denoised must be a pair"),
         ({"conditioning": "none"}, ValueError, "conditioning must be"),
         ({"samples": torch.tensor([1, 0, 2, 1])}, ValueError, "samples must be numbers of which"),

@@ -124,7 +124,7 @@ def plan_of(
     process = frame.process
     alpha, s = process_alpha(process, rows.t[:1], rows.s[:1]), rows.s[:1]
     start = float(alpha * s)
-    own, of_state = frame.score_coefficients(rows.t[:1], s)
+    own, of_state = frame.output_coefficients(rows.t[:1], s)
     variance = (frame.alpha(rows.t[:1], s) * s).square()
     table = frame.table(rows, multistep=multistep)
     if one_noise:  # known elements come with their noise, from the table of their own

@@ -110,7 +110,7 @@ class Corrector:
         rows = predictor_rows(self.process, self.times, "ancestral", 1.0)
         rows = rows.then(denoising_row(self.process, self.times[-1]))
         steps, alpha = len(rows), frame.alpha(rows.t, rows.s)
-        own, of_state = frame.score_coefficients(rows.t, rows.s)
+        own, of_state = frame.output_coefficients(rows.t, rows.s)
         found: list[Tensor] = []
 
         def measure(chain: Chain, output: Tensor) -> None:
@@ -164,7 +164,7 @@ class Corrector:
         """e = 2 a (snr |z|/|s|)^2, the norms means over the batch, written to the chain's table."""
         corrected = (len(self.times) - 1) * each
         ratio = step_ratio(self.process, self.times)
-        own, of_state = frame.score_coefficients(rows.t, rows.s)
+        own, of_state = frame.output_coefficients(rows.t, rows.s)
 
         def adjust(chain: Chain, output: Tensor) -> None:
             row = chain.row

@@ -1,97 +1,42 @@
-"""The variable that a sampler in continuous time keeps its state in: what the model is called with.
+"""The rows of a sampler in the variable that its state is kept in: what the model is called with.
 
-A network of (y, sigma) sees y = x / alpha, one that was trained in its process's time sees x. The
-state is w = kappa x with the kappa that makes it what the network sees, so that no step rescales
-it: in w the process has alpha_w = kappa alpha and sigma_w = kappa sigma, and the same s.
+The state is the w = kappa x of :mod:`fastscore.sde._frame`, so that no step rescales it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
-from fastscore._support.checks import check_sigmas, fail
-from fastscore._support.wrappers import said_by
-from fastscore.conditioning import convention_in_time, time_scale_of
 from fastscore.samplers._rows import Rows
-from fastscore.sde import DDPM, Process
-from fastscore.sde.conversions import score_coefficients
+from fastscore.sde import Process
+from fastscore.sde import _frame as along
 
-UNIT_VARIANCE = "unit variance"  # alpha_w^2 + sigma_w^2 = 1
 COLUMNS, MULTISTEP_COLUMNS = 6, 10  # a b c k m u, and h d e r
 
 
-@dataclass
-class Frame:
-    """How a model is called and what it returns, along a process."""
-
-    process: Process
-    conditioning: str
-    prediction: str
-    time_scale: float = 1.0
-    levels: Tensor | None = None  # s of each index of the network's own
-    kind: str = "x"  # "x", "y" or UNIT_VARIANCE
+class Frame(along.Frame):
+    """How a model is called and what it returns along a process, from noise to the data."""
 
     @classmethod
-    def of(cls, fn: str, model: Any, process: Process, options: dict[str, Any]) -> Frame:
-        """As the caller and the model say."""
-        conditioning, prediction = convention_in_time(
-            fn, model, options["conditioning"], options["prediction"], process.conditioning
+    def asked(cls, fn: str, model: Any, process: Process, options: dict[str, Any]) -> Self:
+        """As the options of a sampler say, and the model itself."""
+        return cls.of(
+            fn,
+            model,
+            process,
+            conditioning=options["conditioning"],
+            prediction=options["prediction"],
+            time_scale=options["time_scale"],
+            levels=along.index_levels(fn, options["sigmas"], options["betas"]),
         )
-        own = cls(process, conditioning, prediction)
-        own.kind = "y" if conditioning in ("sigma", "log_sigma") else "x"
-        own._read_levels(fn, model, options)
-        own._read_time_scale(fn, model, options)
-        if prediction == "v":
-            own.kind = UNIT_VARIANCE
-        return own
-
-    def _read_levels(self, fn: str, model: Any, options: dict[str, Any]) -> None:
-        """The levels that an index counts: the network's own, not those of the sampler's grid."""
-        sigmas, betas = options["sigmas"], options["betas"]
-        if self.conditioning != "index":
-            for name, given in (("sigmas", sigmas), ("betas", betas)):
-                if given is not None:
-                    fail(fn, name, 'None but with conditioning="index"', "levels")
-            return
-        if sigmas is not None and betas is not None:
-            fail(fn, "betas", "None where sigmas are given", "both")
-        if sigmas is None and betas is None:
-            sigmas, betas = said_by(model, "sigmas"), said_by(model, "betas")
-            if sigmas is None and betas is None and isinstance(self.process, DDPM):
-                betas = self.process.betas
-        if sigmas is not None:
-            self.levels = check_sigmas(fn, sigmas).detach().double().cpu()
-            self.kind = "y"
-        elif betas is not None:
-            ddpm = DDPM(betas)
-            count = len(ddpm.betas)
-            times = torch.arange(count, dtype=torch.float64) / (count - 1)
-            self.levels = ddpm.noise_level(times)
-            self.kind = UNIT_VARIANCE
-        else:
-            expected = "given (or betas), the levels that the network's index counts"
-            fail(fn, "sigmas", expected, 'neither, with conditioning="index"')
-
-    def _read_time_scale(self, fn: str, model: Any, options: dict[str, Any]) -> None:
-        scale = options["time_scale"]
-        if self.conditioning != "time":
-            if scale is not None:
-                fail(fn, "time_scale", 'None but with conditioning="time"', scale)
-            return
-        self.time_scale = time_scale_of(fn, model, scale)
 
     def alpha(self, t: Tensor, s: Tensor) -> Tensor:
-        """alpha_w; of the data themselves, s = 0, 1: the state is x there."""
-        if self.kind == "y":
-            return torch.ones_like(s)
-        if self.kind == UNIT_VARIANCE:
-            return 1 / torch.sqrt(1 + s.square())
-        return torch.where(s > 0, self.process.alpha(torch.nan_to_num(t)), 1.0)
+        """alpha_w; of the data themselves, s = 0 and t NaN, 1: the state is x there."""
+        return torch.where(s > 0, super().alpha(torch.nan_to_num(t), s), 1.0)
 
     def scale(self, t: Tensor, s: Tensor) -> Tensor:
         """kappa, by which x is multiplied; 1 of the data."""
@@ -102,28 +47,20 @@ class Frame:
         return t * self.time_scale if self.conditioning == "time" else s
 
     def labels(self, s: Tensor) -> list[int] | None:
-        """The index of the level that is nearest in log s, in the levels' own direction."""
-        if self.levels is None:
-            return None
-        distance = (s.log().unsqueeze(-1) - self.levels.log()).abs()
-        return [int(label) for label in distance.argmin(dim=-1)]
+        """The network's own index of each level, where it is called by one."""
+        return None if self.levels is None else self.index(s).tolist()
 
-    def score_coefficients(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    def output_coefficients(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """A and B of each level: the score of w is A output + B w."""
         alpha = self.alpha(t, s)
-        rates: Sequence[Tensor] = ()
-        if self.prediction == "velocity":
-            if self.kind != "x":  # betas that are not the process's own
-                fail("score_coefficients", "prediction", "another in this frame", self.prediction)
-            rates = self.process.alpha_rate(t), self.process.sigma_rate(t)
-        return score_coefficients(self.prediction, alpha, alpha * s, *rates)
+        return self.score_coefficients(t, alpha, alpha * s)
 
     def table(self, rows: Rows, *, multistep: bool) -> Tensor:
         """The rows for w and for what the model returns: columns a b c k m u, or h d e r too."""
         alpha, after = self.alpha(rows.t, rows.s), self.alpha(rows.t_after, rows.s_after)
         # w = alpha_w y, and the score of w is that of y divided by alpha_w.
         a, b, c = after * rows.a / alpha, after * rows.b * alpha, after * rows.c
-        own, of_state = self.score_coefficients(rows.t, rows.s)
+        own, of_state = self.output_coefficients(rows.t, rows.s)
         # What the model is about to see: known elements carry the noise of that level.
         following = torch.cat([rows.s[1:], rows.s_after[-1:]])
         k = after * following
@@ -133,6 +70,8 @@ class Frame:
         if multistep:
             # D = y + s^2 S. Where it is clipped, what the clipping takes away is taken from S too.
             d, e = 1 / alpha, rows.s.square() * alpha
+            if rows.slopes:
+                d, e = torch.zeros_like(d), -rows.s * alpha
             change = after * rows.b / rows.s.square()
             columns += [after * rows.h, d + e * of_state, e * own, change]
         return torch.stack(columns, dim=-1)

@@ -32,7 +32,7 @@ from fastscore._support.wrappers import said_by
 from fastscore.conditioning import conditioning_of, prediction_of
 from fastscore.random import Stream
 from fastscore.samplers._graph import wants_graph
-from fastscore.samplers._loop import Chain, progress_bar_class, run
+from fastscore.samplers._loop import Chain, progress_bar_class
 from fastscore.samplers._plan import Clamp, Model, Plan, Setting
 from fastscore.samplers._state import SamplerState, seed_of
 from fastscore.samplers._warnings import FirstLook, warn_of_divergence
@@ -82,6 +82,7 @@ def sample(
     steps = plan.steps if shape.numel() else start_step  # nothing to do for no samples
     use_graph = wants_graph(fn, options["cuda_graph"], device, steps - start_step)
     use_graph = use_graph and steps > start_step and plan.adjust is None
+    use_graph = use_graph and (plan.graph_by_itself or options["cuda_graph"] is True)
     if plan.prepare is not None and shape.numel():
         plan.prepare(Setting(shape, dtype, device, dict(options)))
 
@@ -92,7 +93,7 @@ def sample(
         state, known_noise = first_state(
             noise, x, resumed, plan, options, shape, dtype, known, mask, mean
         )
-    chain = Chain(
+    chain = (Chain if plan.make_chain is None else plan.make_chain)(
         fn,
         model,
         conditioning,
@@ -121,11 +122,12 @@ def sample(
         known_noise=known_noise,
         adjust=plan.adjust,
     )
+    if resumed is not None:
+        chain.take_up(resumed)
     look = None
     if plan.prior is not None and x is None and shape.numel():
         look = FirstLook(chain, plan.prior)
-    taken, states = run(
-        chain,
+    taken, states = chain.run(
         rows=plan.rows,
         start_step=start_step,
         steps=steps,
@@ -138,9 +140,10 @@ def sample(
     if look is not None:
         look.warn()
     if taken > start_step:
-        warn_of_divergence(fn, final, x, taken, plan)
+        seen = final if chain.failed is None else final[~chain.failed]
+        warn_of_divergence(fn, seen, x, taken, plan)
     if plan.returns_state:
-        return with_states(state_after(chain, final, taken, plan), record, states)
+        return with_states(chain.state_after(final, taken, plan), record, states)
     return with_states(final, record, states)
 
 
@@ -163,7 +166,9 @@ def resumed_from(
     if options["start_step"] not in (0, x.step):
         fail(fn, "start_step", f"{x.step}, that of the state, or left out", options["start_step"])
     seed = seed_of(fn, x, options["seed"])
-    return x.x, x, {**options, "start_step": x.step, "seed": seed}
+    # What has failed is NaN, and is not gone on with.
+    where = x.x if x.failed is None else x.x.nan_to_num()
+    return where, x, {**options, "start_step": x.step, "seed": seed}
 
 
 def first_state(
@@ -207,20 +212,6 @@ def history_of(state: Tensor, resumed: SamplerState | None, plan: Plan) -> Tenso
     if resumed is not None and resumed.history is not None:
         return resumed.history.detach().to(state.dtype, copy=True)
     return torch.zeros_like(state)
-
-
-def state_after(chain: Chain, final: Tensor, taken: int, plan: Plan) -> SamplerState:
-    """Where the run has come to, for one that goes on from there."""
-    seed = chain.key.clone()
-    seed[..., 1].zero_()
-    return SamplerState(
-        final,
-        taken,
-        plan.rows[taken],
-        seed=seed,
-        state=None if final is chain.x else chain.x,
-        history=chain.history if plan.carries_history else None,
-    )
 
 
 def state_of(

@@ -30,7 +30,8 @@ from fastscore.conditioning import condition
 from fastscore.ops._library import ops
 from fastscore.samplers._batches import Batches
 from fastscore.samplers._graph import capture
-from fastscore.samplers._plan import OPEN, Callback, Clamp, Model
+from fastscore.samplers._plan import OPEN, Callback, Clamp, Model, Plan
+from fastscore.samplers._state import SamplerState
 
 # What fastscore.ops.langevin_step_ calls, without its checks: everything here has been checked.
 update = ops.langevin_step_.default._op
@@ -75,6 +76,7 @@ class Chain:
     labels: Tensor = field(init=False)  # (B,) int64: its index
     arguments: tuple[Tensor, ...] = field(init=False)  # what the model is called with, besides x
     batches: Batches | None = field(init=False, default=None)
+    failed: Tensor | None = field(init=False, default=None)  # (B,): which samples are given up
     model_dtype: torch.dtype | None = field(init=False)  # what the state is cast to for the model
     checked: bool = field(init=False, default=False)  # whether the model's output has been
     writes: bool = field(init=False, default=False)  # whether the model writes to its arguments
@@ -96,7 +98,11 @@ class Chain:
         level = min(row // self.steps_per_level, len(self.levels) - 1)
         self.labels.fill_(level if self.labels_of is None else self.labels_of[level])
         self.sigma.fill_(self.levels[level])
-        self.arguments = condition(self.conditioning, self.sigma, self.labels, self.sigma)
+        self.tell(self.sigma, self.labels)
+
+    def tell(self, told: Tensor, labels: Tensor) -> None:
+        """What the model is called with besides x: the level (or the time), or its index."""
+        self.arguments = condition(self.conditioning, told, labels, told)
 
     def score(self) -> Tensor:
         """The score at the state. A half-precision score is left to the kernel to convert."""
@@ -181,6 +187,10 @@ class Chain:
         else:
             multistep_update(self.x, self.history, score, *held, *self.clip, *sample_of)
             torch._C._increment_version((self.x, self.history))
+        self.count_row()
+
+    def count_row(self) -> None:
+        """One row further, on the device and on the host."""
         if self.host_key is None:
             self.draw.add_(1)
         else:
@@ -206,8 +216,61 @@ class Chain:
 
     def captured_step(self) -> None:
         """The work that a CUDA graph replays: what the model is told is made of ``sigma`` anew."""
-        self.arguments = condition(self.conditioning, self.sigma, self.labels, self.sigma)
+        self.tell(self.sigma, self.labels)
         self.step()
+
+    def take(self, rows: Sequence[int], graph: Any) -> None:
+        """The rows of one step, replayed where there is a graph of them."""
+        for row in rows:
+            if row % self.steps_per_level == 0:
+                self.set_level_of(row)
+            if graph is None:
+                self.step()
+            else:
+                graph.replay()
+
+    def can_capture(self) -> bool:
+        """Whether a CUDA graph can replay what is to come."""
+        return True
+
+    def take_up(self, state: SamplerState) -> None:
+        """Go on from a state, beyond x and history."""
+
+    def run(
+        self,
+        *,
+        rows: Sequence[int],
+        start_step: int,
+        steps: int,
+        record: Sequence[int],
+        progress: bool,
+        callback: Callback | None,
+        use_graph: bool,
+    ) -> tuple[int, Tensor]:
+        """As the function :func:`run`."""
+        return run(
+            self,
+            rows=rows,
+            start_step=start_step,
+            steps=steps,
+            record=record,
+            progress=progress,
+            callback=callback,
+            use_graph=use_graph,
+        )
+
+    def state_after(self, final: Tensor, taken: int, plan: Plan) -> SamplerState:
+        """Where the run has come to, for one that goes on from there."""
+        seed = self.key.clone()
+        seed[..., 1].zero_()
+        return SamplerState(
+            final,
+            taken,
+            plan.rows[taken],
+            seed=seed,
+            state=None if final is self.x else self.x,
+            history=self.history if plan.carries_history else None,
+        )
 
 
 def half_dtype(model: Model) -> torch.dtype | None:
@@ -237,35 +300,22 @@ def run(
     """
     trajectory = chain.x.new_empty(len(record), *chain.x.shape)
     recorded, done = 0, start_step
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(_device_guard(chain.x.device))
-        if chain.autocast is not None:
-            # Copies of the weights live until the outermost autocast region ends. This one, which
-            # casts nothing itself, keeps them from one model call to the next.
-            stack.enter_context(torch.autocast(chain.x.device.type, enabled=False))
-        advance = stack.enter_context(_progress_bar(chain.fn, progress, start_step, steps))
-        first = chain.row = rows[start_step]
-        chain.set_level_of(first)
+    with surroundings(chain, progress, start_step, steps) as advance:
+        chain.row = rows[start_step]
+        chain.set_level_of(chain.row)
         memory = [chain.x, chain.key, chain.sigma, chain.labels]
         memory += [] if chain.history is None else [chain.history]
-        graph = capture(chain.fn, chain.captured_step, memory, use_graph)
+        graph = capture(chain.fn, chain.captured_step, memory, use_graph and chain.can_capture())
 
         for step in range(start_step, steps):
-            for row in range(rows[step], rows[step + 1]):
-                if row > first and row % chain.steps_per_level == 0:
-                    chain.set_level_of(row)
-                if graph is not None:
-                    graph.replay()
-                else:
-                    chain.step()
+            chain.take(range(rows[step], rows[step + 1]), graph)
             chain.row = rows[step + 1]
             done = step + 1
             if recorded < len(record) and done == record[recorded]:
                 trajectory[recorded].copy_(chain.shown())
                 recorded += 1
             advance()
-            if callback is not None and _stopped_by(callback, done, chain):
+            if callback is not None and _watched(callback, done, chain):
                 break
         else:
             if chain.mask is not None and chain.known is not None:
@@ -275,16 +325,32 @@ def run(
     return done, trajectory[:recorded]
 
 
-def _stopped_by(callback: Callback, done: int, chain: Chain) -> bool:
+@contextmanager
+def surroundings(
+    chain: Chain, progress: bool, start: int, steps: int | None
+) -> Iterator[Callable[[], Any]]:
+    """What a run goes on in; yields what is called after each step."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(_device_guard(chain.x.device))
+        if chain.autocast is not None:
+            # Copies of the weights live until the outermost autocast region ends. This one, which
+            # casts nothing itself, keeps them from one model call to the next.
+            stack.enter_context(torch.autocast(chain.x.device.type, enabled=False))
+        yield stack.enter_context(_progress_bar(chain.fn, progress, start, steps))
+
+
+def _watched(callback: Callback, done: int, chain: Chain) -> bool:
     shown = chain.shown()
     version = shown._version
-    answer = callback(done, shown)
+    stop = stopped_by(callback, done, shown)
     chain.take_back(shown, version)
-    return _says_stop(answer)
+    return stop
 
 
-def _says_stop(answer: Any) -> bool:
-    """True, also NumPy's or a tensor's; whatever else a callback returns is its own business."""
+def stopped_by(callback: Callback, done: int, shown: Tensor) -> bool:
+    """Whether the answer is True, NumPy's or a tensor's too; any other is the callback's own."""
+    answer = callback(done, shown)
     if isinstance(answer, Tensor):
         return answer.dim() == 0 and answer.dtype == torch.bool and bool(answer)
     return isinstance(answer, (bool, numpy.bool_)) and bool(answer)
@@ -295,7 +361,9 @@ def _device_guard(device: torch.device) -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def _progress_bar(fn: str, progress: bool, start: int, steps: int) -> Iterator[Callable[[], Any]]:
+def _progress_bar(
+    fn: str, progress: bool, start: int, steps: int | None
+) -> Iterator[Callable[[], Any]]:
     if not progress:
         yield lambda: None
         return

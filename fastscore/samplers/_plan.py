@@ -61,6 +61,8 @@ class Plan:
     prior: tuple[float, float, float] | None = None  # sigma^2, A, B where the score is about -x/s^2
     prepare: Callable[[Setting], None] | None = None  # what is measured before the run
     adjust: Callable[[Any, Tensor], None] | None = None  # changes the table's row, given a score
+    make_chain: Callable[..., Any] | None = None  # a chain of another kind
+    graph_by_itself: bool = True  # whether "auto" may mean a CUDA graph
 
     @property
     def rows(self) -> Sequence[int]:

@@ -3,12 +3,12 @@
 They are written for y = x / alpha, which is data perturbed by s = sigma / alpha whatever the
 process, with S the score of y and D = y + s^2 S the expected data:
 
-    y <- a y + b S + c z + h H,    H the D of the row before
+    y <- a y + b S + c z + h H,    H the D of the row before, or its slope -s S
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -49,6 +49,9 @@ class Rows:
     b: Tensor
     c: Tensor
     h: Tensor
+    slopes: bool = field(
+        default=False, kw_only=True
+    )  # whether H is the slope dy/ds of the row before, and not its D
 
     @classmethod
     def between(
@@ -69,7 +72,7 @@ class Rows:
         return len(self.s)
 
     def columns(self) -> list[Tensor]:
-        return [getattr(self, entry.name) for entry in fields(self)]
+        return [getattr(self, entry.name) for entry in fields(self)[:-1]]
 
     def then(self, other: Rows) -> Rows:
         """These rows, and the others after them."""
@@ -187,12 +190,15 @@ def heun_rows(
     churn: float = 0.0,
     churn_range: tuple[float, float] = (0.0, torch.inf),
     churn_noise: float = 1.0,
+    *,
+    slopes: bool = True,
 ) -> Rows:
     """Heun's method in s, two rows a step and one to the data (Karras et al. 2022, algorithm 2).
 
-    The second row corrects Euler's step from s to s', y' = y_e + (s' - s)/2 (S_1 s - S_2 s'), where
-    s S_1 = (D_1 - y_e)/s': it needs D_1 alone. Churn is fresh noise before a step, which the row
-    before adds; the first step has none, nor does noise rise above where it began.
+    The second row corrects Euler's step from s to s', y' = y_e + (s' - s)/2 (k_2 - k_1), with the
+    slopes k = -s S; or, where data are clipped, k_1 = (y_e - D_1)/s', which loses digits in a step
+    to a much smaller s'. Churn is fresh noise before a step, which the row before adds; the first
+    step has none, nor does noise rise above where it began.
     """
     steps = len(levels.s) - 1
     gamma = torch.full_like(levels.s[:-1], min(churn / steps, 2**0.5 - 1))
@@ -204,14 +210,19 @@ def heun_rows(
     first = Rows.between(at, to, b=at.s * (at.s - to.s))
     whole = to.s > 0
     change = torch.where(whole, (to.s - at.s) / (2 * to.s), 0.0)
-    second = Rows.between(to, to, 1 - change, -change * to.s.square(), h=change)
+    b = -change * to.s.square()
+    if slopes:
+        second = Rows.between(to, to, b=b, h=-change * to.s)
+    else:
+        second = Rows.between(to, to, 1 - change, b, h=change)
     rows = first.each_followed_by(second, 1)
+    rows.slopes = slopes
     # The noise that takes the state to the level of the next step, after the last row of each.
     rise = torch.cat([raised[1:].square() - levels.s[1:-1].square(), raised.new_zeros(1)])
     rows.c[1::2] = churn_noise * rise.clamp_min(0).sqrt()
     if bool(whole[-1]):
         return rows
-    return Rows(*(column[:-1] for column in rows.columns()))
+    return Rows(*(column[:-1] for column in rows.columns()), slopes=slopes)
 
 
 def dpmpp_rows(levels: Levels, eta: float = 0.0) -> Rows:

@@ -8,6 +8,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from fastscore._support.checks import check_choice, check_number, fail, fail_type
+from fastscore.samplers._adaptive import DEFAULTS, adaptive_plan, method_of
 from fastscore.samplers._continuous import (
     ContinuousOptions,
     Grid,
@@ -17,8 +18,10 @@ from fastscore.samplers._continuous import (
     times_for,
 )
 from fastscore.samplers._frame import Frame
+from fastscore.samplers._inputs import check_clamp
 from fastscore.samplers._options import sampler_with
-from fastscore.samplers._plan import Model, Plan
+from fastscore.samplers._plan import OPEN, Model, Plan
+from fastscore.samplers._rk4 import STAGES, rk4_rows, with_stages
 from fastscore.samplers._rows import Levels, Rows, dpmpp_rows, euler_rows, heun_rows
 from fastscore.sde import Process, as_process
 
@@ -35,8 +38,10 @@ def probability_flow(
     solver: str = "dpmpp_2m",
     steps: int | None = None,
     grid: Grid = "karras",
-    rtol: float = 1e-3,
-    atol: float = 1e-3,
+    rtol: float = DEFAULTS["rtol"],
+    atol: float = DEFAULTS["atol"],
+    max_steps: int = DEFAULTS["max_steps"],
+    failed: str = DEFAULTS["failed"],
     encode: bool = False,
     denoise: bool | None = None,
     t_start: float = 1.0,
@@ -81,6 +86,10 @@ def probability_flow(
         denoise: whether the last step leads to the data; by default it does, but for "rk45" and
             to encode, which goes back and forth without.
         t_start: where to begin, below 1 with ``x`` given; when encoding, where to end.
+        max_steps: of "rk45", after how many steps, also those that are made again, a sample is
+            given up.
+        failed: of "rk45", what is done with samples that can't meet the tolerances: "raise" an
+            error, or "return" NaN for them, and the others as they are.
         eta: of "dpmpp_2m_sde", how much noise: 1 for the SDE, 0 for "dpmpp_2m".
         churn: of "heun", S_churn: how much noise there is in all; each step raises it by the share
             min(churn/steps, sqrt(2) - 1).
@@ -125,10 +134,20 @@ def probability_flow(
     process = as_process(fn, sde)
     check_choice(fn, "solver", solver, SOLVERS)
     check_own_options(fn, solver, eta=eta, churn=churn)
+    check_adaptive(fn, solver, rtol=rtol, atol=atol, max_steps=max_steps, failed=failed)
     churn_noise = check_number(fn, "churn_noise", churn_noise, minimum=0.0)
     churn_range = check_churn_range(fn, churn_range)
     check_encoding(fn, encode, x, options, denoise, churn, solver)
-    frame = Frame.of(fn, model, process, dict(options))
+    frame = Frame.asked(fn, model, process, dict(options))
+    if solver == "rk45":
+        refuse_grid(fn, steps, grid)
+        method = method_of(
+            fn, rtol=rtol, atol=atol, max_steps=max_steps, failed=failed, denoise=bool(denoise)
+        )
+        ends = times_for(fn, model, frame, x, "log", 2, t_start)
+        ends = ends.flip(0) if encode else ends
+        from_start = t_start == 1 and not encode
+        return adaptive_plan(fn, model, frame, ends, method, dict(options), from_start=from_start)
     to_data = not encode if denoise is None else bool(denoise)
     if steps is None:
         steps = len(grid) - (not to_data) if not isinstance(grid, str) else STEPS
@@ -136,10 +155,17 @@ def probability_flow(
     points = steps + 1 if not to_data else steps
     times = grid_of(fn, model, frame, x, grid, points, t_start, encode=encode)
     levels = Levels.of(process, times, to_data=to_data)
-    rows = rows_of(solver, process, levels, eta, churn, churn_range, churn_noise)
-    each = 2 if solver == "heun" else 1
+    if solver == "heun":
+        clips = check_clamp(fn, options["clip_denoised"], "clip_denoised") != OPEN
+        noise = (churn, churn_range, churn_noise)
+        rows = heun_rows(process, levels, *noise, slopes=not clips)
+    elif solver == "rk4":
+        rows = rk4_rows(process, levels)
+    else:
+        rows = rows_of(solver, levels, eta)
+    each = {"heun": 2, "rk4": STAGES}.get(solver, 1)
     whole = steps - 1 if to_data else steps
-    return plan_of(
+    plan = plan_of(
         fn,
         frame,
         rows,
@@ -147,28 +173,19 @@ def probability_flow(
         dict(options),
         model=model,
         settings=f"solver={solver!r}, steps={steps}",
-        multistep=solver != "euler",
+        multistep=solver not in ("euler", "rk4"),
         carries_history=solver.startswith("dpmpp"),
         one_noise=True,
         from_start=t_start == 1 and not encode,
     )
+    return with_stages(plan, frame, rows) if solver == "rk4" else plan
 
 
-def rows_of(
-    solver: str,
-    process: Process,
-    levels: Levels,
-    eta: float,
-    churn: float,
-    churn_range: tuple[float, float],
-    churn_noise: float,
-) -> Rows:
-    """The rows of a solver on these levels."""
-    if solver == "euler":
-        return euler_rows(levels)
-    if solver == "heun":
-        return heun_rows(process, levels, churn, churn_range, churn_noise)
-    return dpmpp_rows(levels, eta if solver == "dpmpp_2m_sde" else 0.0)
+def rows_of(solver: str, levels: Levels, eta: float) -> Rows:
+    """The rows of a solver that asks the model once a step."""
+    if solver.startswith("dpmpp"):
+        return dpmpp_rows(levels, eta if solver == "dpmpp_2m_sde" else 0.0)
+    return euler_rows(levels)
 
 
 def grid_of(
@@ -209,6 +226,21 @@ def check_churn_range(fn: str, given: Any) -> tuple[float, float]:
     if lo > hi:
         fail(fn, "churn_range", expected, (lo, hi))
     return lo, hi
+
+
+def check_adaptive(fn: str, solver: str, **given: Any) -> None:
+    """The options of the adaptive solver are left alone with the others."""
+    for name, value in given.items():
+        if solver != "rk45" and value != DEFAULTS[name]:
+            fail(fn, name, f'left out but with solver="rk45", here {solver!r}', value)
+
+
+def refuse_grid(fn: str, steps: int | None, grid: Grid) -> None:
+    """The adaptive solver finds where its steps lie."""
+    if steps is not None:
+        fail(fn, "steps", 'None with solver="rk45", which finds its own', steps)
+    if not isinstance(grid, str) or grid != "karras":
+        fail(fn, "grid", 'left out with solver="rk45", which finds its own', grid)
 
 
 def check_encoding(

@@ -146,7 +146,7 @@ def reverse_sde(
         fail(fn, "eta", "from 0 to 1", eta)
     if eta != 1 and predictor != "ancestral":
         fail(fn, "eta", f'1 but with predictor="ancestral", here {predictor!r}', eta)
-    frame = Frame.of(fn, model, process, dict(options))
+    frame = Frame.asked(fn, model, process, dict(options))
     points = None if steps == STEPS and not isinstance(grid, str) else steps + 1
     times = times_for(fn, model, frame, x, grid, points, t_start)
     steps = len(times) - 1

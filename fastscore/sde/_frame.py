@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from fastscore._support.checks import fail
 from fastscore._support.wrappers import said_by
@@ -66,7 +67,7 @@ class Frame:
         time_scale: float | None = None,
         levels: Levels | None = None,
         process_levels: Levels | None = None,
-    ) -> Frame:
+    ) -> Self:
         """As the caller says, and the model's own attributes of the same names.
 
         ``levels`` are what :func:`index_levels` makes of sigmas or betas that the caller gives, and

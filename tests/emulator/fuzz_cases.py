@@ -80,11 +80,11 @@ def random(draw: Draw, op: str) -> Case:
 # ---- langevin ----------------------------------------------------------------------------------
 
 
-def steps_table(draw: Draw, batch: int) -> Tensor:
-    """Rows a, b, c, k of some steps, for all samples or for each; some ask for no noise."""
+def steps_table(draw: Draw, batch: int, columns: int) -> Tensor:
+    """Rows of some steps, for all samples or for each; some ask for no noise, or for no history."""
     rows = draw.below(5, 1)
-    table = draw.table(rows, 4) if draw.chance(0.5) else draw.table(rows, batch, 4)
-    for column in (2, 3):
+    table = draw.table(rows, columns) if draw.chance(0.5) else draw.table(rows, batch, columns)
+    for column in (2, 3, *range(6, columns)):
         if draw.chance(0.3):
             table[..., column] = draw.choice((0.0, -0.0))
         elif table.dim() == 3 and draw.chance(0.5):
@@ -92,8 +92,23 @@ def steps_table(draw: Draw, batch: int) -> Tensor:
     return table
 
 
+def guidance(draw: Draw, score: Tensor) -> dict[str, Any]:
+    """A second term of the score and the weights of both, or neither."""
+    if draw.chance(0.6):
+        return {}
+    shape = score.shape
+    second = score if draw.chance(0.1) else draw.given(draw.values(shape, score.dtype))
+    weights = draw.table(2) if draw.chance(0.5) else draw.table(shape[0], 2)
+    return {"second": second, "weights": draw.given(weights)}
+
+
+def limits(draw: Draw) -> tuple[float | None, float | None]:
+    return draw.choice((None, -1.0, -0.0, -math.inf)), draw.choice((None, 0.75, 0.0, math.inf))
+
+
 def langevin(draw: Draw, op: str) -> Case:
-    shape, dtype = draw.shape(), draw.dtype()
+    """A step, or the update of a solver with a history."""
+    shape, dtype, columns = draw.shape(), draw.dtype(), draw.choice((4, 4, 6))
     scores = dtype
     if dtype == torch.float32:
         scores = draw.choice((dtype, torch.bfloat16, torch.float16))
@@ -106,10 +121,13 @@ def langevin(draw: Draw, op: str) -> Case:
     if draw.chance(0.5):
         args["known"] = x if draw.chance(0.1) else draw.given(draw.values(shape, dtype))
         args["mask"] = draw.given(draw.mask(shape))
-    args["low"] = draw.choice((None, -1.0, -0.0, -math.inf))
-    args["high"] = draw.choice((None, 0.75, 0.0, math.inf))
-    args["table"] = steps_table(draw, shape[0])
-    return Case(op, {**args, **numbers}, (BYTES,), promised)
+    args["low"], args["high"] = limits(draw)
+    args.update(guidance(draw, args["score"]), **numbers)
+    if op != "multistep_step_":
+        return Case(op, {**args, "table": steps_table(draw, shape[0], columns)}, (BYTES,), promised)
+    args["clip_low"], args["clip_high"] = limits(draw)
+    args["history"] = draw.laid(draw.values(shape, dtype))
+    return Case(op, {**args, "table": steps_table(draw, shape[0], 10)}, (BYTES, BYTES), promised)
 
 
 # ---- dsm ---------------------------------------------------------------------------------------
@@ -281,6 +299,7 @@ def dual(draw: Draw, op: str) -> Case:
 FAMILIES: dict[str, tuple[Make, tuple[str, ...]]] = {
     "random": (random, ("random_normal_", "random_uniform_", "random_rademacher_")),
     "langevin": (langevin, ("langevin_step", "langevin_step_")),
+    "multistep": (langevin, ("multistep_step_",)),
     "dsm": (
         dsm,
         ("perturb", "dsm_residual", "dsm_residual_backward", "dsm_residual_with_grad",

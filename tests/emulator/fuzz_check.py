@@ -31,11 +31,11 @@ class Mismatch(AssertionError):
 
 
 @cache
-def _schema(op: str) -> tuple[tuple[str, ...], str | None]:
-    """The names of an op's arguments, and of the one that it changes."""
+def _schema(op: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of an op's arguments, and of those that it changes."""
     arguments = getattr(torch.ops.fastscore, op).default._schema.arguments
     changed = [a.name for a in arguments if a.alias_info and a.alias_info.is_write]
-    return tuple(a.name for a in arguments), changed[0] if changed else None
+    return tuple(a.name for a in arguments), tuple(changed)
 
 
 def _positional(op: str, args: dict[str, Any]) -> list[Any]:
@@ -53,14 +53,14 @@ def memory_of(x: Tensor) -> Tensor:
 
 
 def results(op: str, args: dict[str, Any], emulated: bool) -> tuple[Tensor, ...]:
-    """Of a call on one side; of an op that changes an argument, a copy of the argument, changed.
+    """Of a call on one side; of an op that changes arguments, copies of these, changed.
 
-    The copy takes its memory along: what lies between the argument's elements, and where it begins
+    A copy takes its memory along: what lies between the argument's elements, and where it begins
     within 64 bytes.
     """
-    changed = _schema(op)[1]
-    if changed is not None:
-        original = args[changed]
+    changed = [name for name in _schema(op)[1] if args.get(name) is not None]
+    for name in changed:
+        original = args[name]
         copy = memory_of(original).clone()
         copy = copy.as_strided(original.shape, original.stride(), original.storage_offset())
         args = {n: copy if value is original else value for n, value in args.items()}
@@ -69,8 +69,8 @@ def results(op: str, args: dict[str, Any], emulated: bool) -> tuple[Tensor, ...]
         out = emulator.run(op, *positional)
     else:
         out = getattr(torch.ops.fastscore, op)(*positional)
-    if changed is not None:
-        return (args[changed],)
+    if changed:
+        return tuple(args[name] for name in changed)
     return out if isinstance(out, tuple) else (out,)
 
 
@@ -217,7 +217,7 @@ def check(case: Case, draw: Draw) -> None:
     want = wanted(case)
     for n, (rule, ours, theirs) in enumerate(zip(case.rules, got, want, strict=True)):
         compare(n, rule, ours, theirs, case)
-        if _schema(case.op)[1] is not None:
+        if _schema(case.op)[1]:
             compare_memory(ours, theirs)
     if case.op in RESULTS_BATCH:
         check_rows(case, draw, got)

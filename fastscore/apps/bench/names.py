@@ -12,6 +12,7 @@ from collections.abc import Iterator
 FAMILIES = {
     "random": "filling a tensor with noise",
     "langevin": "a Langevin step, and chains whose score costs next to nothing",
+    "continuous": "steps of samplers in continuous time but for the network",
     "dsm": "denoising score matching but for the network",
     "sliced": "the terms of sliced score matching, and projections",
     "dual": "an activation's value and tangents in one pass",
@@ -27,6 +28,8 @@ OPS = {
     "langevin_step_": "x <- a x + b s + c z in place, the score s given",
     "langevin": "a chain on N(0, I)",
     "annealed_langevin": "annealed Langevin dynamics about one data point",
+    "predictor_corrector_step": "a reverse diffusion step and an annealed corrector, scores given",
+    "rk45_step": "steps of Dormand and Prince's pair with the choice of what stays, slopes given",
     "dsm_loss": "perturbation, loss and the gradient of the network's output, which is given",
     "perturb": "data with noise of a level drawn for each sample",
     "dsm_residual": "the loss of each sample from the network's output, which is given",

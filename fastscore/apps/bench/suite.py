@@ -15,6 +15,7 @@ from fastscore._support.checks import check_choice
 from fastscore._support.files import prepare_directory
 from fastscore.apps.bench.case import Case, NotAvailable
 from fastscore.apps.bench.cases import (
+    continuous,
     dsm,
     dual,
     langevin,
@@ -36,6 +37,7 @@ Say = Callable[[str], Any]
 SOURCES: dict[str, list[Callable[[str, bool], Any]]] = {
     "random": [random.cases],
     "langevin": [langevin.cases],
+    "continuous": [continuous.cases],
     "dsm": [dsm.cases],
     "sliced": [sliced.cases],
     "dual": [dual.cases],

@@ -1,0 +1,469 @@
+"""The adaptive solver of the probability flow: order 5(4), every sample with its own steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from fastscore._support.checks import check_choice, check_int, check_number, fail, per_sample
+from fastscore._support.model_kwargs import Shared, rebuilt
+from fastscore._support.warn import warn_caller
+from fastscore._support.wrappers import said_by
+from fastscore.samplers._angle import DATA_SCALE, Angle
+from fastscore.samplers._batches import Batches
+from fastscore.samplers._controller import (
+    ARRIVED,
+    AT_DATA,
+    NO_NUMBER,
+    RUNNING,
+    TOO_MANY,
+    TOO_SMALL,
+    Control,
+    first_step,
+)
+from fastscore.samplers._frame import Frame
+from fastscore.samplers._graph import capture
+from fastscore.samplers._inputs import check_clamp
+from fastscore.samplers._loop import stopped_by, surroundings
+from fastscore.samplers._plan import OPEN, Callback, Plan
+from fastscore.samplers._runge_kutta import (
+    DORMAND_PRINCE,
+    StagedChain,
+    coefficients_of,
+    matrix,
+    rk_advance_,
+    rk_error,
+    rk_stage,
+)
+from fastscore.samplers._state import SamplerState
+
+STAGES = len(DORMAND_PRINCE.nodes)
+CALLS = STAGES - 1  # of the model, for a step: the first slope is the last of the step before
+DEFAULTS: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-3, "max_steps": 10_000, "failed": "raise"}
+REASONS = {
+    TOO_SMALL: "its step, in atan(s/{scale:g}), has fallen to {h:.1e}",
+    NO_NUMBER: "the model returns NaN or infinity",
+    TOO_MANY: "it has not arrived",
+}
+
+
+@dataclass
+class Method:
+    """What a run with step control is asked for."""
+
+    rtol: float
+    atol: float
+    max_steps: int
+    denoise: bool
+    returns_failed: bool
+
+
+@dataclass
+class AdaptiveChain(StagedChain):
+    """A chain of samples that are each at their own time; those that have arrived leave it.
+
+    What is per sample is held twice: of the samples that are still moving, and of all.
+    """
+
+    method: Method = field(kw_only=True)
+    angle: Angle = field(kw_only=True)
+    control: Control = field(init=False)
+    first: Tensor = field(init=False)  # the output at x
+    new: Tensor = field(init=False)
+    live: Tensor | None = field(init=False, default=None)  # (n,): which samples; None: all
+    all_x: Tensor = field(init=False)
+    all_first: Tensor | None = field(init=False, default=None)
+    all_control: Control = field(init=False)
+    failed: Tensor | None = field(init=False, default=None)  # (B,) bool, at the end of the run
+
+    def __post_init__(self) -> None:
+        """At the start; a run that is resumed is taken up then."""
+        super().__post_init__()
+        m, self.angle = self.method, self.angle.on(self.x.device)
+        self.begin, self.end = (
+            self.angle.of_time(self.angle.first),
+            self.angle.of_time(self.angle.last),
+        )
+        h = first_step(self.end - self.begin, m.rtol, m.atol)
+        device = self.x.device
+        self.all_x, self.new = self.x, torch.empty_like(self.x)
+        self.all_control = self.control = Control.start(len(self.x), self.begin, h, device)
+        self.all_known = self.known, self.mask, self.known_noise, self.unknown
+        self.all_kwargs, self.whole_batches = self.model_kwargs, self.batches
+        nodes = torch.tensor(DORMAND_PRINCE.nodes, dtype=torch.float64, device=device)
+        self.nodes, self.weights_of = nodes.unsqueeze(-1), matrix(DORMAND_PRINCE, device)
+
+    def take_up(self, state: SamplerState) -> None:
+        """Go on from where another run has come to."""
+        assert state.control is not None
+        device = self.x.device
+        found = {name: tensor.to(device, copy=True) for name, tensor in state.control.items()}
+        assert isinstance(state.evaluations, Tensor)
+        found["evaluations"] = state.evaluations.to(device, copy=True)
+        self.all_control = self.control = Control(**found)
+        self.all_first = None if state.history is None else state.history.to(device, copy=True)
+
+    # ---- one step ------------------------------------------------------------------------------
+
+    def ask_first(self) -> None:
+        """The output at x, of every sample that is moving."""
+        nodes = self.angle.nodes(self.control.tau.unsqueeze(0))
+        self.tell(nodes.told[0].to(self.x.dtype), nodes.labels[0])
+        self.kept = []
+        self.first = self.output_at(self.x, nodes.data[0] if self.clips else None).clone()
+        self.control.evaluations.add_(1)
+
+    def captured_step(self) -> None:
+        """A step of all samples in the chain."""
+        self.attempt(self.take_step)
+        self.kept = []
+
+    def take_step(self) -> None:
+        """Six calls of the model; where the error is small enough, x moves."""
+        h, final = self.control.next(self.end)
+        tau = self.control.tau + self.nodes * h
+        tau[-2:] = torch.where(final, self.end, tau[-2:])
+        at = self.angle.nodes(tau)
+        told = at.told.to(self.x.dtype)
+        g = torch.cat([at.g, at.g[-1:]])
+        table = coefficients_of(DORMAND_PRINCE, self.weights_of, h, at.p, at.q, g)
+        base, self.kept = self.unknown_part(self.x), [self.first]
+        for stage in range(1, STAGES):
+            w = self.stage if stage < STAGES - 1 else self.new
+            rk_stage(base, self.kept, table[stage, :, : stage + 1].contiguous(), out=w)
+            self.with_known(w, at.known[stage])
+            if stage == STAGES - 1:
+                self.clamp_state(w, at.alpha[-1], tau[-1])
+            self.tell(told[stage], at.labels[stage])
+            self.output_at(w, at.data[stage] if self.clips else None)
+        error = self.error_of(base, table[-1], at.g[0] / at.g[-1], at.alpha[-1])
+        accepted = self.control.after(h, final, error, self.end, CALLS)
+        rk_advance_(self.x, self.first, self.new, self.kept[-1], accepted)
+
+    def error_of(self, base: Tensor, e: Tensor, ratio: Tensor, alpha: Tensor) -> Tensor:
+        """RMS of the error over the tolerance, of each sample, in the units of y.
+
+        x is made as large as it would be at the new level, where ``alpha`` times y is w.
+        """
+        ratio = ratio.to(base.dtype)
+        torch.mul(base, per_sample(ratio, base), out=self.stage)
+        e[:, 0] /= ratio
+        tolerances = torch.stack(
+            [alpha * self.method.atol, torch.full_like(alpha, self.method.rtol)], dim=-1
+        )
+        error = rk_error(self.stage, self.new, self.kept, e, tolerances)
+        return error if self.unknown is None else error * self.unknown.sqrt()
+
+    def clamp_state(self, w: Tensor, alpha: Tensor, tau: Tensor) -> None:
+        """The bounds are those of x."""
+        low, high = self.clamp
+        if low is None and high is None:
+            return
+        kappa = per_sample(self.angle.shown(tau).to(w.dtype), w)
+        if low is not None:
+            torch.maximum(w, low * kappa, out=w)
+        if high is not None:
+            torch.minimum(w, high * kappa, out=w)
+
+    # ---- who is in the batch ---------------------------------------------------------------------
+
+    def store(self) -> None:
+        """Write what is of the moving samples into what is of all."""
+        if self.live is None:
+            self.all_first = self.first
+            return
+        assert self.all_first is not None
+        self.all_x[self.live] = self.x
+        self.all_first[self.live] = self.first
+        for name, tensor in self.control.tensors().items():
+            self.all_control.tensors()[name][self.live] = tensor
+
+    def keep_only(self, rows: Tensor) -> None:
+        """Of the samples in the chain, those at these places stay."""
+        self.store()
+        if self.live is None:
+            self.all_x, self.all_first, self.all_control = self.x, self.first, self.control
+            self.live = rows
+        else:
+            self.live = self.live[rows]
+        self.gather(rows)
+
+    def gather(self, rows: Tensor) -> None:
+        """Whatever is per sample goes with the samples."""
+        assert self.live is not None
+        self.x, self.first = self.x[rows], self.first[rows]
+        self.stage, self.new = torch.empty_like(self.x), torch.empty_like(self.x)
+        self.control = self.control.chosen(rows)
+        self.known, self.mask, self.known_noise, self.unknown = (
+            None if tensor is None else tensor[self.live] for tensor in self.all_known
+        )
+        batch = len(self.all_x)
+        self.model_kwargs = gathered(self.all_kwargs, batch, self.live)
+        if self.batch_size is not None and len(rows):
+            self.batches = Batches(self.fn, self.batch_size, len(rows), self.model_kwargs)
+
+    # ---- the run ---------------------------------------------------------------------------------
+
+    def run(
+        self,
+        *,
+        rows: Sequence[int],
+        start_step: int,
+        steps: int,
+        record: Sequence[int],
+        progress: bool,
+        callback: Callback | None,
+        use_graph: bool,
+    ) -> tuple[int, Tensor]:
+        """Until all have arrived, ``steps`` are taken, or a callback stops it."""
+        nothing = self.x.new_empty(0, *self.x.shape)
+        if not self.x.numel():
+            return start_step, nothing
+        with surroundings(self, progress, start_step, None) as advance:
+            self.enter(use_graph)
+            memory = (self.x, self.first, *self.control.tensors().values())
+            use_graph = use_graph and bool((self.control.status == RUNNING).any())
+            graph = capture(self.fn, self.captured_step, memory, use_graph)
+            done, moving, stopped = start_step, self.moving(done=start_step, stay=use_graph), False
+            while moving and done < steps and not stopped:
+                if graph is None:
+                    self.captured_step()
+                else:
+                    graph.replay()
+                done += 1
+                moving = self.moving(done=done, stay=use_graph)
+                advance()
+                stopped = callback is not None and self.watched(callback, done)
+            self.finish(done, given_up=moving and not stopped, stopped=stopped)
+        return done, nothing
+
+    def enter(self, use_graph: bool) -> None:
+        """The first call of the model; samples that arrived in the run before are left out."""
+        if self.all_first is None:
+            self.ask_first()
+            return
+        self.first = self.all_first
+        running = self.control.status == RUNNING
+        if not use_graph and not bool(running.all()):
+            self.keep_only(running.nonzero()[:, 0])
+
+    def moving(self, *, done: int, stay: bool) -> bool:
+        """Whether anybody is; the others leave. The one place where the host waits, once a step."""
+        status = self.control.status.cpu()
+        running = status == RUNNING
+        if bool(running.all()):
+            return len(status) > 0
+        if not self.method.returns_failed and bool((status >= TOO_SMALL).any()):
+            self.store()
+            self.refuse(done)
+        if not stay:
+            self.keep_only(running.nonzero()[:, 0].to(self.x.device))
+        return bool(running.any())
+
+    def refuse(self, done: int) -> NoReturn:
+        """Name a sample that has failed, its time and its step."""
+        control = self.all_control
+        row = int((control.status.cpu() >= TOO_SMALL).nonzero()[0])
+        tau = control.tau[row : row + 1]
+        t, s = self.angle.times(tau), tau.tan() * self.angle.scale
+        number = self.sample_offset + row if self.samples is None else int(self.samples[row])
+        status, h = int(control.status[row]), float(control.h[row])
+        why = REASONS[status].format(h=abs(h), scale=self.angle.scale)
+        m = self.method
+        raise RuntimeError(
+            f"{self.fn}: sample {number} can't meet its tolerances (rtol={m.rtol:g}, "
+            f"atol={m.atol:g}) at t = {float(t):.6g}, where s = {float(s):.6g}, in step {done}: "
+            f'{why}. failed="return" returns the others.'
+        )
+
+    def watched(self, callback: Callback, done: int) -> bool:
+        """Show the whole batch; what is written to it goes into the chain."""
+        self.store()
+        shown = self.shown()
+        version = shown._version
+        stop = stopped_by(callback, done, shown)
+        if shown._version != version:
+            written = shown.detach() * per_sample(self.kappa().to(shown.dtype), shown)
+            if self.live is None:
+                self.x.copy_(written)
+            else:
+                self.all_x.copy_(written)
+                self.x.copy_(written[self.live])
+            if len(self.x):
+                first = self.first
+                self.ask_first()
+                self.first = first.copy_(self.first)
+                self.store()
+        return stop
+
+    def finish(self, done: int, *, given_up: bool, stopped: bool) -> None:
+        """What is left to do when nobody moves any more."""
+        if given_up:
+            status = self.control.status
+            status.copy_(torch.where(status == RUNNING, TOO_MANY, status))
+        self.store()
+        if given_up and not self.method.returns_failed:
+            self.refuse(done)
+        if self.live is not None:  # everybody is in again
+            self.x, self.control = self.all_x, self.all_control
+            self.model_kwargs, self.batches = self.all_kwargs, self.whole_batches
+            self.known, self.mask, self.known_noise, self.unknown = self.all_known
+            self.stage = torch.empty_like(self.x)
+            self.live = None
+        status = self.control.status
+        self.failed = status >= TOO_SMALL
+        if not stopped and self.method.denoise and bool((status == ARRIVED).any()):
+            self.to_data()
+        self.settle()
+
+    def to_data(self) -> None:
+        """The expected data at the last level, of those who have arrived."""
+        status = self.control.status
+        nodes = self.angle.nodes(torch.full_like(self.control.tau, self.end).unsqueeze(0))
+        self.tell(nodes.told[0].to(self.x.dtype), nodes.labels[0])
+        self.kept = []
+        output = self.output_at(self.x, nodes.data[0] if self.clips else None)
+        arrived = status == ARRIVED
+        own = nodes.data[0]
+        if self.clips:
+            own = torch.zeros_like(own)
+            own[:, 1] = 1
+        data = rk_stage(self.x, [output], own)
+        self.x.copy_(torch.where(per_sample(arrived, self.x), data, self.x))
+        self.control.evaluations.add_(arrived)
+        status.copy_(torch.where(arrived, AT_DATA, status))
+
+    def settle(self) -> None:
+        """Known elements are themselves; samples that failed are NaN."""
+        status = self.control.status
+        if self.mask is not None and self.known is not None:
+            there = (status == ARRIVED) | (status == AT_DATA)
+            known = self.known * per_sample(self.kappa().to(self.x.dtype), self.x)
+            mask = self.mask & per_sample(there, self.x)
+            torch.where(mask, known, self.x, out=self.x)
+        assert self.failed is not None
+        self.x.masked_fill_(per_sample(self.failed, self.x), torch.nan)
+        count = int(self.failed.sum())
+        if count:
+            warn_caller(
+                f"{self.fn}: {count} of {len(self.x)} samples can't meet their tolerances, and are "
+                "NaN; return_state=True tells which, in failed.",
+                UserWarning,
+            )
+
+    def kappa(self) -> Tensor:
+        """By which x is multiplied in the state, of all samples."""
+        control = self.all_control
+        kappa = self.angle.shown(control.tau)
+        return torch.where(control.status == AT_DATA, 1.0, kappa)
+
+    def shown(self) -> Tensor:
+        """All samples, as x."""
+        return self.all_x / per_sample(self.kappa().to(self.all_x.dtype), self.all_x)
+
+    def state_after(self, final: Tensor, taken: int, plan: Plan) -> SamplerState:
+        """All that the run is taken up from."""
+        seed = self.key.clone()
+        seed[..., 1].zero_()
+        control = self.all_control.tensors()
+        evaluations = control.pop("evaluations")
+        return SamplerState(
+            final,
+            taken,
+            evaluations,
+            failed=self.failed,
+            seed=seed,
+            state=self.all_x,
+            history=self.all_first,
+            control=control,
+        )
+
+
+def gathered(kwargs: dict[str, Any], batch: int, index: Tensor) -> dict[str, Any]:
+    """What belongs to the chosen samples; all else is marked as one for the whole batch.
+
+    As the number of samples changes, it may come to be the first size of anything.
+    """
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.dim() > 0 and len(value) == batch:
+            return value[index.to(value.device)]
+        changed = rebuilt(value, walk)
+        return Shared(value) if changed is value and not isinstance(value, Shared) else changed
+
+    return {name: walk(value) for name, value in kwargs.items()}
+
+
+def method_of(
+    fn: str, *, rtol: float, atol: float, max_steps: int, failed: str, denoise: bool
+) -> Method:
+    """The settings, checked."""
+    rtol = check_number(fn, "rtol", rtol, minimum=0.0)
+    atol = check_number(fn, "atol", atol, positive=True)
+    max_steps = check_int(fn, "max_steps", max_steps, minimum=1)
+    check_choice(fn, "failed", failed, ("raise", "return"))
+    return Method(rtol, atol, max_steps, denoise, returns_failed=failed == "return")
+
+
+@dataclass
+class AdaptivePlan(Plan):
+    """A plan of a run that has as many steps as it takes."""
+
+    def recorded(self, fn: str, trajectory: Sequence[int] | None) -> list[int] | None:
+        """No trajectory."""
+        if trajectory is not None:
+            expected = 'None with solver="rk45", whose samples are not at the same time'
+            fail(fn, "trajectory", expected, trajectory)
+        return None
+
+
+def adaptive_plan(
+    fn: str,
+    model: Any,
+    frame: Frame,
+    t: Tensor,
+    method: Method,
+    options: dict[str, Any],
+    *,
+    from_start: bool,
+) -> Plan:
+    """The plan of a run with step control from one time to another: most is found on the way."""
+    clip = check_clamp(fn, options["clip_denoised"], "clip_denoised")
+    scale = said_by(model, "sigma_data")
+    if scale is not None:
+        check_number(fn, "the model's sigma_data", scale, positive=True)
+    first, last = t.tolist()
+    angle = Angle(frame, first, last, clip != OPEN, DATA_SCALE if scale is None else float(scale))
+    process = frame.process
+    s = process.noise_level(t)
+    alpha, own_alpha = process.alpha(t), frame.alpha(t, s)
+    own, of_state = frame.output_coefficients(t, s)
+    variance = float((own_alpha * s).square()[0])
+    start = float((alpha * s)[0])
+    return AdaptivePlan(
+        torch.zeros(1, 4, dtype=torch.float64),
+        frame.told(t, s)[:1],
+        steps=method.max_steps,
+        steps_per_level=method.max_steps,
+        init_scale=start,
+        known_scale=start,
+        known_part=float(alpha[0]),
+        step_size=f"rtol={method.rtol:g}, atol={method.atol:g}",
+        conditioning=frame.conditioning,
+        records_steps=True,
+        labels=frame.labels(s[:1]),
+        scales=frame.scale(t, s).tolist(),
+        clip=clip,
+        known_table=torch.zeros(1, 4, dtype=torch.float64),
+        continuous=True,
+        returns_state=bool(options["return_state"]),
+        carries_history=True,
+        prior=(variance, float(own[0]), float(of_state[0])) if from_start else None,
+        make_chain=partial(AdaptiveChain, method=method, angle=angle),
+        graph_by_itself=False,
+    )

@@ -1,0 +1,118 @@
+"""The variable in which the adaptive solver integrates: y over its standard deviation, by angle.
+
+With u = y/sqrt(s^2 + d^2) and theta = atan(s/d) the flow dy/ds = -s S is at rest for data
+N(0, d^2 I), and for all others changes by about as much at high noise, where u is the direction of
+the noise, as at low, where it is that of the data. On ten Gaussians in 2 and in 64 dimensions, s
+from 50 to 0.01 and tolerances of 1e-3, a sample takes 32 to 36 calls of the model, where u over log
+s takes 42 to 54, x over the time of VP 32 to 46, y over log s 63 to 74, and y over s 90 to 135.
+With d within a factor of two of the data's standard deviation it is nearly as good as with that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastscore.samplers._frame import Frame
+from fastscore.samplers._runge_kutta import data_coefficients, flow_coefficients
+
+DATA_SCALE = 0.5  # of a model that does not say its sigma_data
+LANES = 64  # what vectors of every instruction set divide
+
+
+class Nodes(NamedTuple):
+    """What there is to know at some angles, each (stages, n), in float64."""
+
+    told: Tensor  # what the model is told
+    labels: Tensor  # or the index that it is told, int64
+    p: Tensor  # du/dtheta = p u + q o, u = g w
+    q: Tensor
+    g: Tensor
+    alpha: Tensor  # w = alpha y + alpha s z
+    known: Tensor  # (stages, n, 2): alpha and alpha s
+    data: Tensor  # (stages, n, 2): d and e of D = d w + e o
+
+
+@dataclass
+class Angle:
+    """The path of a process by its angle, in the frame of a model."""
+
+    frame: Frame
+    first: float  # the times at the ends
+    last: float
+    clips: bool
+    scale: float = DATA_SCALE
+
+    @property
+    def in_time(self) -> bool:
+        """Whether the model is called in the process's own time, or in its x."""
+        return self.frame.kind == "x" or self.frame.conditioning == "time"
+
+    def of_time(self, t: float) -> float:
+        """Theta at a time."""
+        return math.atan2(float(self.frame.process.noise_level(t)), self.scale)
+
+    def on(self, device: torch.device) -> Angle:
+        """With what it holds on a device."""
+        levels = self.frame.levels
+        if levels is None:
+            return self
+        return replace(self, frame=replace(self.frame, levels=levels.to(device)))
+
+    def levels(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """(t, s) at these angles; t is NaN where nothing asks for it."""
+        s = theta.tan() * self.scale
+        if not self.in_time:
+            return torch.full_like(s, torch.nan), s
+        return self.times(theta), s
+
+    def nodes(self, theta: Tensor) -> Nodes:
+        """At these angles, (stages, n); bytes at one do not hang on how many others there are."""
+        return Nodes(*alike_everywhere(self._nodes, theta))
+
+    def _nodes(self, theta: Tensor) -> tuple[Tensor, ...]:
+        frame = self.frame
+        t, s = self.levels(theta)
+        variance = s.square() + self.scale**2
+        of = replace(frame, prediction="x0") if self.clips else frame
+        p, q, g = flow_coefficients(
+            of, t, s, variance.rsqrt(), variance / self.scale, s / -self.scale
+        )
+        alpha = frame.alpha(t, s)
+        told = frame.told(t, s)
+        known = torch.stack([alpha, alpha * s], dim=-1)
+        return told, frame.index(s), p, q, g, alpha, known, data_coefficients(frame, t, s)
+
+    def times(self, theta: Tensor) -> Tensor:
+        """T at these angles, which never leave the process."""
+        lo, hi = sorted((self.first, self.last))
+        return self.frame.process.time_of(theta.tan() * self.scale).clamp(lo, hi)
+
+    def shown(self, theta: Tensor) -> Tensor:
+        """Kappa, by which x is multiplied in w."""
+
+        def kappa(angle: Tensor) -> tuple[Tensor, ...]:
+            return (self.frame.scale(self.times(angle), angle.tan() * self.scale),)
+
+        return alike_everywhere(kappa, theta)[0]
+
+
+def alike_everywhere(
+    function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor
+) -> tuple[Tensor, ...]:
+    """``function`` of each element of x: with the same bytes wherever in x it stands.
+
+    PyTorch's loops on the CPU compute what fills no vector by other instructions, whose result may
+    differ in the last bit.
+    """
+    flat = x.reshape(-1)
+    missing = -len(flat) % LANES
+    if missing and x.device.type == "cpu":
+        flat = torch.cat([flat, flat[-1:].expand(missing)])
+    results = function(flat)
+    return tuple(r[: x.numel()].reshape(*x.shape, *r.shape[1:]) for r in results)
