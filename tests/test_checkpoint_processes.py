@@ -138,6 +138,11 @@ def test_another_process(path: Path) -> None:
     own = VE(0.15, 1.5)
     want = probability_flow(net, own, shape=(3, 2), steps=5, seed=1)
     assert torch.equal(loaded.sample(3, sde=own, **flow), want)
+    # On the part of it that the network knows, loaded or not.
+    within = {"conditioning": "sigma", "sigma_range": (float(SIGMAS[-1]), float(SIGMAS[0]))}
+    want = probability_flow(net, VP(), shape=(3, 2), steps=5, seed=1, **within)
+    for checkpoint in (loaded, Checkpoint(net, SIGMAS, data_shape=(2,))):
+        assert torch.equal(checkpoint.sample(3, sde=VP(), **flow), want)
     # A network that is told the time of its own process is asked in that, and by noise levels too.
     loaded = saved(path, net, VP(), prediction="eps", conditioning="time")
     score = ProcessScore(net, VP(), prediction="eps", conditioning="time")

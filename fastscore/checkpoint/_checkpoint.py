@@ -268,6 +268,7 @@ def call_of(
             call["time_scale"] = checkpoint.time_scale
         if call.get("conditioning") == "index" and checkpoint.sigmas is not None:
             call["sigmas"] = checkpoint.sigmas
+        call["sigma_range"] = known_range(fn, checkpoint)
         return (model, process), {**settings, **call}
     model, call = model_for(checkpoint, in_time=False)
     args = (model,) if name == "langevin" else (model, checkpoint.sigmas)

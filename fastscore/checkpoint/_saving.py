@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +113,7 @@ def _check_sampling(fn: str, checkpoint: Checkpoint) -> None:
     to_json(fn, "sampling", checkpoint.sampling)
     try:
         args, settings = call_of(checkpoint)
-        with warnings.catch_warnings():  # of noise levels that the network will say it knows
-            warnings.simplefilter("ignore")
-            sampler.plan(*args, **settings)
+        sampler.plan(*args, **settings)
     except (TypeError, ValueError) as error:
         got = f"{checkpoint.sampling} ({error})"
         raise type(error)(

@@ -40,7 +40,7 @@ def ways(mean: Tensor) -> list[Way]:
     the mean does as well.
     """
     reverse, flow = "reverse_sde", "probability_flow"
-    corrected = {"predictor": "ancestral", "corrector": "annealed", "grid": "karras", "steps": 19}
+    corrected = {"predictor": "ancestral", "corrector": "annealed", "grid": "log", "steps": 19}
     plain, noisy = {"solver": "dpmpp_2m", "steps": 12}, {"solver": "dpmpp_2m_sde"}
     return [
         Way("predictor-corrector", reverse, corrected),
