@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastscore._support.lending import is_untouched
-from fastscore.reference.runge_kutta import rk_advance_, rk_error, rk_stage
+from fastscore.ops import rk_advance_, rk_error, rk_stage
 from fastscore.samplers._frame import Frame
 from fastscore.samplers._loop import Chain
 from fastscore.samplers._plan import OPEN
