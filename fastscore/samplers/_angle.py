@@ -28,14 +28,27 @@ LANES = 64  # what vectors of every instruction set divide
 class Nodes(NamedTuple):
     """What there is to know at some angles, each (stages, n), in float64."""
 
+    s: Tensor
     told: Tensor  # what the model is told
-    labels: Tensor  # or the index that it is told, int64
+    alpha: Tensor  # w = alpha y + alpha s z
     p: Tensor  # du/dtheta = p u + q o, u = g w
     q: Tensor
     g: Tensor
-    alpha: Tensor  # w = alpha y + alpha s z
-    known: Tensor  # (stages, n, 2): alpha and alpha s
-    data: Tensor  # (stages, n, 2): d and e of D = d w + e o
+    labels: Tensor | None = None  # or the index that the model is told, int64
+    data: Tensor | None = None  # (stages, n, 2): d and e of D = d w + e o, where D is clipped
+
+    def label_at(self, stage: int) -> Tensor:
+        """The indices of a stage, or what is no index and not asked for."""
+        return (self.told if self.labels is None else self.labels)[stage]
+
+    def data_at(self, stage: int) -> Tensor | None:
+        """The coefficients of D at a stage, where they are asked for."""
+        return None if self.data is None else self.data[stage]
+
+    def known_at(self, stage: int) -> Tensor:
+        """(n, 2): by what known elements and their noise are multiplied."""
+        alpha = self.alpha[stage]
+        return torch.stack([alpha, alpha * self.s[stage]], dim=-1)
 
 
 @dataclass
@@ -73,7 +86,10 @@ class Angle:
 
     def nodes(self, theta: Tensor) -> Nodes:
         """At these angles, (stages, n); bytes at one do not hang on how many others there are."""
-        return Nodes(*alike_everywhere(self._nodes, theta))
+        found = alike_everywhere(self._nodes, theta)
+        labels = found[6] if self.frame.levels is not None else None
+        s, told, alpha, p, q, g = found[:6]
+        return Nodes(s, told, alpha, p, q, g, labels, found[-1] if self.clips else None)
 
     def _nodes(self, theta: Tensor) -> tuple[Tensor, ...]:
         frame = self.frame
@@ -83,10 +99,20 @@ class Angle:
         p, q, g = flow_coefficients(
             of, t, s, variance.rsqrt(), variance / self.scale, s / -self.scale
         )
-        alpha = frame.alpha(t, s)
-        told = frame.told(t, s)
-        known = torch.stack([alpha, alpha * s], dim=-1)
-        return told, frame.index(s), p, q, g, alpha, known, data_coefficients(frame, t, s)
+        found = [s, frame.told(t, s), frame.alpha(t, s), p, q, g]
+        if frame.levels is not None:
+            found.append(frame.index(s))
+        if self.clips:
+            found.append(data_coefficients(frame, t, s))
+        return tuple(found)
+
+    def data_of(self, theta: Tensor) -> Tensor:
+        """(n, 2): the expected data at these angles (n,), in what stands for the output."""
+        if self.clips:
+            return torch.stack([torch.zeros_like(theta), torch.ones_like(theta)], dim=-1)
+        return alike_everywhere(
+            lambda angle: (data_coefficients(self.frame, *self.levels(angle)),), theta
+        )[0]
 
     def times(self, theta: Tensor) -> Tensor:
         """T at these angles, which never leave the process."""
@@ -110,9 +136,9 @@ def alike_everywhere(
     PyTorch's loops on the CPU compute what fills no vector by other instructions, whose result may
     differ in the last bit.
     """
+    missing = -x.numel() % LANES
+    if not missing or x.device.type != "cpu":
+        return function(x)
     flat = x.reshape(-1)
-    missing = -len(flat) % LANES
-    if missing and x.device.type == "cpu":
-        flat = torch.cat([flat, flat[-1:].expand(missing)])
-    results = function(flat)
-    return tuple(r[: x.numel()].reshape(*x.shape, *r.shape[1:]) for r in results)
+    results = function(torch.cat([flat, flat[-1:].expand(missing)]))
+    return tuple(r[: x.numel()].view(*x.shape, *r.shape[1:]) for r in results)

@@ -94,12 +94,14 @@ def coefficients_of(
     stages = len(tableau.nodes)
     table = h.new_zeros(1 + stages, len(h), 1 + stages)
     table[: stages if tableau.error else stages + 1, :, 0] = g[0]
-    steps = weights.unsqueeze(-1) * h
-    for j in range(stages):
-        slope = p[j].unsqueeze(-1) * table[j]
-        slope[:, j + 1] += q[j]
-        table[j + 1 :] += steps[j + 1 :, j].unsqueeze(-1) * slope
-    return table / g.unsqueeze(-1)
+    of_outputs = h.new_zeros(stages, len(h), 1 + stages)
+    of_outputs.diagonal(1, 0, 2).copy_(q.T)
+    of_states, steps = p.unsqueeze(-1).unbind(), (weights.unsqueeze(-1) * h).unsqueeze(-1)
+    known = zip(of_states, table.unbind(), of_outputs.unbind(), steps.unbind(1), strict=False)
+    for j, (of_state, row, of_output, step) in enumerate(known):
+        slope = (of_state * row).add_(of_output)
+        table[j + 1 :].add_(step[j + 1 :] * slope)
+    return table.div_(g.unsqueeze(-1))
 
 
 def flow_coefficients(
@@ -134,6 +136,9 @@ class StagedChain(Chain):
     stage: Tensor = field(init=False)  # what the model is called with, in place of x
     copies: bool = field(init=False, default=False)  # whether the model uses its memory again
     kept: list[Tensor] = field(init=False, default_factory=list)  # this step's outputs
+    places: list[int] = field(
+        init=False, default_factory=list
+    )  # where they are, of the model's own
     unknown: Tensor | None = field(init=False, default=None)  # (B,): D over how many are unknown
 
     def __post_init__(self) -> None:
@@ -184,18 +189,23 @@ class StagedChain(Chain):
         place = place_of(output)
         if place in (place_of(w), place_of(self.x)):
             return output.clone()
-        if any(place == place_of(other) for other in self.kept if not is_untouched(other)):
+        if place in self.places:
             raise MemoryUsedAgain
+        self.places.append(place)
         return output
 
     def attempt(self, body: Callable[[], None]) -> None:
         """Call ``body``, and once more with copies where the model overwrites what it returned."""
-        self.kept = []
         try:
             body()
         except MemoryUsedAgain:
-            self.copies, self.kept = True, []
+            self.copies = True
+            self.keep()
             body()
+
+    def keep(self, *outputs: Tensor) -> None:
+        """Begin a step, with these alone."""
+        self.kept, self.places = list(outputs), []
 
     def with_known(self, w: Tensor, coefficients: Tensor) -> Tensor:
         """w with its known elements at their level, a known + b z, in place."""
