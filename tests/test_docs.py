@@ -87,6 +87,13 @@ def test_the_figures_of_the_example_are_those_that_were_measured():
         *first, last
     )
     assert expected in README.read_text()
+    for drawn, words in zip(
+        found["frechet_distance_in_time"],
+        ("Their Fréchet distances are {}, {} and {}, for 0.012", "({}, {} and {}.)"),
+        strict=True,
+    ):
+        shown = [f"{value:.2g}" for value in drawn.values()]
+        assert words.format(*shown) in README.read_text()
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"])
