@@ -62,6 +62,7 @@ LABELS = {
 FAMILY_COLOURS = {
     "random": "#0072B2",
     "langevin": "#D55E00",
+    "multistep": "#E69F00",
     "dsm": "#009E73",
     "sliced": "#CC79A7",
     "dual": "#000000",

@@ -32,8 +32,13 @@ def run(device: str, elements: int, images: tuple[int, int]) -> None:
     x, s = (torch.randn(elements, device=device) for _ in range(2))
     y, jvp = torch.randn(images, device=device), torch.randn(1, *images, device=device)
     labels = torch.zeros(images[0], dtype=torch.int64, device=device)
+    pair = torch.tensor([1.5, -0.5], dtype=torch.float64, device=device)
+    solver = torch.tensor([[1.0, 0.01, 0.0, 0.0, 1.0, 1.0, -0.1, 1.0, 0.01, 0.0]]).double()
+    solver, past = solver.to(device), torch.zeros_like(x)
     for _ in range(2):
         ops.langevin_step_(x, s, rows, key)
+        ops.langevin_step_(x, s, rows, key, second=past, weights=pair)
+        ops.multistep_step_(x, past, s, solver, key)
         ops.normal_(s, key)
         ops.perturb(y, noise, key)
         ops.dsm_residual(y, levels, labels, key)

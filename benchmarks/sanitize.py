@@ -69,6 +69,7 @@ def results(shape: tuple[int, ...], dtype: torch.dtype, device: str, place) -> I
     if dtype in (torch.bfloat16, torch.float16):
         state = place(data(*shape, dtype=dtype, seed=0).float())
         yield ops.langevin_step_(state, s, rows, key(device))
+    yield from guided(x, s, known, held, device)
     labels = (torch.arange(batch) % 3).to(device)
     yield from ops.perturb(x, table(device, 3, 2), key(device))
     yield ops.perturb(x, table(device, 3, 2), key(device), labels=labels)[0]
@@ -105,6 +106,19 @@ def results(shape: tuple[int, ...], dtype: torch.dtype, device: str, place) -> I
     yield sums(raw.dual_backward(x, jvp, s, jvp, 1, 0.0, 0.0)[0])
     yield sums(raw.dual_slope_backward(s, x, x, 1, 0.0, 0.0))
     yield sums(raw.dual_stacked_backward(jvp, jvp, 2, 0.0, 0.0))
+
+
+def guided(x: Tensor, s: Tensor, known: Tensor, held: dict, device: str) -> Iterator[Tensor]:  # type: ignore[type-arg]
+    """Steps of two terms and six columns, and updates with a history."""
+    batch = x.shape[0]
+    for rows, options in (((2,), {}), ((2, batch), held)):
+        own = table(device, *rows, 10)
+        terms = {"second": known, "weights": table(device, batch, 2)}
+        yield ops.langevin_step(x, s, own[..., :6].contiguous(), key(device), **terms, **options)
+        state, history = x.clone(), known.clone()
+        ops.multistep_step_(state, history, s, own, key(device), clip=(-1.0, 1.0), **options)
+        ops.multistep_step_(state, history, s, own, key(device), **terms)
+        yield from (state, history)
 
 
 class Rounded(Tensor):

@@ -28,6 +28,7 @@ TILED = {
     "random_rademacher_": ("fill", FILLED),
     "langevin_step": ("langevin", PACKED),
     "langevin_step_": ("langevin", PACKED),
+    "multistep_step_": ("full_step<Multistep", SPREAD),
     "perturb": ("map", MAPPED),
     "dsm_residual_backward": ("map", MAPPED),
     "dsm_residual_regrad_": ("regrad", PACKED),

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 FAMILIES = {
     "random": "filling a tensor with noise",
     "langevin": "a Langevin step, and chains whose score costs next to nothing",
+    "multistep": "one row of a solver on a grid, with the history that it keeps",
     "continuous": "steps of samplers in continuous time but for the network",
     "dsm": "denoising score matching but for the network",
     "sliced": "the terms of sliced score matching, and projections",
@@ -26,6 +27,7 @@ OPS = {
     "uniform_": "uniform numbers in [0, 1)",
     "rademacher_": "-1 and +1, a bit each",
     "langevin_step_": "x <- a x + b s + c z in place, the score s given",
+    "multistep_step_": "a step of DPM-Solver++(2M) and of its stochastic form, the score given",
     "langevin": "a chain on N(0, I)",
     "annealed_langevin": "annealed Langevin dynamics about one data point",
     "predictor_corrector_step": "a reverse diffusion step and an annealed corrector, scores given",

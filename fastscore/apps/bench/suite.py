@@ -19,6 +19,7 @@ from fastscore.apps.bench.cases import (
     dsm,
     dual,
     langevin,
+    multistep,
     random,
     sampling,
     scaling,
@@ -37,6 +38,7 @@ Say = Callable[[str], Any]
 SOURCES: dict[str, list[Callable[[str, bool], Any]]] = {
     "random": [random.cases],
     "langevin": [langevin.cases],
+    "multistep": [multistep.cases],
     "continuous": [continuous.cases],
     "dsm": [dsm.cases],
     "sliced": [sliced.cases],

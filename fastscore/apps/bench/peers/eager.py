@@ -26,6 +26,26 @@ def langevin_step_(x: Tensor, score: Tensor, b: float, c: float) -> Tensor:
     return x.add_(score, alpha=b).add_(torch.randn_like(x), alpha=c)
 
 
+def guided_step_(
+    x: Tensor, score: Tensor, second: Tensor, w: tuple[float, float], b: float, c: float
+) -> Tensor:
+    """A step of the score w0 score + w1 second."""
+    x.add_(score, alpha=b * w[0]).add_(second, alpha=b * w[1])
+    return x.add_(torch.randn_like(x), alpha=c)
+
+
+def multistep_step_(
+    x: Tensor, history: Tensor, score: Tensor, square: float, ratio: float, now: float,
+    before: float, c: float,
+) -> Tensor:  # fmt: skip
+    """x <- ratio x + now D + before H + c z with D = x + square score, which is returned."""
+    mean = torch.add(x, score, alpha=square)
+    x.mul_(ratio).add_(mean, alpha=now).add_(history, alpha=before)
+    if c:
+        x.add_(torch.randn_like(x), alpha=c)
+    return mean
+
+
 def langevin(score_fn: Callable[[Tensor], Tensor], x: Tensor, steps: int, alpha: float) -> Tensor:
     """``steps`` steps of x <- x + alpha s + sqrt(2 alpha) z."""
     x = x.clone()
