@@ -44,8 +44,8 @@ def ways(mean: Tensor) -> list[Way]:
     plain, noisy = {"solver": "dpmpp_2m", "steps": 12}, {"solver": "dpmpp_2m_sde"}
     return [
         Way("predictor-corrector", reverse, corrected),
-        Way("Heun with churn", flow, {"solver": "heun", "steps": 18, "churn": 10.0}),
-        Way("Heun with churn", flow, {"solver": "heun", "steps": 10, "churn": 3.0}),
+        Way("Heun with churn", flow, {"solver": "heun", "steps": 18, "churn": 7.2}),
+        Way("Heun with churn", flow, {"solver": "heun", "steps": 10, "churn": 4.0}),
         *(Way("DPM-Solver++(2M) SDE", flow, noisy | {"steps": steps}) for steps in (20, 12, 8)),
         Way("DPM-Solver++(2M)", flow, plain),
         Way("the same from the mean", flow, plain | {"init_mean": mean}),
