@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 import warnings
@@ -13,6 +14,7 @@ from continuous import MEAN, PROCESSES, VARIANCE, InTime, every_process, gaussia
 from helpers import assert_same_bytes, make_key, randn
 from torch import Tensor
 
+import fastscore
 from fastscore import sde
 from fastscore._support.terms import Terms
 from fastscore.random import Stream, normal
@@ -412,6 +414,22 @@ def test_batches_and_half_precision(device: torch.device) -> None:
         ({"t_start": 1.5}, ValueError, "t_start must be at most 1"),
         ({"t_start": 1e-4, "x": torch.zeros(4, 3)}, ValueError, "later than the end of sampling"),
         ({"norms": "batch"}, ValueError, "norms must be"),
+        ({"corrector": None, "norms": "batch"}, ValueError, "norms must be"),
+        (
+            {"corrector": None, "corrector_steps": 3},
+            ValueError,
+            "corrector_steps must be 1 without",
+        ),
+        (
+            {"corrector": "langevin", "init_mean": torch.zeros(4, 3)},
+            ValueError,
+            "each sample has its own model_kwargs or init_mean",
+        ),
+        (
+            {"corrector": "langevin", "model": lambda x, s: 0 * x},
+            ValueError,
+            "norms are positive and finite",
+        ),
         ({"norms": torch.ones(2), "corrector": "langevin"}, ValueError, "one for each step"),
         ({"time_scale": 0.0}, ValueError, "time_scale must be positive"),
         ({"sigmas": [2.0, 1.0]}, ValueError, "sigmas must be left out but"),
@@ -427,3 +445,77 @@ def test_bad_arguments(arguments: dict[str, Any], error: Any, message: str) -> N
         del arguments["shape"]
     with pytest.raises(error, match=f"reverse_sde: .*{message}"):
         run(**arguments)
+
+
+def test_a_pilot_of_a_run_from_part_way_measures_the_samples_of_its_level() -> None:
+    """Not noise alone, whose scores are far larger where the data are far from 0."""
+    process, found = sde.VE(0.01, 50.0), []
+
+    def far(y: Tensor, s: Tensor) -> Tensor:
+        found.append((float(s[0]), float((5 - y).square().mean() / (1 + s[0] ** 2))))
+        return (5 - y) / (1 + s[:, None] ** 2)
+
+    start = process.time_of(0.7)
+    x = 5 + randn(8, 64)
+    reverse_sde(
+        far, process, x, t_start=float(start), steps=10, corrector="langevin", seed=0
+    )  # fmt: skip
+    pilot = [ratio for s, ratio in found[: len(found) - 21] if s <= 0.701]
+    assert len(pilot) == 11
+    assert all(0.5 < ratio < 1.5 for ratio in pilot)  # of noise alone, 12 to 17
+
+
+@pytest.mark.parametrize(
+    ("known", "message"),
+    [
+        ((0.0, 5.0), None),
+        ((60.0, 100.0), "knows some of the process's noise levels, 0.01 to 10"),
+        ((1e-5, 1e-3), "knows some of the process's noise levels, 0.01 to 10"),
+    ],
+)
+@pytest.mark.parametrize("sampler", ["reverse_sde", "probability_flow"])
+def test_ranges_that_end_elsewhere(sampler: str, known: Any, message: str | None) -> None:
+    def ranged(y: Tensor, s: Tensor) -> Tensor:
+        assert float(s.max()) <= known[1]
+        return gaussian(y, s)
+
+    ranged.sigma_range = known  # type: ignore[attr-defined]
+    run = getattr(fastscore, sampler)
+    if message is None:
+        assert run(ranged, sde.VE(0.01, 10.0), steps=5, shape=(3, 2), seed=0).isfinite().all()
+        return
+    with pytest.raises(ValueError, match=f"^{sampler}: model must be one that {message}"):
+        run(ranged, sde.VE(0.01, 10.0), steps=5, shape=(3, 2), seed=0)
+
+
+def test_a_start_above_what_the_model_knows() -> None:
+    def ranged(y: Tensor, s: Tensor) -> Tensor:
+        return gaussian(y, s)
+
+    ranged.sigma_range = (0.01, 1.0)  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=r"^reverse_sde: t_start must be at most 0\.66666"):
+        reverse_sde(ranged, sde.VE(0.01, 10.0), randn(3, 2), t_start=0.9, steps=5, seed=0)
+
+
+def test_a_state_goes_on_in_its_own_run() -> None:
+    how: dict[str, Any] = {"steps": 6, "shape": (3, 2), "seed": 0, "return_state": True}
+    state = reverse_sde(gaussian, sde.VE(), callback=lambda step, x: step == 2, **how)
+    loaded = io.BytesIO()
+    torch.save(state, loaded)
+    loaded.seek(0)
+    again = torch.load(loaded)  # weights_only, as torch has it
+    whole = reverse_sde(gaussian, sde.VE(), **how)
+    assert torch.equal(reverse_sde(gaussian, sde.VE(), again, steps=6), whole.x)
+    for other in ({"steps": 7}, {"steps": 6, "predictor": "ancestral"}):
+        with pytest.raises(ValueError, match=r"^reverse_sde: x must be the state of a run of"):
+            reverse_sde(gaussian, sde.VE(), state, **other)
+    with pytest.raises(ValueError, match=r"^probability_flow: x must be the state of a run of"):
+        fastscore.probability_flow(gaussian, sde.VE(), state, solver="rk45")
+
+
+def test_a_mean_that_is_said_is_no_wrong_convention(recwarn: pytest.WarningsRecorder) -> None:
+    def far(y: Tensor, s: Tensor) -> Tensor:
+        return (100 - y) / (1 + s[:, None] ** 2)
+
+    reverse_sde(far, sde.VE(), steps=5, shape=(3, 2), seed=0, init_mean=100.0)
+    assert not recwarn.list

@@ -82,6 +82,17 @@ def test_an_object_of_alpha_and_sigma_is_a_process(own: Any, way: str, close: fl
     torch.testing.assert_close(got, vp.drift(T), rtol=close, atol=max(close, 1e-5))
 
 
+@pytest.mark.parametrize(
+    ("own", "first", "close"),
+    [(OwnVP(np), 1e-5, 1e-3), (OwnVP(np), 1e-3, 1e-5), (NumPy32(), 1e-3, 2e-2)],
+    ids=["numpy", "numpy later", "float32"],
+)
+def test_differences_near_the_data(own: Any, first: float, close: float) -> None:
+    """Where sigma goes like sqrt(t), and g^2 is what the likelihood weighting takes."""
+    g2 = sde.as_process("test", own).diffusion_squared(first)
+    torch.testing.assert_close(g2, sde.VP().diffusion_squared(first), rtol=close, atol=0)
+
+
 def test_its_inverse() -> None:
     process = sde.as_process("sde_loss", Straight())
     t = torch.cat([torch.tensor([1e-4, 1e-3], dtype=torch.float64), T])

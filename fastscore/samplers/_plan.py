@@ -62,6 +62,7 @@ class Plan:
     prepare: Callable[[Setting], None] | None = None  # what is measured before the run
     adjust: Callable[[Any, Tensor], None] | None = None  # changes the table's row, given a score
     make_chain: Callable[..., Any] | None = None  # a chain of another kind
+    settings: str = ""  # in words, what a run that is resumed has to have alike
     graph_by_itself: bool = True  # whether "auto" may mean a CUDA graph
 
     @property

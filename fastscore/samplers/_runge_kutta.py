@@ -10,7 +10,7 @@ whose coefficients hold the linear part of the flow exactly as far as float64 go
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -159,7 +159,10 @@ class StagedChain(Chain):
         """
         state, self.x = self.x, w
         try:
+            before = versions(self.kept)
             output = self.score()
+            if versions(self.kept) != before:
+                raise MemoryUsedAgain
             if self.adjust is not None:
                 self.adjust(self, output)
         finally:
@@ -224,6 +227,11 @@ class StagedChain(Chain):
     def clips(self) -> bool:
         """Whether the data that the model predicts are clipped."""
         return self.clip != OPEN
+
+
+def versions(tensors: Sequence[Tensor]) -> list[int]:
+    """How often each has been written to, where that is counted."""
+    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
 def place_of(tensor: Tensor) -> int:
