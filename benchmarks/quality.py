@@ -14,7 +14,8 @@ Run: python benchmarks/quality.py [--out benchmarks/results] [--problem P] [--jo
      [--minutes M] [--quick]
 Writes quality.json, a row for each run, and quality.png. Each run is in the file once it is made,
 and is not made again: a run of this script that was stopped, or whose minutes were over, goes on
-where it was. All of it takes about half an hour on two cores; scikit-learn is needed.
+where it was (with --minutes 0 it draws what is there). All of it takes about half an hour on two
+cores; scikit-learn is needed.
 """
 
 from __future__ import annotations
@@ -26,14 +27,20 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
 
+import matplotlib
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from quality_lines import FAMILIES, LINES, Row
 from torch import Tensor
 
 import fastscore
@@ -46,130 +53,18 @@ from fastscore.evaluation.distances import energy_distance, frechet_distance, sl
 
 SAMPLES = 5_000
 SEEDS = 5
-REFERENCE = 20_000  # true samples that sliced Wasserstein distances are to
+QUICK_SAMPLES = 50
+REFERENCE = 4  # times as many true samples are what sliced Wasserstein distances are to
+REFERENCE_SEED = 1_000
 FOR_ENERGY = 2_000  # of either side: its time grows with their product
-PROJECTIONS = 200
+PROJECTIONS = 100
 BATCH = 500
 TRAINING = 3_000
+COMPARED = ("dpmpp_2m_sde", "dpmpp_2m", "heun, churn")  # of which all seeds are run first
+SHORT = 20  # evaluations
 FEW = 8  # evaluations up to which a ladder of the digits ends higher
-Row = dict[str, Any]
-
-# ---- samplers ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Line:
-    """One sampler at several numbers of evaluations: keyword arguments of each run."""
-
-    name: str
-    family: str
-    marker: str
-    runs: tuple[Row, ...]
-    dashes: str = "-"
-    from_zero: bool = False
-
-
-def flow(counts: Iterable[int], calls: int = 1, last: int = 1, **options: Any) -> tuple[Row, ...]:
-    """Runs of ``probability_flow`` of so many steps, ``calls`` in each but the last."""
-    return tuple(
-        {"function": "probability_flow", "steps": n, "evaluations": calls * (n - 1) + last}
-        | {"grid": "karras"}
-        | {name: value(n) if callable(value) else value for name, value in options.items()}
-        for n in counts
-    )
-
-
-def sde(counts: Iterable[int], **options: Any) -> tuple[Row, ...]:
-    """Runs of ``reverse_sde`` of so many steps, and the denoising one."""
-    calls = 2 if "corrector" in options else 1
-    return tuple(
-        {"function": "reverse_sde", "steps": n, "evaluations": calls * n + 1, "grid": "karras"}
-        | options
-        for n in counts
-    )
-
-
-def langevin(*counts: tuple[int, int]) -> tuple[Row, ...]:
-    """Annealed Langevin dynamics of so many levels with so many steps at each."""
-    return tuple(
-        {"function": "annealed_langevin", "levels": levels, "steps_per_sigma": steps}
-        | {"evaluations": levels * steps + 1}
-        for levels, steps in counts
-    )
-
-
-def consistent(*counts: int) -> tuple[Row, ...]:
-    """Consistent annealed sampling; its noise is 0.44 of what would be new in every step."""
-    return tuple(
-        {"function": "consistent_annealed_langevin", "levels": n, "old_noise": 0.9}
-        | {"evaluations": n}
-        for n in counts
-    )
-
-
-def adaptive(*tolerances: float) -> tuple[Row, ...]:
-    return tuple(
-        {"function": "probability_flow", "solver": "rk45", "rtol": tol, "atol": tol}
-        | {"denoise": True, "evaluations": None}
-        for tol in tolerances
-    )
-
-
-def churn(steps: int) -> float:
-    """Noise of 0.4 of the level in every step, nearly the most that there may be."""
-    return 0.4 * steps
-
-
-PREDICTORS = {"euler_maruyama": "o", "reverse_diffusion": "s", "ancestral": "^"}
-FAMILIES = {  # colours of Okabe and Ito, and of Tol, that the colour-blind can tell apart
-    "Langevin": "#0072B2",
-    "predictor": "#E69F00",
-    "predictor and corrector": "#009E73",
-    "flow": "#D55E00",
-    "flow with noise": "#882255",
-    "started from zero": "#888888",
-}
-LINES = (
-    Line("annealed_langevin", "Langevin", "o", langevin((6, 3), (13, 3), (35, 3), (35, 5))),
-    Line("consistent_annealed_langevin", "Langevin", "s", consistent(12, 20, 40)),
-    *(
-        Line(name, "predictor", marker, sde((11, 19, 39), predictor=name))
-        for name, marker in PREDICTORS.items()
-    ),
-    *(
-        Line(
-            f"{name}, {corrector}",
-            "predictor and corrector",
-            marker,
-            sde((5, 9, 19), predictor=name, corrector=corrector),
-            dashes,
-        )
-        for corrector, dashes in (("annealed", "-"), ("langevin", "--"))
-        for name, marker in PREDICTORS.items()
-    ),
-    Line("euler", "flow", "o", flow((8, 12, 20, 40), solver="euler")),
-    Line("heun", "flow", "s", flow((4, 6, 10, 20), 2, solver="heun")),
-    Line("rk4", "flow", "^", flow((3, 5, 10), 4, solver="rk4")),
-    Line("dpmpp_2m", "flow", "D", flow((5, 8, 12, 20, 40), solver="dpmpp_2m")),
-    Line("rk45", "flow", "v", adaptive(0.3, 0.1, 0.03, 0.01, 0.001), "--"),
-    Line("heun, churn", "flow with noise", "s", flow((6, 10, 20), 2, solver="heun", churn=churn)),
-    Line(
-        "dpmpp_2m_sde", "flow with noise", "D", flow((5, 8, 12, 20, 40), solver="dpmpp_2m_sde")
-    ),
-    Line("heun from zero", "started from zero", "s", flow((10,), 2, solver="heun"), ":", True),
-    Line(
-        "dpmpp_2m from zero", "started from zero", "D", flow((12, 20), solver="dpmpp_2m"), ":", True
-    ),
-    Line(
-        "dpmpp_2m_sde from zero",
-        "started from zero",
-        "o",
-        flow((5, 8, 12, 20, 40), solver="dpmpp_2m_sde"),
-        ":",
-        True,
-    ),
-)  # fmt: skip
-
+LEGEND_ROWS = 3
+TOP = 15  # where the panels end, in floors; what lies above is in the file alone
 
 # ---- problems ------------------------------------------------------------------------------------
 
@@ -204,7 +99,7 @@ class Problem:
                 "frechet": frechet_distance(clean, held_out),
                 "frechet_to_training": frechet_distance(clean, data),
             }
-        reference = self.reference()
+        reference = self.true(REFERENCE * len(samples), REFERENCE_SEED)
         some = reference[:FOR_ENERGY]
         return {
             "sliced_wasserstein": sliced_wasserstein(
@@ -212,9 +107,6 @@ class Problem:
             ),
             "energy": energy_distance(samples[:FOR_ENERGY], some),
         }
-
-    def reference(self) -> Tensor:
-        return self.true(REFERENCE, 1_000)
 
     def true(self, count: int, seed: int) -> Tensor:
         """Samples of the distribution itself; of the digits, the training ones."""
@@ -251,12 +143,12 @@ def problem(name: str, network: str | None) -> Problem:
         title = "10 Gaussians in 64 dimensions, exact score: sliced Wasserstein"
     model = fastscore.scores.GaussianMixture(weights, centres, std**2)
     mean = (weights / weights.sum()) @ centres
-    high = fastscore.sigma_max_from_data(model.sample(REFERENCE, seed=1_000))
+    high = fastscore.sigma_max_from_data(model.sample(REFERENCE * SAMPLES, seed=REFERENCE_SEED))
     shape = tuple(centres.shape[1:])
     return Problem(name, title, model, shape, mean, high, std / 10, measures)
 
 
-PROBLEMS = ("plane", "mixture", "digits")
+PROBLEMS = ("digits", "mixture", "plane")
 
 # ---- runs ----------------------------------------------------------------------------------------
 
@@ -312,7 +204,7 @@ def trained(iterations: int, file: str) -> str:
 
 def jobs_of(name: str, quick: bool) -> list[Row]:
     """All runs of a problem, those first that the others are to be compared with."""
-    samples, seeds = (200, 1) if quick else (SAMPLES, SEEDS)
+    samples, seeds = (QUICK_SAMPLES, 1) if quick else (SAMPLES, SEEDS)
     base = {"problem": name, "samples": samples}
     jobs = []
     for seed in range(1 if name == "digits" else seeds):
@@ -326,10 +218,13 @@ def jobs_of(name: str, quick: bool) -> list[Row]:
 
 
 def rank(job: Row) -> tuple[int, int]:
-    """Short runs of all seeds before a second seed of long ones."""
-    evaluations = job["run"].get("evaluations") or (40 if job["run"] else 0)
-    weight = 1 if evaluations <= 12 else 2 if evaluations <= 20 else 4 if evaluations <= 41 else 6
-    return (0 if job["seed"] == 0 else job["seed"] * weight, evaluations)
+    """One seed of short runs, all seeds of the runs compared most, one seed of all, the rest."""
+    calls = job["run"].get("evaluations") or (30 if job["run"] else 0)
+    if job["seed"]:
+        compared = job["sampler"] in COMPARED and calls <= SHORT
+        return (1 if compared else 4 + job["seed"]), calls
+    long = "corrector" in job["run"] or calls > 150
+    return (0 if calls <= SHORT else 3 if long else 2), calls
 
 
 def key(row: Row) -> str:
@@ -339,19 +234,32 @@ def key(row: Row) -> str:
 
 
 def made(
-    pool: ProcessPoolExecutor, jobs: list[Row], network: str | None, until: float, width: int
+    pool: ProcessPoolExecutor,
+    jobs: dict[str, deque[Row]],
+    training: Future[str] | None,
+    network: str,
+    until: float,
+    width: int,
 ) -> Iterator[Row]:
-    """The rows as they are made, no run begun after ``until``."""
-    left, running = iter(jobs), set[Future[Row]]()
+    """The rows as they are made, the digits' once there is a network; none begun after ``until``.
+
+    Of all problems the job that ranks first; one process is left to the training.
+    """
+    running: set[Future[Row]] = set()
     while True:
-        while len(running) < width and time.monotonic() < until:
-            if (job := next(left, None)) is None:
+        busy = training is not None and not training.done()
+        while time.monotonic() < until and len(running) < max(1, width - busy):
+            ready = [name for name in jobs if jobs[name] and not (busy and name == "digits")]
+            if not ready:
                 break
-            running.add(pool.submit(make, job, network))
-        if not running:
+            name = min(ready, key=lambda name: rank(jobs[name][0]))
+            file = network if name == "digits" else None
+            running.add(pool.submit(make, jobs[name].popleft(), file))
+        if not running and not (busy and jobs.get("digits") and time.monotonic() < until):
             return
-        done, running = wait(running, return_when=FIRST_COMPLETED)
-        for future in done:
+        done, waiting = wait(running | ({training} if busy else set()), return_when=FIRST_COMPLETED)
+        running = waiting - {training}
+        for future in done - {training}:
             yield future.result()
 
 
@@ -382,64 +290,86 @@ def summary(rows: list[Row]) -> list[Row]:
 
 def figure(results: Row, path: Path) -> None:
     """A panel for each problem, from the JSON alone."""
-    import matplotlib
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
-    matplotlib.rcParams["font.size"] = 8
-    present = [name for name in PROBLEMS if any(r["problem"] == name for r in results["summary"])]
-    sheet = Figure(figsize=(5.2 * len(present), 6.4))
-    panels = sheet.subplots(1, len(present), squeeze=False)[0]
-    for ax, name in zip(panels, reversed(present), strict=True):
-        rows = [row for row in results["summary"] if row["problem"] == name]
-        measure = results["problems"][name]["measures"][0]
-        for line in LINES:
-            points = sorted(
-                (row["evaluations"], row["values"][measure]["mean"], row["values"][measure]["sd"])
-                for row in rows
-                if row["sampler"] == line.name
-            )
-            if not points:
-                continue
-            x, y, spread = zip(*points, strict=True)
-            style = {"color": FAMILIES[line.family], "marker": line.marker, "ls": line.dashes}
-            ax.plot(x, y, ms=4, lw=1, **style)
-            ax.errorbar(x, y, [s or 0 for s in spread], fmt="none", lw=0.7, color=style["color"])
-        floor = [row["values"][measure]["mean"] for row in rows if row["sampler"] == "true"]
-        if floor:
-            ax.axhline(floor[0], color="#333333", lw=0.8, ls="--")
-            text = "training digits" if name == "digits" else "true samples"
-            ax.text(0.99, floor[0], text, transform=ax.get_yaxis_transform(), ha="right", va="top")
-        ax.set(xscale="log", yscale="log", xlabel="evaluations of the network")
-        for axis in (ax.xaxis, ax.yaxis):
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axis.set_minor_formatter(NullFormatter())
-        ax.set_xticks([5, 8, 12, 20, 40, 100, 200])
-        ax.set_title(results["problems"][name]["title"], fontsize=8)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(alpha=0.25, which="both", lw=0.5)
-    handles = [
-        Line2D([], [], color=FAMILIES[a.family], marker=a.marker, ls=a.dashes, ms=4, label=a.name)
-        for a in LINES
-    ]
-    sheet.legend(handles=handles, loc="lower center", ncols=7, frameon=False, fontsize=7)
+    rows = results["summary"]
+    present = [name for name in PROBLEMS if any(row["problem"] == name for row in rows)]
+    sheet = Figure(figsize=(5.2 * len(present), 6.6))
+    for ax, name in zip(sheet.subplots(1, len(present), squeeze=False)[0], present, strict=True):
+        own = [row for row in rows if row["problem"] == name]
+        panel(ax, results["problems"][name], own)
+    handles: list[Line2D] = []
+    for family, colour in FAMILIES.items():  # each begins a column of the legend
+        handles += [Line2D([], [], ls="", label=" ")] * (-len(handles) % LEGEND_ROWS)
+        handles += [
+            Line2D([], [], color=colour, marker=a.marker, ls=a.dashes, ms=4, lw=1, label=a.name)
+            for a in LINES
+            if a.family == family
+        ]
+    columns = -(-len(handles) // LEGEND_ROWS)
+    small = {"frameon": False, "fontsize": 7, "handlelength": 3}
+    sheet.legend(handles=handles, loc="lower center", ncols=columns, **small)
     where = results["machine"]
-    small = f"{results['samples']} samples, means and standard deviations over up to "
-    small += f"{results['seeds']} seeds; {where['cpu']}, torch {where['versions']['torch']}"
-    sheet.text(0.01, 0.005, small, fontsize=6, color="#666666")
-    sheet.tight_layout(rect=(0, 0.14, 1, 1))
+    words = f"{results['samples']} samples, means and standard deviations over up to "
+    words += f"{results['seeds']} seeds; {where['cpu']}, torch {where['versions']['torch']}"
+    sheet.text(0.01, 0.005, words, fontsize=6, color="#666666")
+    sheet.tight_layout(rect=(0, 0.13, 1, 1))
     sheet.savefig(path, dpi=130)
+
+
+def panel(ax: Axes, told: Row, rows: list[Row]) -> None:
+    """The lines of one problem, up to TOP times the floor."""
+    measure = told["measures"][0]
+
+    def value(row: Row) -> tuple[float, float, float]:
+        found = row["values"][measure]
+        return row["evaluations"] or 0.0, found["mean"], found["sd"] or 0.0
+
+    for line in LINES:
+        points = sorted(value(row) for row in rows if row["sampler"] == line.name)
+        if points:
+            x, y, spread = zip(*points, strict=True)
+            colour = FAMILIES[line.family]
+            ax.plot(x, y, color=colour, marker=line.marker, ls=line.dashes, ms=4, lw=1)
+            ax.errorbar(x, y, spread, fmt="none", lw=0.7, color=colour)
+    ax.set(xscale="log", yscale="log", xlabel="evaluations of the network")
+    for row in rows:
+        if row["sampler"] == "true":
+            floor, place = value(row)[1], ax.get_yaxis_transform()
+            ax.axhline(floor, color="#333333", lw=0.8, ls="--")
+            ax.text(1, floor, told["floor"], transform=place, ha="right", va="top")
+            ax.set_ylim(0.8 * floor, min(ax.get_ylim()[1], TOP * floor))
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:g}"))
+        axis.set_minor_formatter(NullFormatter())
+    ax.set_xticks([5, 8, 12, 20, 40, 100, 200])
+    ax.set_title(told["title"], fontsize=8)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(alpha=0.25, lw=0.5)
 
 
 def described(name: str) -> Row:
     """What the file says of a problem."""
     p = problem(name, None)
     told: Row = {"title": p.title, "high": p.high, "low": p.low, "measures": p.measures}
+    told["floor"] = "training digits" if name == "digits" else "true samples"
     if name != "digits":
         told |= {"weights": p.model.weights.tolist(), "means": p.model.means.tolist()}
         told |= {"variances": p.model.variances.tolist()}
     return told | {"mean_norm": float(p.mean.norm())}
+
+
+def write(results: Row, file: Path) -> None:
+    """The file, whole at any moment, with the summary of its rows."""
+    results["summary"] = summary(results["rows"])
+    with whole_file(file) as part:
+        part.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+
+
+def said(row: Row) -> str:
+    calls = row["evaluations"] or {"mean": 0}
+    values = "  ".join(f"{name} {value:.5f}" for name, value in row["values"].items())
+    name = f"{row['problem']:8s} {row['sampler']:30s} {calls['mean']:6.1f} seed {row['seed']}"
+    return f"{name}  {values}"
 
 
 def main() -> None:
@@ -457,41 +387,48 @@ def main() -> None:
         old = {}
     iterations = 5 if args.quick else TRAINING
     results: Row = {
-        "date": date.today().isoformat(),
-        "machine": machine(),
+        "date": old.get("date"),
+        "machine": old.get("machine"),
         "quick": args.quick,
-        "samples": 200 if args.quick else SAMPLES,
+        "samples": QUICK_SAMPLES if args.quick else SAMPLES,
         "seeds": 1 if args.quick else SEEDS,
-        "settings": {"projections": PROJECTIONS, "reference": REFERENCE, "energy": FOR_ENERGY}
-        | {"batch_size": BATCH, "training_steps": iterations, "jobs": args.jobs},
+        "settings": {
+            "projections": PROJECTIONS,
+            "reference": REFERENCE * SAMPLES,
+            "energy_samples": FOR_ENERGY,
+            "batch_size": BATCH,
+            "training_steps": iterations,
+        },
         "problems": old.get("problems", {}),
         "network": old.get("network"),
         "summary": [],
         "rows": old.get("rows", []),
     }
+    now = {"date": date.today().isoformat(), "machine": machine() | {"jobs": args.jobs}}
     asked = args.problem or PROBLEMS
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(args.jobs) as pool:
         network = str(Path(folder) / "network.pt")
-        training = pool.submit(trained, iterations, network) if "digits" in asked else None
-        for name in sorted(asked, key=PROBLEMS.index):
-            results["problems"][name] = described(name)
-            # One process trains meanwhile.
-            width = max(1, args.jobs - (training is not None and not training.done()))
-            if name == "digits" and training is not None:
-                if (digest := training.result()) != results["network"]:
-                    results["rows"] = [r for r in results["rows"] if r["problem"] != name]
-                results["network"], width = digest, args.jobs
-            there = {key(row) for row in results["rows"]}
-            jobs = [job for job in jobs_of(name, args.quick) if key(job) not in there]
-            for row in made(pool, jobs, network, until, width):
-                results["rows"].append(row)
-                results["summary"] = summary(results["rows"])
-                with whole_file(file) as part:
-                    part.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
-                calls = row["evaluations"] or {"mean": 0}
-                values = "  ".join(f"{n} {v:.5f}" for n, v in row["values"].items())
-                said = f"{name:8s} {row['sampler']:30s} {calls['mean']:6.1f} seed {row['seed']}"
-                print(f"{said}  {values}", flush=True)
+        results["problems"] |= {name: described(name) for name in asked}
+        there = {key(row): row for row in results["rows"]}
+        jobs = {
+            name: deque(job for job in jobs_of(name, args.quick) if key(job) not in there)
+            for name in asked
+        }
+        training = None
+        if jobs.get("digits") and time.monotonic() < until:
+            training = pool.submit(trained, iterations, network)
+        for row in made(pool, jobs, training, network, until, args.jobs):
+            if row["problem"] == "digits" and training is not None:
+                own = training.result()
+                if results["network"] not in (None, own):
+                    raise SystemExit(f"{file} has runs of another network: remove it to begin anew")
+                results["network"] = own
+            results["rows"].append(row)
+            results |= now
+            write(results, file)
+            print(said(row), flush=True)
+    write(results, file)
+    matplotlib.rcParams["font.size"] = 8
     figure(json.loads(file.read_text()), file.with_suffix(".png"))
     print(f"wrote {file} and {file.with_suffix('.png')}")
 
