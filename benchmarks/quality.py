@@ -11,7 +11,7 @@ same of other true samples is the floor. States are drawn about the mean of the 
 but in the runs called "from zero", which start from noise alone.
 
 Run: python benchmarks/quality.py [--out benchmarks/results] [--problem P] [--jobs 2]
-     [--minutes M] [--quick]
+     [--minutes M] [--checkpoint FILE] [--quick]
 Writes quality.json, a row for each run, and quality.png. Each run is in the file once it is made,
 and is not made again: a run of this script that was stopped, or whose minutes were over, goes on
 where it was (with --minutes 0 it draws what is there). All of it takes about half an hour on two
@@ -60,8 +60,8 @@ FOR_ENERGY = 2_000  # of either side: its time grows with their product
 PROJECTIONS = 100
 BATCH = 500
 TRAINING = 3_000
-COMPARED = ("dpmpp_2m_sde", "dpmpp_2m", "heun, churn")  # of which all seeds are run first
-SHORT = 20  # evaluations
+COMPARED = ("dpmpp_2m_sde", "dpmpp_2m", "heun, churn", "annealed_langevin")  # run first
+SHORT, LONG = 20, 100  # evaluations
 FEW = 8  # evaluations up to which a ladder of the digits ends higher
 LEGEND_ROWS = 3
 TOP = 15  # where the panels end, in floors; what lies above is in the file alone
@@ -189,16 +189,20 @@ def make(job: Row, network: str | None) -> Row:
     return {**job, **levels, "evaluations": evaluations, "seconds": seconds, "values": values}
 
 
-def trained(iterations: int, file: str) -> str:
-    """Train the demo's network into ``file``; what tells it from others."""
+def trained(iterations: int, checkpoint: str | None, file: str) -> str:
+    """Write the demo's network to ``file``, trained or as it was; what tells it from others."""
     torch.set_num_threads(1)
     data, _ = load_digits()
-    sigmas = fastscore.noise_scales(data, sigma_min=SIGMA_MIN)
-    model, _ = train(data, sigmas, iterations=iterations, seed=0, progress=False)
-    torch.save(model.state_dict(), file)
+    if checkpoint is not None:
+        model = fastscore.load_checkpoint(checkpoint).model
+    else:
+        sigmas = fastscore.noise_scales(data, sigma_min=SIGMA_MIN)
+        model, _ = train(data, sigmas, iterations=iterations, seed=0, progress=False)
+    state = model.state_dict()
+    torch.save(state, file)
     digest = hashlib.sha256()
-    for value in model.state_dict().values():
-        digest.update(value.contiguous().numpy().tobytes())
+    for name in sorted(state):
+        digest.update(state[name].contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -218,13 +222,14 @@ def jobs_of(name: str, quick: bool) -> list[Row]:
 
 
 def rank(job: Row) -> tuple[int, int]:
-    """One seed of short runs, all seeds of the runs compared most, one seed of all, the rest."""
+    """What the targets are about, one seed of short runs, more seeds of those, all, the rest."""
     calls = job["run"].get("evaluations") or (30 if job["run"] else 0)
+    compared = job["sampler"] in COMPARED
     if job["seed"]:
-        compared = job["sampler"] in COMPARED and calls <= SHORT
-        return (1 if compared else 4 + job["seed"]), calls
-    long = "corrector" in job["run"] or calls > 150
-    return (0 if calls <= SHORT else 3 if long else 2), calls
+        return (3 if compared and calls <= SHORT else 5 + job["seed"]), calls
+    if compared:
+        return (0 if calls < LONG else 1), calls
+    return (2 if calls <= SHORT else 4), calls
 
 
 def key(row: Row) -> str:
@@ -376,6 +381,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="benchmarks/results")
     parser.add_argument("--problem", choices=PROBLEMS, action="append", help="this one alone")
+    parser.add_argument("--checkpoint", help="of the demo, whose network is not trained again")
     parser.add_argument("--jobs", type=int, default=2, help="processes, of a thread each")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no run after so many")
     parser.add_argument("--quick", action="store_true", help="small sizes: to see that it runs")
@@ -416,7 +422,7 @@ def main() -> None:
         }
         training = None
         if jobs.get("digits") and time.monotonic() < until:
-            training = pool.submit(trained, iterations, network)
+            training = pool.submit(trained, iterations, args.checkpoint, network)
         for row in made(pool, jobs, training, network, until, args.jobs):
             if row["problem"] == "digits" and training is not None:
                 own = training.result()
