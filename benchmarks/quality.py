@@ -366,6 +366,23 @@ def described(name: str) -> Row:
     return told | {"mean_norm": float(p.mean.norm())}
 
 
+def table(results: Row) -> Iterator[str]:
+    """A line for each sampler of each problem: evaluations, the mean, (seeds) where not all."""
+    for name, told in results["problems"].items():
+        measure = told["measures"][0]
+        yield f"{name}: {told['title']}"
+        own = [row for row in results["summary"] if row["problem"] == name]
+        for sampler in dict.fromkeys(["true", *(line.name for line in LINES)]):
+            rows = [row for row in own if row["sampler"] == sampler]
+            cells = []
+            for row in sorted(rows, key=lambda row: row["evaluations"] or 0):
+                found = row["values"][measure]
+                spread = "" if found["sd"] is None else f" +- {found['sd']:.2g}"
+                short = "" if row["seeds"] == results["seeds"] else f" ({row['seeds']})"
+                cells.append(f"{row['evaluations'] or 0:.4g}: {found['mean']:.4g}{spread}{short}")
+            yield f"    {sampler:30s} {'  '.join(cells)}"
+
+
 def write(results: Row, file: Path) -> None:
     """The file, whole at any moment, with the summary of its rows."""
     results["summary"] = summary(results["rows"])
@@ -437,6 +454,7 @@ def main() -> None:
             write(results, file)
             print(said(row), flush=True)
     write(results, file)
+    print("\n".join(table(results)))
     matplotlib.rcParams["font.size"] = 8
     figure(json.loads(file.read_text()), file.with_suffix(".png"))
     print(f"wrote {file} and {file.with_suffix('.png')}")
