@@ -21,6 +21,11 @@ inline void check_rows(const char* op, const char* arg, const Tensor& rows, int6
   check_same_device(op, arg, rows, x, "the data");
 }
 
+// The same in memory one after the other; asking first saves a trip through the dispatcher.
+inline Tensor dense_rows(const Tensor& rows) {
+  return rows.is_contiguous() ? rows : torch::stable::contiguous(rows);
+}
+
 inline void check_state(const char* op, const Tensor& x) {
   check_data(op, "x", x);
   if (x.scalar_type() != ScalarType::Float && x.scalar_type() != ScalarType::Double) {

@@ -102,6 +102,40 @@ def guided_steps_case(dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[Tenso
     return tuple(found)
 
 
+def runge_kutta_rows(batch: int, columns: int, seed: int = 3) -> Tensor:
+    """Coefficients of each sample, some of them 0."""
+    rows = randn(batch, columns, dtype=torch.float64, seed=seed)
+    rows[::2, columns - 1] = 0
+    rows[1::3, 0] = -0.0
+    return rows
+
+
+def runge_kutta_data(
+    dtype: torch.dtype, shape: tuple[int, ...]
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The state as a solver keeps it, the next one, and slopes in ``dtype``."""
+    state = torch.float64 if dtype == torch.float64 else torch.float32
+    x, new = (randn(*shape, dtype=state, seed=seed) for seed in (2, 3))
+    return x, new, [randn(*shape, dtype=dtype, seed=seed) for seed in (4, 5, 6)]
+
+
+def runge_kutta_case(dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    x, new, slopes = runge_kutta_data(dtype, shape)
+    each = runge_kutta_rows(shape[0], 4)
+    stages = [ops.rk_stage(x, slopes, rows) for rows in (each, torch.ones(4).double() / 3)]
+    first, out = slopes[0].clone(), torch.empty_like(x)
+    accepted = torch.arange(shape[0]) % 3 != 1
+    rows = each[:, 1:3]
+    ops.rk_advance_(x, first, new, slopes[1], accepted, out=out, coefficients=rows)
+    return (*stages, x, first, out)
+
+
+def runge_kutta_error_case(dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    x, new, slopes = runge_kutta_data(dtype, shape)
+    rows, tolerances = runge_kutta_rows(shape[0], 4), torch.tensor([1.0, 0.5]).double()
+    return (ops.rk_error(x, new, slopes, rows, tolerances),)
+
+
 def perturb_case(dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
     table, _ = dsm_tables()
     x = randn(*shape, dtype=dtype, seed=5)
@@ -194,6 +228,7 @@ ELEMENTWISE: dict[str, Case] = {
     "langevin": langevin_case,
     "langevin_mixed": langevin_mixed_case,
     "guided_steps": guided_steps_case,
+    "runge_kutta": runge_kutta_case,
     "perturb": perturb_case,
     "dsm_gradient": dsm_gradient_case,
     "noisy_gradient": noisy_gradient_case,
@@ -205,6 +240,7 @@ ROW_SUMS: dict[str, Case] = {
     "dsm_loss": dsm_loss_case,
     "noisy_loss": noisy_loss_case,
     "sliced_terms": sliced_terms_case,
+    "runge_kutta_error": runge_kutta_error_case,
 }
 
 

@@ -39,6 +39,7 @@ class EveryOp:
             ops.dsm_residual(x, self.noisy_loss, labels, key, noisy=s),
             raw.dsm_residual_backward(x[:, 0], x, self.noisy_loss, labels, key, 0, None, s),
             *self.residual_in_advance(key, self.noisy_loss, s),
+            *self.runge_kutta_step(),
             *(ops.projections(key, x.shape, 2, distribution=d) for d in DISTRIBUTIONS),
             *(t for d in DISTRIBUTIONS for t in ops.sliced_terms(s, jvp, key, distribution=d)),
             *raw.sliced_terms_backward(jvp[:, :, 0], None, x[:, 0], s, key, 2, 0),
@@ -49,6 +50,18 @@ class EveryOp:
             ops.dual_stacked(jvp, "tanh"),
             raw.dual_stacked_backward(jvp, jvp, 2, 0.0, 0.0),
         ]
+
+    def runge_kutta_step(self) -> list[Tensor]:
+        x, s, each = self.x, self.s, self.table[:1].expand(6, 4)
+        state, first, out = x.clone(), s.clone(), torch.empty_like(x)
+        accepted = self.labels % 2 == 0
+        ops.rk_stage(x, [s, x, s], self.table[0], out=out)
+        ops.rk_advance_(state, first, s, x, accepted, out=out, coefficients=each[:, :2])
+        stage, error = (
+            ops.rk_stage(x, [s, x, s], each),
+            ops.rk_error(x, s, [s, x, s], each, each[:, :2]),
+        )
+        return [stage, error, state, first, out]
 
     def residual_in_advance(
         self, key: Tensor, table: Tensor, noisy: Tensor | None = None

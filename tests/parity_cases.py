@@ -7,9 +7,17 @@ which have an order of their own on each device.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-from byte_cases import dsm_tables, langevin_table, noisy_table, steps_table, two_terms
+from byte_cases import (
+    dsm_tables,
+    langevin_table,
+    noisy_table,
+    runge_kutta_rows,
+    steps_table,
+    two_terms,
+)
 from helpers import assert_same_bytes, make_key, ragged_shapes, randn, with_layout
 from torch import Tensor
 
@@ -112,6 +120,26 @@ def guided_steps(make: Make, shape: Shape, device: torch.device) -> Results:
         found += [state, history]
         ops.multistep_step_(state, history, score, table, key, clip=(-1.0, None), **terms)
         ops.multistep_step_(state, history, score, table, key, **options)
+    return tuple(found)
+
+
+def runge_kutta_data(make: Make, shape: Shape, device: torch.device) -> tuple[Any, ...]:
+    """State, the next one, slopes, and coefficients of each sample."""
+    slopes = [make(*shape, seed=seed) for seed in (3, 4, 5)]
+    wide = torch.promote_types(slopes[0].dtype, torch.float32)
+    x, new = (make(*shape, seed=seed).to(wide) for seed in (2, 6))
+    return x, new, slopes, runge_kutta_rows(shape[0], 4).to(device)
+
+
+def runge_kutta_steps(make: Make, shape: Shape, device: torch.device) -> Results:
+    x, new, slopes, each = runge_kutta_data(make, shape, device)
+    found = [ops.rk_stage(x, slopes, rows) for rows in (each, each.mean(0) + 1)]
+    found.append(ops.rk_stage(x, slopes[:1], each[:, :2], out=new.clone()))
+    for options in ({}, {"out": torch.empty_like(x), "coefficients": each[:, 1:3]}):
+        state, first = x.clone(), slopes[0].clone()
+        accepted = torch.arange(shape[0], device=device) % 3 != 1
+        ops.rk_advance_(state, first, new, slopes[1], accepted, **options)
+        found += [state, first, *([options["out"]] if options else [])]
     return tuple(found)
 
 
@@ -312,6 +340,7 @@ ELEMENTWISE: dict[str, Case] = {
     "steps": steps,
     "steps_in_float32": steps_in_float32,
     "guided_steps": guided_steps,
+    "runge_kutta_steps": runge_kutta_steps,
     "perturbed": perturbed,
     "residual_gradients": residual_gradients,
     "gradients_in_advance": gradients_in_advance,
@@ -350,6 +379,19 @@ def noisy_residuals(make: Make, shape: Shape, device: torch.device, part: slice)
         both = raw.dsm_residual_with_grad(*args, 0.25, noisy=noisy[part])
         assert_same_bytes(both[0], found[-1])
     return tuple(found)
+
+
+def errors(make: Make, shape: Shape, device: torch.device, part: slice) -> Results:
+    x, new, slopes, each = runge_kutta_data(make, shape, device)
+    tolerances = torch.tensor([1.0, 0.5], dtype=torch.float64, device=device)
+    ks = [slope[part] for slope in slopes]
+    return tuple(
+        ops.rk_error(x[part], new[part], ks, rows, scale)
+        for rows, scale in (
+            (each[part], tolerances),
+            (torch.ones_like(each.new_empty(4)), tolerances.repeat(shape[0], 1)[part]),
+        )
+    )
 
 
 def terms(make: Make, shape: Shape, device: torch.device, part: slice) -> Results:

@@ -306,9 +306,15 @@ def test_a_run_stays_within_what_the_model_knows() -> None:
         assert levels[0] == pytest.approx(4, rel=1e-5)
         assert levels[-1] == pytest.approx(0.05, rel=1e-5)
         assert float(x.var()) == pytest.approx(VARIANCE, rel=0.15)
+        levels = []
+        run(shape=(4,), model=ranged, process=process, conditioning="sigma", sigma_range=(0.1, 2.0))
+        assert levels[0] == pytest.approx(2, rel=1e-5)  # said here
+        assert levels[-1] == pytest.approx(0.1, rel=1e-5)
     with pytest.warns(UserWarning, match=r"the model knows those from 0.05 to 4"):
         run(shape=(4,), model=ranged, process=sde.VE(0.01, 50.0), grid=[1.0, 0.5, 0.0], steps=2)
     net = torch.nn.Linear(3, 3)
+    with pytest.raises(ValueError, match=r"sigma_range must be two noise levels, 0 <= lowest < h"):
+        run(shape=(4,), sigma_range=(2.0, 1.0))
     with pytest.warns(UserWarning, match="does not say which noise levels it knows"):
         run(shape=(4, 3), model=Sees(net), conditioning="sigma", steps=2)
 

@@ -26,4 +26,9 @@ FASTSCORE_FN T rk_ratio(T error, T x, T fresh, T atol, T rtol) {
   return error / fma(rtol, a > b || a != a ? a : b, atol);
 }
 
+// The norm of a sample's ratios, from the sum of their squares.
+FASTSCORE_FN double rk_norm(double sum, int64_t size) {
+  return ::sqrt(sum / static_cast<double>(size > 0 ? size : 1));
+}
+
 }  // namespace fastscore::FASTSCORE_ISA

@@ -11,11 +11,10 @@
 namespace fastscore {
 namespace {
 
-// Rows in memory one after the other; `dense` keeps them there.
-SampleRows rows_of(const Tensor& rows, Tensor& dense) {
-  dense = torch::stable::contiguous(rows);
-  const int64_t dim = rows.dim();
-  return {dense.const_data_ptr<double>(), dim == 2 ? rows.size(0) : 1, rows.size(dim - 1)};
+// Of rows that lie in memory one after the other.
+SampleRows rows_of(const Tensor& dense) {
+  const int64_t dim = dense.dim();
+  return {dense.const_data_ptr<double>(), dim == 2 ? dense.size(0) : 1, dense.size(dim - 1)};
 }
 
 RungeKuttaArgs args_of(const char* op, const Tensor& x, const std::vector<Tensor>& slopes) {
@@ -33,10 +32,10 @@ RungeKuttaArgs args_of(const char* op, const Tensor& x, const std::vector<Tensor
 void stage(const char* op, const Tensor& out, const Tensor& x, const std::vector<Tensor>& slopes,
            const Tensor& coefficients) {
   if (x.numel() == 0) return;
-  Tensor dense;
+  const Tensor dense = dense_rows(coefficients);
   RungeKuttaArgs args = args_of(op, x, slopes);
   args.out = make_view(op, "out", out);
-  args.coefficients = rows_of(coefficients, dense);
+  args.coefficients = rows_of(dense);
   run_range(FASTSCORE_BEST(rk_stage), args, tiles_of(0, args.numel));
 }
 
@@ -67,10 +66,11 @@ Tensor rk_error(const Tensor& x, const Tensor& fresh, const std::vector<Tensor>&
     for (int64_t b = 0; b < batch; ++b) norm[b] = 0;
     return norms;
   }
-  Tensor dense, dense_tolerances;
+  const Tensor dense = dense_rows(coefficients);
+  const Tensor scales = dense_rows(tolerances);
   args.fresh = make_view(op, "new", fresh);
-  args.coefficients = rows_of(coefficients, dense);
-  args.tolerances = rows_of(tolerances, dense_tolerances);
+  args.coefficients = rows_of(dense);
+  args.tolerances = rows_of(scales);
   // As the kernel counts its tiles.
   const int64_t pieces = (args.sample_size + kTileElements - 1) / kTileElements;
   const int64_t in_tile = pieces > 1 ? 1 : kTileElements / args.sample_size;
@@ -95,12 +95,13 @@ void rk_advance_(Tensor x, Tensor first, const Tensor& fresh, const Tensor& last
   args.first = make_view(op, "first", first);
   args.fresh = make_view(op, "new", fresh);
   args.last = make_view(op, "last", last);
-  const Tensor flags = torch::stable::contiguous(accepted);
+  const Tensor flags = dense_rows(accepted);
   args.accepted = reinterpret_cast<const uint8_t*>(flags.const_data_ptr<bool>());
-  Tensor dense;
+  std::optional<Tensor> dense;
   if (out) {
+    dense = dense_rows(*coefficients);
     args.out = make_view(op, "out", *out);
-    args.coefficients = rows_of(*coefficients, dense);
+    args.coefficients = rows_of(*dense);
   }
   run_range(FASTSCORE_BEST(rk_advance), args, tiles_of(0, args.numel));
 }

@@ -50,7 +50,7 @@ StepArgs<T> step_args(const StepInputs& in, const Noise& noise) {
 
 // The tensors, and the memory of a mask that was not contiguous.
 struct StepViews {
-  View out, x, known, history, score, second;
+  View out{}, x{}, known{}, history{}, score{}, second{};
   bool* mask;  // contiguous; null when there is none
   std::optional<Tensor> dense_mask;
 

@@ -125,9 +125,9 @@ class AdaptiveChain(StagedChain):
 
     def take_step(self) -> None:
         """Six calls of the model; where the error is small enough, x moves."""
-        h, final = self.control.next(self.end)
+        h, final, moving = self.control.next(self.end)
         tau = self.control.tau + self.nodes * h
-        tau[-2:] = torch.where(final, self.end, tau[-2:])
+        tau[-2:].masked_fill_(final, self.end)
         at = self.angle.nodes(tau)
         told = at.told.to(self.x.dtype)
         g = torch.cat([at.g, at.g[-1:]])
@@ -144,7 +144,7 @@ class AdaptiveChain(StagedChain):
             self.tell(told[stage], at.label_at(stage))
             self.output_at(w, at.data_at(stage))
         error = self.error_of(base, table[-1], at.g[0] / at.g[-1], at.alpha[-1])
-        accepted = self.control.after(h, final, error, self.end, CALLS)
+        accepted = self.control.after(h, tau[-1], error, final, moving, CALLS)
         rk_advance_(self.x, self.first, self.new, self.kept[-1], accepted)
 
     def error_of(self, base: Tensor, e: Tensor, ratio: Tensor, alpha: Tensor) -> Tensor:
@@ -462,6 +462,7 @@ def adaptive_plan(
         returns_state=bool(options["return_state"]),
         carries_history=True,
         prior=(variance, float(own[0]), float(of_state[0])) if from_start else None,
+        init_mean=options["init_mean"],
         make_chain=partial(AdaptiveChain, method=method, angle=angle),
         graph_by_itself=False,
     )

@@ -12,7 +12,6 @@ from fastscore._support.checks import check_int, check_number, fail
 from fastscore._support.explain import parameter_dtypes
 from fastscore._support.options import Option
 from fastscore._support.warn import warn_caller
-from fastscore.conditioning import sigma_range_of
 from fastscore.samplers._frame import Frame, process_alpha
 from fastscore.samplers._inputs import check_clamp
 from fastscore.samplers._options import SamplerOptions
@@ -72,6 +71,15 @@ class ContinuousOptions(SamplerOptions, total=False):
             None,
             """the same for networks of DDPM: its betas (L,); by default the model's own, or the
             process's.""",
+        ),
+    ]
+    sigma_range: Annotated[
+        tuple[float, float] | None,
+        Option(
+            None,
+            """the noise levels s = sigma/alpha (lowest, highest) that the model knows: a run stays
+            within. By default what its own attribute ``sigma_range`` says, else all that the
+            process has.""",
         ),
     ]
     init_mean: Annotated[
@@ -250,17 +258,16 @@ def time_within(process: Process, level: float, otherwise: float) -> float:
 
 
 def sigma_range_for(fn: str, model: Any, frame: Frame) -> tuple[float, float] | None:
-    """The noise levels that the model knows, by its own attribute; of a network without, a word."""
-    known = sigma_range_of(model, fn=fn)
-    if known is not None:
-        return known
+    """The noise levels that the model knows; of a network that does not say, a word."""
+    if frame.sigma_range is not None:
+        return frame.sigma_range
     process = frame.process
     own = frame.kind == "y" and not isinstance(process, VE) and bool(parameter_dtypes(model))
     if own:
         lo, hi = (float(process.noise_level(t)) for t in (process.t_min, process.t_max))
         warn_caller(
-            f"{fn}: the model does not say which noise levels it knows (an attribute sigma_range, "
-            f"a pair), and {process!r} has those from {lo:.4g} to {hi:.4g}.",
+            f"{fn}: the model does not say which noise levels it knows (sigma_range=, a pair, here "
+            f"or as an attribute), and {process!r} has those from {lo:.4g} to {hi:.4g}.",
             UserWarning,
         )
     return None

@@ -60,7 +60,7 @@ def with_stages(plan: ContinuousPlan, frame: Frame, rows: Rows) -> ContinuousPla
     s, t, after = (column[: whole * STAGES].view(whole, STAGES).T for column in
                    (rows.s, rows.t, rows.s_after))  # fmt: skip
     one = torch.ones_like(s)
-    p, q, g = flow_coefficients(of, t, s, one, one, 0.0)
+    _, p, q, g = flow_coefficients(of, t, s, one, one, 0.0)
     steps = after[-1] - s[0]
     table = coefficients_of(CLASSICAL, matrix(CLASSICAL), steps, p, q, torch.cat([g, g[-1:]]))
     stages = table[1:].transpose(0, 1).reshape(-1, 1 + STAGES)

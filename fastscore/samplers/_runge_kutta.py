@@ -96,31 +96,31 @@ def coefficients_of(
     table[: stages if tableau.error else stages + 1, :, 0] = g[0]
     of_outputs = h.new_zeros(stages, len(h), 1 + stages)
     of_outputs.diagonal(1, 0, 2).copy_(q.T)
-    of_states, steps = p.unsqueeze(-1).unbind(), (weights.unsqueeze(-1) * h).unsqueeze(-1)
-    known = zip(of_states, table.unbind(), of_outputs.unbind(), steps.unbind(1), strict=False)
-    for j, (of_state, row, of_output, step) in enumerate(known):
-        slope = (of_state * row).add_(of_output)
-        table[j + 1 :].add_(step[j + 1 :] * slope)
+    steps = (weights.unsqueeze(-1) * h).unsqueeze(-1).unbind(1)
+    # A stage's weights of itself and of later ones are 0.
+    columns = p.unsqueeze(-1).unbind(), table.unbind()[:-1], of_outputs.unbind(), steps
+    for of_state, row, of_output, step in zip(*columns, strict=True):
+        table.add_(step * (of_state * row).add_(of_output))
     return table.div_(g.unsqueeze(-1))
 
 
 def flow_coefficients(
     frame: Frame, t: Tensor, s: Tensor, rho: Tensor, speed: Tensor, bend: Tensor | float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(p, q, g) at these levels, of u = rho y along tau, with ds/dtau and d log rho/dtau.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(alpha_w, p, q, g) there, of u = rho y along tau, with ds/dtau and d log rho/dtau.
 
     dy/ds is -s S, and S = alpha_w (A o + B w) with y = w/alpha_w.
     """
     alpha = frame.alpha(t, s)
-    own, of_state = frame.output_coefficients(t, s)
+    own, of_state = frame.score_coefficients(t, alpha, alpha * s)
     pull = -s * speed * alpha
-    return bend + pull * alpha * of_state, pull * rho * own, rho / alpha
+    return alpha, bend + pull * alpha * of_state, pull * rho * own, rho / alpha
 
 
 def data_coefficients(frame: Frame, t: Tensor, s: Tensor) -> Tensor:
     """(d, e) of the expected data D = d w + e o = y + s^2 S (Tweedie), stacked at the end."""
     alpha = frame.alpha(t, s)
-    own, of_state = frame.output_coefficients(t, s)
+    own, of_state = frame.score_coefficients(t, alpha, alpha * s)
     factor = s.square() * alpha
     return torch.stack([1 / alpha + factor * of_state, factor * own], dim=-1)
 

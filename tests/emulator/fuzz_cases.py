@@ -130,6 +130,50 @@ def langevin(draw: Draw, op: str) -> Case:
     return Case(op, {**args, "table": steps_table(draw, shape[0], 10)}, (BYTES, BYTES), promised)
 
 
+# ---- runge_kutta -----------------------------------------------------------------------------
+
+
+def sample_rows(draw: Draw, batch: int, columns: int) -> Tensor:
+    """Numbers for all samples or for each; some are 0."""
+    table = draw.table(columns) if draw.chance(0.4) else draw.table(batch, columns)
+    table[..., draw.below(columns)] = draw.choice((0.0, -0.0, 1.0, 1e-60))
+    if table.dim() == 2 and draw.chance(0.5):
+        table[:: draw.below(4, 1), draw.below(columns)] = 0
+    return table.expand(batch, columns) if draw.chance(0.1) else table
+
+
+def runge_kutta(draw: Draw, op: str) -> Case:
+    dtype, count = draw.dtype(), draw.below(8, 1)
+    shape = shape_of_rows(draw, MOST // count) if op == "rk_error" else draw.shape(MOST // count)
+    state = torch.promote_types(dtype, torch.float32)
+
+    def given(dtype: torch.dtype) -> Tensor:
+        return draw.given(draw.values(shape, dtype))
+
+    def changed(dtype: torch.dtype) -> Tensor:
+        return draw.laid(draw.values(shape, dtype))
+
+    args: dict[str, Any] = {
+        "x": given(state),
+        "coefficients": sample_rows(draw, shape[0], 1 + count),
+    }
+    if op == "rk_advance_":
+        args |= {"x": changed(state), "first": changed(dtype), "last": given(dtype)}
+        args |= {"new": given(state), "accepted": draw.given(draw.mask(shape[:1]))}
+        args["coefficients"] = sample_rows(draw, shape[0], 2) if draw.chance(0.7) else None
+        args["out"] = changed(state) if args["coefficients"] is not None else None
+        return Case(op, args, (BYTES,) * (3 if args["out"] is not None else 2))
+    args["slopes"] = [given(dtype) for _ in range(count)]
+    if op == "rk_stage_":
+        args["out"] = changed(state)
+        if draw.chance(0.3):
+            args["x"] = args["out"]
+    if op != "rk_error":
+        return Case(op, args, (BYTES,))
+    scales = sample_rows(draw, shape[0], 2).abs() + 0.1
+    return Case(op, args | {"new": given(state), "tolerances": scales}, (sum_rule(dtype, shape),))
+
+
 # ---- dsm ---------------------------------------------------------------------------------------
 
 
@@ -305,6 +349,7 @@ FAMILIES: dict[str, tuple[Make, tuple[str, ...]]] = {
         ("perturb", "dsm_residual", "dsm_residual_backward", "dsm_residual_with_grad",
          "dsm_residual_regrad_"),
     ),
+    "runge_kutta": (runge_kutta, ("rk_stage", "rk_stage_", "rk_error", "rk_advance_")),
     "sliced": (sliced, ("project_", "sliced_terms", "sliced_terms_backward")),
     "dual": (
         dual,

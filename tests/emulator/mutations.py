@@ -185,6 +185,14 @@ MUTATIONS = (
         OTHER_BYTES,
     ),
     Mutation(
+        "a sample's sum hangs on its place in the batch",
+        "runge_kutta.cu",
+        "return -sample * size;",
+        "return 0;",
+        "runge_kutta",
+        OTHER_BYTES,
+    ),
+    Mutation(
         "threads don't tell each other what differs",
         "dsm.cu",
         "return !__syncthreads_or(differs);",

@@ -87,6 +87,7 @@ class Combination {
       c[++used] = own;
     }
     if (c[0] == 0) {
+      c[0] = 0;  // not -0
       for (int64_t i = 0; i < n; ++i) sum_[i] = 0;
       x = sum_;
     }
@@ -228,14 +229,16 @@ void error_norms(const RungeKuttaArgs& args, TileRange tiles) {
 
 // ---- the advance -------------------------------------------------------------------------------
 
-// Where a tile's samples are accepted, `to` becomes `from`.
+// Where a tile's samples are accepted, `to` becomes `from`, and so do the elements of the view that
+// `to` was loaded from. Those of others are left as they are, NaN of any kind.
 template <class T>
-FASTSCORE_FN void take_accepted(const RungeKuttaArgs& args, int64_t begin, int64_t count,
-                                const T* from, T* to) {
+FASTSCORE_FN void take_accepted(const RungeKuttaArgs& args, const View& view, int64_t begin,
+                                int64_t count, const T* from, T* to) {
   for_each_sample(args.sample_size, begin, count, [&](int64_t sample, int64_t first, int64_t n) {
     if (!args.accepted[sample]) return;
     const int64_t at = first - begin;
     for (int64_t i = at; i < at + n; ++i) to[i] = from[i];
+    store_tile(view, first, n, to + at);
   });
 }
 
@@ -250,10 +253,8 @@ void advance(const RungeKuttaArgs& args, TileRange tiles) {
     T* first = const_cast<T*>(load_tile(args.first, begin, count, first_buffer));
     const T* fresh = load_tile(args.fresh, begin, count, fresh_buffer);
     const T* last = load_tile(args.last, begin, count, last_buffer);
-    take_accepted(args, begin, count, fresh, x);
-    take_accepted(args, begin, count, last, first);
-    store_tile(args.x, begin, count, x);
-    store_tile(args.first, begin, count, first);
+    take_accepted(args, args.x, begin, count, fresh, x);
+    take_accepted(args, args.first, begin, count, last, first);
     if (!args.out.data) return;
     T* out = output_tile(args.out, begin, out_buffer);
     const auto slope = [&](int, int64_t at, int64_t, T*) -> const T* {

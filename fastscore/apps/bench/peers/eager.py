@@ -26,6 +26,26 @@ def langevin_step_(x: Tensor, score: Tensor, b: float, c: float) -> Tensor:
     return x.add_(score, alpha=b).add_(torch.randn_like(x), alpha=c)
 
 
+def guided_step_(
+    x: Tensor, score: Tensor, second: Tensor, w: tuple[float, float], b: float, c: float
+) -> Tensor:
+    """A step of the score w0 score + w1 second."""
+    x.add_(score, alpha=b * w[0]).add_(second, alpha=b * w[1])
+    return x.add_(torch.randn_like(x), alpha=c)
+
+
+def multistep_step_(
+    x: Tensor, history: Tensor, score: Tensor, square: float, ratio: float, now: float,
+    before: float, c: float,
+) -> Tensor:  # fmt: skip
+    """x <- ratio x + now D + before H + c z with D = x + square score, which is returned."""
+    mean = torch.add(x, score, alpha=square)
+    x.mul_(ratio).add_(mean, alpha=now).add_(history, alpha=before)
+    if c:
+        x.add_(torch.randn_like(x), alpha=c)
+    return mean
+
+
 def langevin(score_fn: Callable[[Tensor], Tensor], x: Tensor, steps: int, alpha: float) -> Tensor:
     """``steps`` steps of x <- x + alpha s + sqrt(2 alpha) z."""
     x = x.clone()
@@ -61,47 +81,6 @@ def predictor_corrector_(
     variance, size = sigma**2 - next_sigma**2, 2 * (snr * next_sigma) ** 2
     langevin_step_(x, at, variance, variance**0.5)
     return langevin_step_(x, below, size, (2 * size) ** 0.5)
-
-
-# Dormand and Prince 1980: of each stage but the first the weights of the slopes before it, the last
-# being the step itself; and of the seven slopes the differences to the step of order 4.
-DOPRI5 = (
-    (1 / 5,),
-    (3 / 40, 9 / 40),
-    (44 / 45, -56 / 15, 32 / 9),
-    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
-)
-DOPRI5_ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
-
-
-def dopri5_step(
-    slope: Callable[[Tensor], Tensor], x: Tensor, first: Tensor, h: float, out: Tensor
-) -> tuple[Tensor, list[Tensor]]:
-    """A step of size h into ``out``, its stages summed in place; and all slopes."""
-    slopes = [first]
-    for row in DOPRI5:
-        out.copy_(x)
-        for weight, known in zip(row, slopes, strict=True):
-            if weight:
-                out.add_(known, alpha=h * weight)
-        slopes.append(slope(out))
-    return out, slopes
-
-
-def dopri5_error(
-    x: Tensor, new: Tensor, slopes: list[Tensor], h: float, rtol: float, atol: float
-) -> Tensor:
-    """Of each sample the RMS of the error over atol + rtol max(|x|, |new|)."""
-    error = slopes[0] * (h * DOPRI5_ERROR[0])
-    for weight, slope in zip(DOPRI5_ERROR[2:], slopes[2:], strict=True):
-        error.add_(slope, alpha=h * weight)
-    scale = torch.maximum(x.abs(), new.abs()).mul_(rtol).add_(atol)
-    return error.div_(scale).square_().flatten(1).mean(1).sqrt_()
-
-
-# ---- denoising score matching ------------------------------------------------------------------
 
 
 def perturb(x: Tensor, sigmas: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
