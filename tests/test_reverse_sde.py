@@ -511,6 +511,11 @@ def test_a_state_goes_on_in_its_own_run() -> None:
             reverse_sde(gaussian, sde.VE(), state, **other)
     with pytest.raises(ValueError, match=r"^probability_flow: x must be the state of a run of"):
         fastscore.probability_flow(gaussian, sde.VE(), state, solver="rk45")
+    for solver in ("rk45", "heun"):
+        how = {"solver": solver, "shape": (3, 2), "seed": 0, "return_state": True}
+        state = fastscore.probability_flow(gaussian, sde.VE(), **how)
+        with pytest.raises(ValueError, match=r"encode=True.*got one of .*encode=False"):
+            fastscore.probability_flow(gaussian, sde.VE(), state, solver=solver, encode=True)
 
 
 def test_a_mean_that_is_said_is_no_wrong_convention(recwarn: pytest.WarningsRecorder) -> None:

@@ -147,7 +147,10 @@ def probability_flow(
         ends = times_for(fn, model, frame, x, "log", 2, t_start)
         ends = ends.flip(0) if encode else ends
         from_start = t_start == 1 and not encode
-        return adaptive_plan(fn, model, frame, ends, method, dict(options), from_start=from_start)
+        plan = adaptive_plan(fn, model, frame, ends, method, dict(options), from_start=from_start)
+        plan.settings = f"{solver=}, rtol={rtol:g}, atol={atol:g}"
+        plan.settings += f", conditioning={frame.conditioning!r}, {t_start=}, {encode=}"
+        return plan
     to_data = not encode if denoise is None else bool(denoise)
     if steps is None:
         steps = STEPS if isinstance(grid, str) else times_in(fn, grid) - (not to_data)
@@ -178,6 +181,8 @@ def probability_flow(
         one_noise=True,
         from_start=t_start == 1 and not encode,
     )
+    plan.settings += f", grid={grid!r}" if isinstance(grid, str) else ", grid of times"
+    plan.settings += f", {t_start=}, {encode=}"
     return with_stages(plan, frame, rows) if solver == "rk4" else plan
 
 
