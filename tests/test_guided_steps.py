@@ -24,7 +24,10 @@ from fastscore._support.streams import Stream
 from fastscore.reference.langevin import coefficients, update
 
 SHAPES = ((0,), (3,), (3, 65), (2, 3, 5, 7), (2, 4100), *SHORT_SAMPLES[::4])
-SCORE_DTYPES = [(dtype, dtype) for dtype in DTYPES] + [(torch.float32, torch.bfloat16)]
+SCORE_DTYPES = [(dtype, dtype) for dtype in DTYPES] + [
+    (torch.float32, torch.bfloat16),
+    (torch.float32, torch.float16),
+]
 
 
 def moved(device: torch.device, options: dict[str, Any]) -> dict[str, Any]:

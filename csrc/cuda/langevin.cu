@@ -163,6 +163,11 @@ void run_as(const Launcher& launch, const StepInputs& in, const Noise& noise, co
       special_kernel<Packed<S>, Score>(masked, each));
 }
 
+// A step with two terms of the score, or with all six columns.
+struct Guided {
+  static constexpr bool kHistory = false;
+};
+
 void step(const char* op, const StepInputs& in, const Tensor& out) {
   const int64_t columns = langevin_columns(op, in.table);
   check_step(op, in, columns);

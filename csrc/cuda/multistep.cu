@@ -5,6 +5,10 @@
 namespace fastscore::FASTSCORE_ISA {
 namespace {
 
+struct Multistep {
+  static constexpr bool kHistory = true;
+};
+
 void multistep_step_(Tensor x, Tensor history, const Tensor& score, const Tensor& table,
                      const Tensor& key, std::optional<Tensor> known, std::optional<Tensor> mask,
                      std::optional<double> low, std::optional<double> high,

@@ -75,23 +75,29 @@ struct StepViews {
 // Calls body(S(), R()): what state and score are stored as.
 template <class Body>
 void with_state_and_score(const StepViews& v, const Body& body) {
-  if (v.x.dtype == DType::kFloat64) return body(double(), double());
-  if (v.x.dtype == DType::kBFloat16) return body(BFloat16(), BFloat16());
-  if (v.x.dtype == DType::kFloat16) return body(Float16(), Float16());
-  if (v.score.dtype == DType::kBFloat16) return body(float(), BFloat16());
-  if (v.score.dtype == DType::kFloat16) return body(float(), Float16());
-  body(float(), float());
+  switch (v.x.dtype) {
+    case DType::kFloat64:
+      return body(double(), double());
+    case DType::kBFloat16:
+      return body(BFloat16(), BFloat16());
+    case DType::kFloat16:
+      return body(Float16(), Float16());
+    default:
+      break;
+  }
+  switch (v.score.dtype) {
+    case DType::kBFloat16:
+      return body(float(), BFloat16());
+    case DType::kFloat16:
+      return body(float(), Float16());
+    default:
+      return body(float(), float());
+  }
 }
 
 // ---- the step that may have everything --------------------------------------------------------
-
-// Which family's: kHistory is whether there is one, and columns for it.
-struct Guided {
-  static constexpr bool kHistory = false;
-};
-struct Multistep {
-  static constexpr bool kHistory = true;
-};
+//
+// Family::kHistory: whether there is one, and columns for it.
 
 // The tensors: State is how x, known, the history and the result are reached, Score how the terms
 // of the score are.

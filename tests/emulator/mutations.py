@@ -193,6 +193,14 @@ MUTATIONS = (
         OTHER_BYTES,
     ),
     Mutation(
+        "every sample has the first one's coefficients",
+        "steps.cuh",
+        "step * args.batch_rows + sample : step",
+        "step * args.batch_rows : step",
+        "multistep",
+        OTHER_BYTES,
+    ),
+    Mutation(
         "threads don't tell each other what differs",
         "dsm.cu",
         "return !__syncthreads_or(differs);",
