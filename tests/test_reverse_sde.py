@@ -336,6 +336,8 @@ def test_a_model_in_another_convention_is_noticed() -> None:
         run(shape=(8, 4), model=gaussian, conditioning="sigma")
     with pytest.warns(UserWarning, match="may be called otherwise than it was trained"):
         run(shape=(8, 4), model=lambda x, t: InTime(process, "eps")(x, t))
+    with pytest.warns(UserWarning, match="may be called otherwise than it was trained"):
+        run(shape=(8, 4), model=gaussian, conditioning="time")
     with pytest.warns(UserWarning, match="time_scale and prediction"):
         run(shape=(8, 4), model=gaussian, process=sde.VE(), conditioning="log_sigma")
 

@@ -461,7 +461,7 @@ def adaptive_plan(
         continuous=True,
         returns_state=bool(options["return_state"]),
         carries_history=True,
-        prior=(variance, float(own[0]), float(of_state[0])) if from_start else None,
+        prior=(variance, float(own[0]), float(of_state[0]), float(s[0])) if from_start else None,
         init_mean=options["init_mean"],
         make_chain=partial(AdaptiveChain, method=method, angle=angle),
         graph_by_itself=False,

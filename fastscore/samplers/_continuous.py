@@ -178,7 +178,7 @@ def plan_of(
         continuous=True,
         returns_state=bool(options["return_state"]),
         carries_history=carries_history,
-        prior=(float(variance), float(own), float(of_state)) if from_start else None,
+        prior=(float(variance), float(own), float(of_state), float(s)) if from_start else None,
         boundaries=boundaries,
         init_mean=options["init_mean"],
     )
