@@ -73,7 +73,7 @@ def rk_error(
 
     >>> x, e = torch.ones(1, 2), torch.tensor([0.0, 0.02], dtype=torch.float64)
     >>> rk_error(x, -x, (x,), e, torch.tensor([0.0, 0.01], dtype=torch.float64))
-    tensor([2.0000], dtype=torch.float64)
+    tensor([2.], dtype=torch.float64)
     """
     fn = "rk_error"
     slopes = _listed(fn, slopes)
