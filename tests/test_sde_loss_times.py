@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from continuous import every_process
 from helpers import assert_same_bytes, make_key, randn
 from torch import Tensor
 
