@@ -58,6 +58,7 @@ from fastscore._support.checks import (
 )
 from fastscore._support.explain import explain
 from fastscore._support.lending import lend, lent
+from fastscore._support.terms import summed
 from fastscore._support.wrappers import said_by, unwrapped
 
 CONDITIONINGS = ("sigma", "index", "log_sigma", "none", "time")
@@ -350,7 +351,7 @@ def call_model(
     except Exception as error:
         explain(fn, model, x, conditioning, model_kwargs, error)
         raise
-    return check_output(fn, output, x)
+    return check_output(fn, summed(output), x)
 
 
 def as_score(prediction: str, output: Tensor, x: Tensor, sigma: Tensor) -> Tensor:

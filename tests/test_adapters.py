@@ -265,3 +265,25 @@ def test_a_noise_network_of_labels_trains_and_samples() -> None:
     options = {"shape": (16, 3), "seed": 0, "steps_per_sigma": 3}
     got = fastscore.annealed_langevin(wrapped, sigmas, **options)
     torch.testing.assert_close(got, fastscore.annealed_langevin(score, sigmas, **options))
+
+
+def test_whoever_asks_for_a_score_of_terms_gets_their_sum() -> None:
+    def guided(x: Tensor, sigma: Tensor) -> fastscore.scores.Terms:
+        return fastscore.scores.Terms([(-x, 3.0), (-x, torch.full((len(x),), -2.0))])
+
+    def plain(x: Tensor, sigma: Tensor) -> Tensor:
+        return -x
+
+    x, sigmas = torch.randn(6, 3), [2.0, 1.0]
+    for function in (
+        lambda score: fastscore.dsm_loss(score, x, sigmas, seed=0),
+        lambda score: fastscore.ssm_loss(score, x, sigmas=sigmas, seed=0, method="reverse"),
+        lambda score: fastscore.sde_loss(score, x, fastscore.sde.VE(), seed=0),
+        lambda score: fastscore.fisher_divergence(score, x, plain, sigma=1.0),
+        lambda score: fastscore.scores.NetworkScore(score)(x, 1.0),
+        lambda score: fastscore.annealed_langevin(score, sigmas, x, seed=0),
+    ):
+        torch.testing.assert_close(function(guided), function(plain))
+    for pairs in ([], [(x, 1.0)] * 3, [(x, 1.0), (x[:2], 1.0)], [(x, torch.ones(2))]):
+        with pytest.raises(ValueError, match="Terms: "):
+            fastscore.scores.Terms(pairs)

@@ -15,9 +15,9 @@ from torch import Tensor
 
 import fastscore
 from fastscore import sde
-from fastscore._support.terms import Terms
 from fastscore.random import Stream, normal
 from fastscore.samplers import SamplerState, reverse_sde
+from fastscore.scores import Terms
 from fastscore.sde import Process
 
 PREDICTORS = ("euler_maruyama", "reverse_diffusion", "ancestral")
@@ -296,6 +296,8 @@ def test_a_score_of_two_terms(device: torch.device) -> None:
     how: dict[str, Any] = {"conditioning": "sigma", "device": device}
     one, two = run(shape=(4, 3), model=gaussian, **how), run(shape=(4, 3), model=halves, **how)
     torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+    batches = run(shape=(4, 3), model=halves, batch_size=3, **how)
+    torch.testing.assert_close(one, batches, rtol=1e-5, atol=1e-6)
     clipped = [
         run(shape=(4, 3), model=model, clip_denoised=(0.0, 1.0), **how)
         for model in (gaussian, halves)

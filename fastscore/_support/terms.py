@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,6 +59,10 @@ class Terms:
             parts.append((tensor * factor).to(tensor.dtype))
         return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
+    def __repr__(self) -> str:
+        parts = [w if isinstance(w, (int, float)) else describe(w) for _, w in self.pairs]
+        return f"Terms({describe(self.pairs[0][0])}, weights {parts})"
+
     def weights(self) -> Tensor:
         """All weights as the kernels take them: float64, (terms,) or (batch, terms)."""
         given = [weight for _, weight in self.pairs]
@@ -71,3 +76,8 @@ class Terms:
             for weight in given
         ]
         return torch.stack(columns, dim=-1)
+
+
+def summed(output: Any) -> Any:
+    """A model's output with its terms added, where there are some."""
+    return output.total() if isinstance(output, Terms) else output

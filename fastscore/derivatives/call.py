@@ -11,6 +11,7 @@ from fastscore._support.checks import check_output
 from fastscore._support.inference import recordable
 from fastscore._support.lending import lend, lent
 from fastscore._support.model_kwargs import per_batch
+from fastscore._support.terms import summed
 
 
 class Call(NamedTuple):
@@ -24,7 +25,7 @@ class Call(NamedTuple):
 
     def __call__(self, x: Tensor) -> Any:
         """The model's output at x; what it does to its arguments nobody sees."""
-        return self.model(lend(x), *map(lent, self.args), **lent(self.kwargs))
+        return summed(self.model(lend(x), *map(lent, self.args), **lent(self.kwargs)))
 
     def output(self, x: Tensor) -> Tensor:
         """The same, a tensor of x's shape."""

@@ -32,6 +32,7 @@ from fastscore._support.explain import explained
 from fastscore._support.lending import lend, lent
 from fastscore._support.model_kwargs import check_model_kwargs
 from fastscore._support.options import takes_options
+from fastscore._support.terms import summed
 from fastscore.conditioning import as_sigma, refuse_other_than_score
 from fastscore.derivatives.projections import DISTRIBUTIONS, half_square
 from fastscore.derivatives.traces import sum_over_sample
@@ -153,14 +154,15 @@ def _difference(
     args = () if sigma is None else (as_sigma(fn, x, sigma),)
     named = lent(check_model_kwargs(fn, model_kwargs))
     with explained(fn, model, x, "sigma" if args else "none", by_index=False):
-        score = check_output(fn, model(lend(x), *map(lend, args), **named), x)
+        score = check_output(fn, summed(model(lend(x), *map(lend, args), **named)), x)
     if isinstance(true_score, Tensor):
         check_floating(fn, "true_score", true_score)
         check_shape(fn, "true_score", true_score, x.shape, "x's shape")
         check_device(fn, "true_score", true_score, x.device, "where x is")
         true = true_score
     elif callable(true_score):
-        true = check_output(fn, true_score(lend(x), *map(lend, args)), x, arg="true_score")
+        true = summed(true_score(lend(x), *map(lend, args)))
+        true = check_output(fn, true, x, arg="true_score")
     else:
         fail_type(fn, "true_score", "callable or a tensor", true_score)
     dtype = sum_dtype(torch.promote_types(score.dtype, true.dtype))

@@ -13,6 +13,7 @@ from torch import Tensor
 from fastscore._support.checks import check_output, fail
 from fastscore._support.lending import lent
 from fastscore._support.model_kwargs import per_batch
+from fastscore._support.terms import summed
 
 
 class Batches:
@@ -60,7 +61,8 @@ class Batches:
         for start, named in zip(range(0, self.batch, self.size), self.kwargs, strict=True):
             rows = self._rows(x, start)
             given = [self._rows(each, start) for each in arguments]
-            output = check_output(self.fn, model(rows.clone(), *given, **lent(named)), rows)
+            output = model(rows.clone(), *given, **lent(named))
+            output = check_output(self.fn, summed(output), rows)
             if result is None:
                 result = output.new_empty(x.shape)
             place = result[start : start + self.size]

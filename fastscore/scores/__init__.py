@@ -8,6 +8,7 @@
 ``EnergyScore``      of an energy: minus its gradient
 ``GaussianMixture``  exact at every noise level, with its density and samples
 ``Parzen``           exact at every noise level, of a data set
+``Terms``            a sum of two that a guided score may return, added by the samplers' kernels
 ===================  ==============================================================================
 
 All are called ``model(x, sigma)`` with sigma of shape (batch,).
@@ -19,6 +20,7 @@ All are called ``model(x, sigma)`` with sigma of shape (batch,).
 torch.Size([3, 1])
 """
 
+from fastscore._support.terms import Terms
 from fastscore.scores.adapters import DenoiserScore, EpsScore, NetworkScore
 from fastscore.scores.edm import EDMDenoiser
 from fastscore.scores.energy import EnergyScore
@@ -33,6 +35,7 @@ __all__ = [
     "GaussianMixture",
     "NetworkScore",
     "Parzen",
+    "Terms",
 ]
 
 
