@@ -279,7 +279,7 @@ def test_whoever_asks_for_a_score_of_terms_gets_their_sum() -> None:
         lambda score: fastscore.dsm_loss(score, x, sigmas, seed=0),
         lambda score: fastscore.ssm_loss(score, x, sigmas=sigmas, seed=0, method="reverse"),
         lambda score: fastscore.sde_loss(score, x, fastscore.sde.VE(), seed=0),
-        lambda score: fastscore.fisher_divergence(score, x, plain, sigma=1.0),
+        lambda score: fastscore.fisher_divergence(score, plain, x, sigma=1.0),
         lambda score: fastscore.scores.NetworkScore(score)(x, 1.0),
         lambda score: fastscore.annealed_langevin(score, sigmas, x, seed=0),
     ):
