@@ -109,17 +109,14 @@ def guided_steps(make: Make, shape: Shape, device: torch.device) -> Results:
     x, score, known, past = (make(*shape, seed=seed) for seed in (2, 3, 4, 5))
     held = {"known": known, "mask": known > 0.3, "clamp": (-1.5, 1.25)}
     every = {**held, **two_terms(score, shape[0]), "sample_offset": 3}
-    plain, own = ((6,), (6, shape[0]))
     found: list[Tensor] = []
-    for draw, rows, options in ((3, plain, {}), (4, plain, held), (5, own, every), (0, own, {})):
+    for draw, rows, options in ((0, (3,), two_terms(score)), (1, (3, shape[0]), every)):
         key, table = make_key(7, draw, device), steps_table(10, *rows).to(device)
-        terms = options if rows is own else {**options, **two_terms(score)}
         six = table[..., :6].contiguous()
-        found.append(ops.langevin_step(x, score, six, key, **terms))
+        found.append(ops.langevin_step(x, score, six, key, **options))
         state, history = x.clone(), past.clone()
         found += [state, history]
-        ops.multistep_step_(state, history, score, table, key, clip=(-1.0, None), **terms)
-        ops.multistep_step_(state, history, score, table, key, **options)
+        ops.multistep_step_(state, history, score, table, key, clip=(-1.0, None), **options)
     return tuple(found)
 
 
