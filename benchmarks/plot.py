@@ -44,6 +44,7 @@ COLOURS = {
     "func.jvp": "#332288",
     "torchebm": "#882255",
     "blackjax": "#000000",
+    "torchdiffeq": "#882255",
     "DSM step": "#999999",
     "reduce-overhead": "#117733",
 }
@@ -62,7 +63,9 @@ LABELS = {
 FAMILY_COLOURS = {
     "random": "#0072B2",
     "langevin": "#D55E00",
+    "multistep": "#E69F00",
     "dsm": "#009E73",
+    "runge_kutta": "#E69F00",
     "sliced": "#CC79A7",
     "dual": "#000000",
 }

@@ -69,6 +69,7 @@ def results(shape: tuple[int, ...], dtype: torch.dtype, device: str, place) -> I
     if dtype in (torch.bfloat16, torch.float16):
         state = place(data(*shape, dtype=dtype, seed=0).float())
         yield ops.langevin_step_(state, s, rows, key(device))
+    yield from guided(x, s, known, held, device)
     labels = (torch.arange(batch) % 3).to(device)
     yield from ops.perturb(x, table(device, 3, 2), key(device))
     yield ops.perturb(x, table(device, 3, 2), key(device), labels=labels)[0]
@@ -87,6 +88,7 @@ def results(shape: tuple[int, ...], dtype: torch.dtype, device: str, place) -> I
         args = (x, table(device, 3, 4), labels, key(device), 0, None)
         yield sums(raw.dsm_residual(*args, noisy))
         yield raw.dsm_residual_backward(up[0], *args, noisy)
+    yield from runge_kutta(x, s, known, batch, device)
     jvp = place(data(2, *shape, dtype=dtype, seed=5))
     for number, distribution in enumerate(DISTRIBUTIONS):
         options = {"distribution": distribution}
@@ -105,6 +107,33 @@ def results(shape: tuple[int, ...], dtype: torch.dtype, device: str, place) -> I
     yield sums(raw.dual_backward(x, jvp, s, jvp, 1, 0.0, 0.0)[0])
     yield sums(raw.dual_slope_backward(s, x, x, 1, 0.0, 0.0))
     yield sums(raw.dual_stacked_backward(jvp, jvp, 2, 0.0, 0.0))
+
+
+def guided(x: Tensor, s: Tensor, known: Tensor, held: dict, device: str) -> Iterator[Tensor]:  # type: ignore[type-arg]
+    """Steps of two terms and six columns, and updates with a history."""
+    batch = x.shape[0]
+    for rows, options in (((2,), {}), ((2, batch), held)):
+        own = table(device, *rows, 10)
+        terms = {"second": known, "weights": table(device, batch, 2)}
+        yield ops.langevin_step(x, s, own[..., :6].contiguous(), key(device), **terms, **options)
+        state, history = x.clone(), known.clone()
+        ops.multistep_step_(state, history, s, own, key(device), clip=(-1.0, 1.0), **options)
+        ops.multistep_step_(state, history, s, own, key(device), **terms)
+        yield from (state, history)
+
+
+def runge_kutta(x: Tensor, s: Tensor, known: Tensor, batch: int, device: str) -> Iterator[Tensor]:
+    """Slopes of x's dtype, for a state of at least float32."""
+    state, new = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (x, known))
+    rows, each, scales = (table(device, *size) for size in ((3,), (batch, 3), (2,)))
+    accepted = (torch.arange(batch) % 3 != 1).to(device)
+    for own in (rows, each):
+        yield ops.rk_stage(state, (s, x), own)
+        yield sums(ops.rk_error(state, new, (s, x), own, scales).to(state.dtype))
+    state, first, out = state.clone(), s.clone(), torch.empty_like(new)
+    pair = each[:, :2].contiguous()
+    ops.rk_advance_(state, first, new, x, accepted, out=out, coefficients=pair)
+    yield from (state, first, out)
 
 
 class Rounded(Tensor):

@@ -177,18 +177,33 @@ bool same_strides(const Tensor& x, const Tensor& like) {
   return true;
 }
 
-void check_no_partial_overlap(const char* op, const char* arg, const Tensor& x, const Tensor& out,
-                              const char* out_name) {
-  // Views with holes may lie between each other's elements.
-  if (!x.is_contiguous() && !is_dense(x, 0)) return;
-  if (!out.is_contiguous() && !is_dense(out, 0)) return;
+namespace {
+
+// Whether two tensors share memory, as far as can be said: views with holes may lie between each
+// other's elements.
+bool share_memory(const Tensor& x, const Tensor& out) {
+  if (!x.is_contiguous() && !is_dense(x, 0)) return false;
+  if (!out.is_contiguous() && !is_dense(out, 0)) return false;
   const char* a = static_cast<const char*>(x.data_ptr());
   const char* b = static_cast<const char*>(out.data_ptr());
-  if (a == b && x.scalar_type() == out.scalar_type() && same_strides(x, out)) return;
-  if (a < b + out.numel() * static_cast<int64_t>(out.element_size()) &&
-      b < a + x.numel() * static_cast<int64_t>(x.element_size())) {
+  return a < b + out.numel() * static_cast<int64_t>(out.element_size()) &&
+         b < a + x.numel() * static_cast<int64_t>(x.element_size());
+}
+
+}  // namespace
+
+void check_no_partial_overlap(const char* op, const char* arg, const Tensor& x, const Tensor& out,
+                              const char* out_name) {
+  const bool same = x.data_ptr() == out.data_ptr() && x.scalar_type() == out.scalar_type() &&
+                    same_strides(x, out);
+  if (!same && share_memory(x, out)) {
     fail(op, arg, "apart from ", out_name, " in memory or exactly the same, got an overlap");
   }
+}
+
+void check_apart(const char* op, const char* arg, const Tensor& x, const Tensor& out,
+                 const char* out_name) {
+  if (share_memory(x, out)) fail(op, arg, "apart from ", out_name, " in memory, got an overlap");
 }
 
 void check_table(const char* op, const Tensor& table, int64_t columns, const Tensor& like,

@@ -62,6 +62,8 @@ void check_writable(const char* op, const char* arg, const Tensor& x);
 // Memory that is read while `out` is written: apart from it, or exactly the same.
 void check_no_partial_overlap(const char* op, const char* arg, const Tensor& x, const Tensor& out,
                               const char* out_name);
+void check_apart(const char* op, const char* arg, const Tensor& x, const Tensor& out,
+                 const char* out_name);
 // A contiguous float64 table of `columns` columns with at least one row.
 void check_table(const char* op, const Tensor& table, int64_t columns, const Tensor& like,
                  int64_t most_dims = 2);

@@ -18,8 +18,15 @@ struct StepInputs {
 };
 
 // Of a row of langevin_step: a, b, c, k, and where there are six m, u.
-inline int64_t langevin_columns(const Tensor& table) {
-  return table.dim() > 0 && table.size(table.dim() - 1) == 6 ? 6 : 4;
+inline int64_t langevin_columns(const char* op, const Tensor& table) {
+  const int64_t dim = table.dim(), columns = dim > 0 ? table.size(dim - 1) : 0;
+  if (columns != 4 && columns != 6) {
+    fail(op, "table",
+         "a contiguous float64 tensor of shape (rows, [batch, ] 4) or (rows, [batch, "
+         "] 6), got ",
+         describe(table));
+  }
+  return columns;
 }
 
 // Both or neither.

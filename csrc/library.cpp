@@ -45,6 +45,15 @@ FASTSCORE_SCHEMAS(m) {
       "dsm_residual_regrad_(Tensor(a!) grad_output, Tensor grad, float expected, Tensor output, "
       "Tensor table, Tensor labels, Tensor key, int sample_offset, Tensor? samples=None, Tensor? "
       "noisy=None) -> ()");
+  // runge_kutta
+  m.def("rk_stage(Tensor x, Tensor[] slopes, Tensor coefficients) -> Tensor");
+  m.def("rk_stage_(Tensor(a!) out, Tensor x, Tensor[] slopes, Tensor coefficients) -> ()");
+  m.def(
+      "rk_error(Tensor x, Tensor new, Tensor[] slopes, Tensor coefficients, Tensor tolerances) "
+      "-> Tensor");
+  m.def(
+      "rk_advance_(Tensor(a!) x, Tensor(b!) first, Tensor new, Tensor last, Tensor accepted, "
+      "Tensor(c!)? out=None, Tensor? coefficients=None) -> ()");
   // sliced
   m.def(
       "project_(Tensor(a!) out, Tensor key, int distribution, int sample_offset, Tensor? "

@@ -197,16 +197,19 @@ def sigma_range_of(model: Any, *, fn: str = "sigma_range_of") -> tuple[float, fl
         (0.01, 50.0)
     """
     own = said_by(model, "sigma_range")
-    if own is None:
-        return None
-    arg, expected = "the model's sigma_range", "two noise levels, 0 <= lowest < highest"
-    if isinstance(own, str) or not isinstance(own, Sequence):
-        fail_type(fn, arg, expected, own)
-    if len(own) != 2:
-        fail(fn, arg, expected, own)
-    low, high = (check_number(fn, arg, level, minimum=0.0) for level in own)
+    return None if own is None else check_sigma_range(fn, "the model's sigma_range", own)
+
+
+def check_sigma_range(fn: str, arg: str, given: Any) -> tuple[float, float]:
+    """Two noise levels, the lower one first."""
+    expected = "two noise levels, 0 <= lowest < highest"
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        fail_type(fn, arg, expected, given)
+    if len(given) != 2:
+        fail(fn, arg, expected, given)
+    low, high = (check_number(fn, arg, level, minimum=0.0) for level in given)
     if low >= high:
-        fail(fn, arg, expected, own)
+        fail(fn, arg, expected, given)
     return low, high
 
 

@@ -32,6 +32,23 @@ def langevin_table(rows: int = 3, seed: int = 1) -> Tensor:
     return randn(rows, 4, dtype=torch.float64, seed=seed).abs() + 0.1
 
 
+def steps_table(columns: int, *shape: int, seed: int = 1) -> Tensor:
+    """Rows of 6 columns (a, b, c, k, m, u) or of 10, of shape ``shape``: the last rows have no
+    noise, or no history and no clipped part."""
+    table = randn(*shape, columns, dtype=torch.float64, seed=seed)
+    table[..., 5].abs_().add_(0.1)
+    table[-1:, ..., 2:4] = 0
+    table[-2:-1, ..., 6::3] = 0
+    return table
+
+
+def two_terms(score: Tensor, batch: int | None = None, seed: int = 9) -> dict[str, Tensor]:
+    """A second term and the weights of both, for all samples or for each."""
+    weights = randn(*(() if batch is None else (batch,)), 2, dtype=torch.float64, seed=seed)
+    second = randn(*score.shape, dtype=score.dtype, seed=seed).to(score.device)
+    return {"second": second, "weights": weights.to(score.device)}
+
+
 def dsm_tables(levels: int = 6) -> tuple[Tensor, Tensor]:
     """The tables of perturb and of dsm_residual for geometric noise levels."""
     sigma = torch.logspace(1, -2, levels, dtype=torch.float64)
@@ -65,6 +82,58 @@ def langevin_mixed_case(dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[Ten
     state = torch.float64 if dtype == torch.float64 else torch.float32
     x, score = randn(*shape, dtype=state, seed=2), randn(*shape, dtype=dtype, seed=3)
     return (ops.langevin_step_(x, score, langevin_table(), make_key(78, 2)),)
+
+
+def guided_steps_case(dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """Steps with two terms and six columns, and multistep updates."""
+    x, score, known = (randn(*shape, dtype=dtype, seed=seed) for seed in (2, 3, 4))
+    held = {"known": known, "mask": known > 0.3, "clamp": (-1.5, 1.25)}
+    found: list[Tensor] = []
+    for batch in (None, shape[0]):
+        table = steps_table(10, *((3,) if batch is None else (3, batch)))
+        options, six = {**held, **two_terms(score, batch)}, table[..., :6].contiguous()
+        found.append(ops.langevin_step(x, score, six, make_key(7, 0), **options))
+        for draw in range(3):
+            state, past = x.clone(), known.clone()
+            found += [state, past]
+            for each in ({}, options):
+                args = (state, past, score, table, make_key(7, draw))
+                ops.multistep_step_(*args, clip=(-1.0, 1.5), **each)
+    return tuple(found)
+
+
+def runge_kutta_rows(batch: int, columns: int, seed: int = 3) -> Tensor:
+    """Coefficients of each sample, some of them 0."""
+    rows = randn(batch, columns, dtype=torch.float64, seed=seed)
+    rows[::2, columns - 1] = 0
+    rows[1::3, 0] = -0.0
+    return rows
+
+
+def runge_kutta_data(
+    dtype: torch.dtype, shape: tuple[int, ...]
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The state as a solver keeps it, the next one, and slopes in ``dtype``."""
+    state = torch.float64 if dtype == torch.float64 else torch.float32
+    x, new = (randn(*shape, dtype=state, seed=seed) for seed in (2, 3))
+    return x, new, [randn(*shape, dtype=dtype, seed=seed) for seed in (4, 5, 6)]
+
+
+def runge_kutta_case(dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    x, new, slopes = runge_kutta_data(dtype, shape)
+    each = runge_kutta_rows(shape[0], 4)
+    stages = [ops.rk_stage(x, slopes, rows) for rows in (each, torch.ones(4).double() / 3)]
+    first, out = slopes[0].clone(), torch.empty_like(x)
+    accepted = torch.arange(shape[0]) % 3 != 1
+    rows = each[:, 1:3]
+    ops.rk_advance_(x, first, new, slopes[1], accepted, out=out, coefficients=rows)
+    return (*stages, x, first, out)
+
+
+def runge_kutta_error_case(dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    x, new, slopes = runge_kutta_data(dtype, shape)
+    rows, tolerances = runge_kutta_rows(shape[0], 4), torch.tensor([1.0, 0.5]).double()
+    return (ops.rk_error(x, new, slopes, rows, tolerances),)
 
 
 def perturb_case(dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
@@ -158,6 +227,8 @@ ELEMENTWISE: dict[str, Case] = {
     "random": random_case,
     "langevin": langevin_case,
     "langevin_mixed": langevin_mixed_case,
+    "guided_steps": guided_steps_case,
+    "runge_kutta": runge_kutta_case,
     "perturb": perturb_case,
     "dsm_gradient": dsm_gradient_case,
     "noisy_gradient": noisy_gradient_case,
@@ -169,6 +240,7 @@ ROW_SUMS: dict[str, Case] = {
     "dsm_loss": dsm_loss_case,
     "noisy_loss": noisy_loss_case,
     "sliced_terms": sliced_terms_case,
+    "runge_kutta_error": runge_kutta_error_case,
 }
 
 

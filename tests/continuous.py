@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastscore import sde
+from fastscore import reverse_sde, sde
 from fastscore.sde import Process
 
 MEAN, VARIANCE = 0.7, 0.25
@@ -69,3 +69,18 @@ def flow_of(process: Process, x: Tensor, start: float, end: float) -> Tensor:
     variance = alpha**2 * VARIANCE + process.sigma(end) ** 2
     variance0 = alpha0**2 * VARIANCE + process.sigma(start) ** 2
     return alpha * MEAN + (x - alpha0 * MEAN) * torch.sqrt(variance / variance0)
+
+
+def run(x: Any = None, model: Any = None, process: Process | None = None, **options: Any) -> Any:
+    process = sde.VP() if process is None else process
+    defaults: dict[str, Any] = {"steps": 6, "corrector": "annealed", "seed": 3}
+    return reverse_sde(model or InTime(process), process, x, **{**defaults, **options})
+
+
+class Sees(torch.nn.Module):
+    def __init__(self, net: torch.nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, y: Tensor, s: Tensor) -> Tensor:
+        return 0 * self.net(y) + gaussian(y, s)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from byte_cases import dsm_tables, langevin_table, noisy_table
+from byte_cases import dsm_tables, langevin_table, noisy_table, steps_table
 from helpers import randn
 from torch import Tensor
 
@@ -16,7 +16,7 @@ class EveryOp:
     """Each op once, on data that lies on the device already: fit to be captured."""
 
     def __init__(self, device: torch.device, columns: int = 5001) -> None:
-        self.table = langevin_table().to(device)
+        self.table, self.rows = langevin_table().to(device), steps_table(10, 5).to(device)
         self.noise, self.loss = (table.to(device) for table in dsm_tables())
         self.x, self.s = (randn(6, columns, seed=seed).to(device) for seed in (1, 2))
         self.noisy_loss = noisy_table().to(device)
@@ -31,6 +31,7 @@ class EveryOp:
             ops.rademacher_(torch.empty_like(x), key),
             ops.langevin_step(x, s, self.table, key),
             ops.langevin_step_(x.clone(), s, self.table, key),
+            ops.multistep_step_(x.clone(), s.clone(), s, self.rows, key),
             *ops.perturb(x, self.noise, key),
             ops.dsm_residual(x, self.loss, labels, key),
             raw.dsm_residual_backward(x[:, 0], x, self.loss, labels, key, 0),
@@ -38,6 +39,7 @@ class EveryOp:
             ops.dsm_residual(x, self.noisy_loss, labels, key, noisy=s),
             raw.dsm_residual_backward(x[:, 0], x, self.noisy_loss, labels, key, 0, None, s),
             *self.residual_in_advance(key, self.noisy_loss, s),
+            *self.runge_kutta_step(),
             *(ops.projections(key, x.shape, 2, distribution=d) for d in DISTRIBUTIONS),
             *(t for d in DISTRIBUTIONS for t in ops.sliced_terms(s, jvp, key, distribution=d)),
             *raw.sliced_terms_backward(jvp[:, :, 0], None, x[:, 0], s, key, 2, 0),
@@ -48,6 +50,18 @@ class EveryOp:
             ops.dual_stacked(jvp, "tanh"),
             raw.dual_stacked_backward(jvp, jvp, 2, 0.0, 0.0),
         ]
+
+    def runge_kutta_step(self) -> list[Tensor]:
+        x, s, each = self.x, self.s, self.table[:1].expand(6, 4)
+        state, first, out = x.clone(), s.clone(), torch.empty_like(x)
+        accepted = self.labels % 2 == 0
+        ops.rk_stage(x, [s, x, s], self.table[0], out=out)
+        ops.rk_advance_(state, first, s, x, accepted, out=out, coefficients=each[:, :2])
+        stage, error = (
+            ops.rk_stage(x, [s, x, s], each),
+            ops.rk_error(x, s, [s, x, s], each, each[:, :2]),
+        )
+        return [stage, error, state, first, out]
 
     def residual_in_advance(
         self, key: Tensor, table: Tensor, noisy: Tensor | None = None

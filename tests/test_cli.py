@@ -72,6 +72,33 @@ def test_sample_with_another_setting(checkpoint, tmp_path):
     assert torch.equal(torch.as_tensor(numpy.load(out)), want)
 
 
+@pytest.mark.filterwarnings("ignore:.*at the highest noise level")  # untrained
+def test_sample_with_another_sampler(checkpoint, tmp_path, capsys):
+    out = tmp_path / "a.npy"
+    command = ["sample", str(checkpoint), "-n", "3", "-o", str(out), "--seed", "1"]
+    more = ["--sampler", "probability_flow", "--steps", "4", "--set", "solver=dpmpp_2m_sde"]
+    assert main([*command, *more, "--set", "clip_denoised=[0, 1]"]) == 0
+    loaded = fastscore.load_checkpoint(checkpoint)
+    settings = {"solver": "dpmpp_2m_sde", "steps": 4, "clip_denoised": (0, 1)}
+    want = loaded.sample(3, sampler="probability_flow", seed=1, **settings)
+    assert torch.equal(torch.as_tensor(numpy.load(out)), want)
+    assert main([*command, "--sampler", "probability_flow", "--set", "solver=rk5"]) == 2
+    assert "solver must be one of 'euler'" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:.*at the highest noise level")
+def test_steps_of_a_sampler_that_is_stored(tmp_path):
+    path, out = tmp_path / "net.safetensors", tmp_path / "a.npy"
+    net = fastscore.nn.ScoreMLP(2, hidden=(4,))
+    stored = Checkpoint(net, fastscore.sde.VE(0.1, 2.0), {"steps": 9}, sampler="reverse_sde")
+    save_checkpoint(path, stored)
+    assert (
+        main(["sample", str(path), "-n", "2", "-o", str(out), "--seed", "0", "--steps", "3"]) == 0
+    )
+    want = fastscore.load_checkpoint(path).sample(2, seed=0, steps=3)
+    assert torch.equal(torch.as_tensor(numpy.load(out)), want)
+
+
 def test_sample_png(checkpoint, tmp_path):
     outs = [tmp_path / "a.png", tmp_path / "b.png", tmp_path / "a.npz"]
     for out in outs:
@@ -204,6 +231,26 @@ def nothing_done(monkeypatch):
             {"--set": "steps=3"},
             "--set must be NAME=VALUE with a setting of annealed_langevin (",
         ),
+        (
+            {"--steps": "20"},
+            "--steps must be left out for annealed_langevin, which takes N steps at each of its 3 "
+            "noise levels (--set steps_per_sigma=N, or another sampler: --sampler "
+            "probability_flow --steps N), got 20",
+        ),
+        (
+            {"--steps": "20", "--sampler": "consistent_annealed_langevin"},
+            "which takes a step at each of its 3 noise levels (another sampler: ",
+        ),
+        ({"--steps": "0", "--sampler": "reverse_sde"}, "--steps must be at least 1, got 0"),
+        (
+            {"--steps": "2", "--sampler": "reverse_sde", "--set": "steps=3"},
+            "--steps must be left out where there is --set steps=, got 2",
+        ),
+        ({"--sampler": "gibbs"}, "--sampler must be one of 'annealed_langevin', "),
+        (
+            {"--sampler": "reverse_sde", "--set": "steps_per_sigma=3"},
+            "--set must be NAME=VALUE with a setting of reverse_sde (",
+        ),
         ({"--set": "steps_per_sigma"}, "--set must be NAME=VALUE with a setting of"),
         ({"--batch-size": "0"}, "--batch-size must be at least 1, got 0"),
         ({"--build": "nonsense"}, 'build must be a name "package.module:function"'),
@@ -280,6 +327,7 @@ def test_a_bar_is_shown_where_it_can_be(checkpoint, tmp_path, capsys, monkeypatc
     assert capsys.readouterr().err == expected
 
 
+@pytest.mark.filterwarnings("ignore:.*at the highest noise level")
 def test_the_demo_without_a_bar_needs_no_tqdm(tmp_path, capsys, monkeypatch):
     without(monkeypatch, "tqdm")
     on_a_terminal(monkeypatch)
@@ -344,17 +392,32 @@ def test_demo_to_a_missing_or_read_only_directory(tmp_path, capsys, monkeypatch)
     assert "is not a directory" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore:.*at the highest noise level")
 def test_demo_writes_what_it_says(tmp_path):
     out = tmp_path / "demo"
     said = []
     figures = run_demo(out, iterations=2, samples=4, progress=False, say=said.append)
-    names = {"samples.png", "path.png", "checkpoint.safetensors", "figures.json"}
-    assert {path.name for path in out.iterdir()} == names
+    pictures = {"samples.png", "path.png", "samplers.png"}
+    assert {path.name for path in out.iterdir()} == pictures | {
+        "checkpoint.safetensors",
+        "figures.json",
+    }
     assert json.loads((out / "figures.json").read_text()) == figures
     assert figures["quality"]["frechet_real"] < figures["quality"]["frechet_noise"]
     assert min(figures["library_part"].values()) > 0
     assert Image.open(out / "path.png").size[0] == (4 * 9 + 1) * 4
+    rows = figures["samplers"]
+    assert [row["evaluations"] for row in rows] == [106, 39, 35, 19, 20, 12, 8, 12, 12]
+    assert Image.open(out / "samplers.png").size == (168 + 4 * 36 + 2 * 4, len(rows) * 36 + 4)
+    for row in rows:
+        assert any(f"{row['name']:<24} {row['evaluations']:11d}" in line for line in said)
+        assert row["frechet_distance"] > figures["quality"]["frechet_real"]
+    assert rows[0]["frechet_distance"] == figures["quality"]["frechet_samples"]
     assert any("1500 digits" in line for line in said)
+    loaded = fastscore.load_checkpoint(out / "checkpoint.safetensors")
+    assert loaded.process == fastscore.sde.VE(0.02, float(loaded.sigmas[0]))
+    few = loaded.sample(4, seed=0, sampler=rows[4]["sampler"], **rows[4]["settings"])
+    assert few.shape == (4, 1, 8, 8)
     drawn = tmp_path / "more.png"
     sample = ["sample", str(out / "checkpoint.safetensors"), "-n", "2", "-o", str(drawn)]
     assert main([*sample, "--no-progress"]) == 0

@@ -21,7 +21,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-FAMILIES = ("random", "langevin", "dsm", "sliced", "dual")
+FAMILIES = ("random", "langevin", "multistep", "dsm", "runge_kutta", "sliced", "dual")
 
 # Minutes of nvcc: on request, and in continuous integration.
 WANTED = os.environ.get("CI") or os.environ.get("FASTSCORE_TEST_CUDA_BUILD")

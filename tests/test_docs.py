@@ -66,7 +66,7 @@ def test_readme_snippets_run_pasted_one_by_one(tmp_path, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
     text = README.read_text()
     snippets = re.findall(r"```python\n(.*?)```", text, re.S)
-    assert len(re.findall(r"range\(\d000\)", text)) == 3
+    assert len(re.findall(r"range\(\d000\)", text)) == 4
     prompt = Prompt()
     for snippet in snippets:
         for line in [*re.sub(r"range\(\d000\)", "range(20)", snippet).splitlines(), ""]:
@@ -87,6 +87,13 @@ def test_the_figures_of_the_example_are_those_that_were_measured():
         *first, last
     )
     assert expected in README.read_text()
+    for drawn, words in zip(
+        found["frechet_distance_in_time"],
+        ("Their Fréchet distances are {}, {} and {}, for 0.012", "({}, {} and {}.)"),
+        strict=True,
+    ):
+        shown = [f"{value:.2g}" for value in drawn.values()]
+        assert words.format(*shown) in README.read_text()
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"])

@@ -3,6 +3,8 @@
 import pytest
 from emulator import coverage, plugin
 
+FAMILIES = {"random", "langevin", "dsm", "runge_kutta", "sliced", "dual"}
+
 
 @pytest.mark.last
 @pytest.mark.emulated
@@ -10,6 +12,6 @@ def test_every_kernel_was_launched(request: pytest.FixtureRequest) -> None:
     if not plugin.is_whole_run(request.config):
         pytest.skip("tells nothing but after a whole run with --emulated=all")
     kernels = coverage()
-    assert {kernel.family for kernel in kernels} == {"random", "langevin", "dsm", "sliced", "dual"}
+    assert {kernel.family for kernel in kernels} == FAMILIES
     never = [f"{kernel.family}: {kernel.name}" for kernel in kernels if kernel.launches == 0]
     assert not never

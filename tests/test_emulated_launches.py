@@ -28,9 +28,13 @@ TILED = {
     "random_rademacher_": ("fill", FILLED),
     "langevin_step": ("langevin", PACKED),
     "langevin_step_": ("langevin", PACKED),
+    "multistep_step_": ("full_step<Multistep", SPREAD),
     "perturb": ("map", MAPPED),
     "dsm_residual_backward": ("map", MAPPED),
     "dsm_residual_regrad_": ("regrad", PACKED),
+    "rk_stage": ("stage", MAPPED),
+    "rk_stage_": ("stage", MAPPED),
+    "rk_advance_": ("advance", MAPPED),
     "project_": ("project", SPREAD),
     "sliced_terms_backward": ("terms_backward", SPREAD),
     "dual": ("forward", SPREAD),
@@ -40,10 +44,13 @@ TILED = {
     "dual_stacked": ("forward", SPREAD),
     "dual_stacked_backward": ("backward", SPREAD),
 }
+# With x~ beside the output, where the residual's sum is always the one that may make a gradient.
+BESIDE = {"dsm_residual_backward": ("regrad", PACKED)}
 # The ops that sum rows, with how many sums each row gets; with the sphere they sum |v|^2 first.
 SUMMED = {
-    "dsm_residual": [("ResidualSum", 1)],
+    "dsm_residual": [("ResidualSum<", 1), ("ResidualSumWithGrad<Beside", 1)],
     "dsm_residual_with_grad": [("ResidualSumWithGrad", 1)],
+    "rk_error": [("ErrorSum", 1)],
     "project_": [("SphereRadius", PROJECTIONS)],
     "sliced_terms": [("SphereRadius", PROJECTIONS), ("SlicedSums", PROJECTIONS)],
     "sliced_terms_backward": [("SphereRadius", PROJECTIONS)],
@@ -57,8 +64,7 @@ def ceil_div(a: int, b: int) -> int:
 def expected(op: str, multiprocessors: int) -> set[tuple[str, int]]:
     """Names of kernels, each with its number of blocks."""
     found: set[tuple[str, int]] = set()
-    if op in TILED:
-        kernel, tile = TILED[op]
+    for kernel, tile in (table[op] for table in (TILED, BESIDE) if op in table):
         blocks = ceil_div(ELEMENTS, tile)
         if kernel == "regrad":
             blocks = ceil_div(blocks, ceil_div(blocks, multiprocessors * BLOCKS_PER_MULTIPROCESSOR))

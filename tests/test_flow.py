@@ -302,6 +302,13 @@ def test_callbacks_and_trajectories(device: torch.device) -> None:
         ({"grid": [1.0, 0.5, 0.7], "steps": None}, ValueError, "grid must be"),
         ({"grid": [1.0, 0.5, -0.1], "steps": None}, ValueError, "grid must be"),
         ({"grid": [1.0, 0.5], "steps": 3}, ValueError, "grid must be"),
+        ({"grid": None, "steps": None}, TypeError, "grid must be a name, or a tensor"),
+        (
+            {"grid": [1.0, 0.5], "steps": None, "x": torch.zeros(4, 3), "t_start": 0.5},
+            ValueError,
+            "t_start must be left out, or the grid's own 1",
+        ),
+        ({"churn_noise": 1.1, "solver": "rk4"}, ValueError, "churn_noise must be 1 but with"),
         ({"init_mean": torch.zeros(5)}, ValueError, "init_mean must be of the state's shape"),
         ({"init_mean": 1.0, "x": torch.zeros(4, 3)}, ValueError, "init_mean must be None but"),
         ({"init_mean": torch.nan}, ValueError, "init_mean must be finite"),
@@ -328,12 +335,16 @@ def test_bad_arguments(arguments: dict[str, Any], error: Any, message: str) -> N
         run(**arguments)
 
 
+@pytest.mark.parametrize("solver", ["dpmpp_2m", "rk4", "rk45"])
 @pytest.mark.parametrize("conditioning", ["time", "sigma"])
-def test_a_state_is_drawn_about_the_mean(device: torch.device, conditioning: str) -> None:
+def test_a_state_is_drawn_about_the_mean(
+    device: torch.device, conditioning: str, solver: str
+) -> None:
     process = sde.VE(0.01, 2.0)
     model: Any = gaussian if conditioning == "sigma" else InTime(process)
-    how: dict[str, Any] = {"shape": (4000, 2), "seed": 0, "steps": 30, "device": device}
+    how: dict[str, Any] = {"shape": (4000, 2), "seed": 0, "device": device}
     how["conditioning"] = conditioning
+    how |= {"solver": solver} if solver == "rk45" else {"solver": solver, "steps": 30}
     about = probability_flow(model, process, init_mean=MEAN, **how)
     alone = probability_flow(model, process, **how)
     assert float(about.mean()) == pytest.approx(MEAN, abs=0.02)
@@ -360,3 +371,28 @@ def test_levels_of_a_given_grid() -> None:
     seen.clear()
     probability_flow(watched, sde.VP(), shape=(2, 2), solver="euler", steps=1)
     assert seen == [1.0]
+
+
+class Straight:
+    """Of the name of a rectified flow, which has no noise at t = 0."""
+
+    t_min = 0.0
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t
+
+
+@pytest.mark.parametrize("denoise", [True, False])
+@pytest.mark.parametrize("solver", [*GRID_SOLVERS, "rk45"])
+def test_a_grid_that_reaches_the_data_is_refused(solver: str, denoise: bool) -> None:
+    """There is nothing to ask the model there; the step to the data is the denoising one."""
+    how: dict[str, Any] = {"solver": solver, "denoise": denoise, "shape": (2, 3), "seed": 0}
+    how["conditioning"] = "sigma"
+    with pytest.raises(ValueError, match="sde must be a process with noise at its t_min"):
+        probability_flow(gaussian, Straight(), **how)
+    if solver != "rk45":
+        with pytest.raises(ValueError, match="grid must be times with noise at the last of them"):
+            probability_flow(gaussian, sde.RectifiedFlow(), grid=[0.9, 0.5, 0.0], **how)

@@ -23,7 +23,7 @@ from fastscore.scores import DenoiserScore, EnergyScore, EpsScore, GaussianMixtu
 
 ROOMS = [
     "derivatives", "evaluation", "losses", "nn", "ops", "random", "reference", "samplers",
-    "schedules", "scores",
+    "schedules", "scores", "sde",
 ]  # fmt: skip
 
 
@@ -161,6 +161,8 @@ def test_help_of_a_class_is_about_the_class(name: str) -> None:
     for base in own_classes(cls):
         for method, member in vars(base).items():
             shown = method == "__init__" or not method.startswith("_")
+            if method == "__init__" and getattr(base, "__dataclass_params__", None):
+                shown = not base.__dataclass_params__.init  # generated: it says its fields
             if shown and isinstance(member, FunctionType | property | staticmethod | classmethod):
                 assert member.__doc__, f"{name}.{method}"
     # The class's own come first, and in the library's words.

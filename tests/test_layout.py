@@ -17,7 +17,7 @@ import torch
 import fastscore
 
 ROOT = Path(__file__).parents[1]
-FAMILIES = ["random", "langevin", "dsm", "sliced", "dual"]
+FAMILIES = ["random", "langevin", "multistep", "dsm", "runge_kutta", "sliced", "dual"]
 # A function of the family's own name would hide a module of that name.
 MODULES = {"dual": "duals"}
 ROOMS = [

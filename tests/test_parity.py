@@ -1,8 +1,8 @@
 """The same bytes from the CUDA kernels as from the CPU's, for every op, layout and precision.
 
 ``other`` is where they run: emulated on this machine, or on a device. Sums over samples
-(``dsm_residual``, ``sliced_terms``) have an order of their own on each device: they are compared
-within rounding, and to the byte between splits of the batch and between layouts.
+(``dsm_residual``, ``sliced_terms``, ``rk_error``) have an order of their own on each device: they
+are compared within rounding, and to the byte between splits of the batch and between layouts.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from parity_cases import (
     Results,
     Shape,
     duals,
+    errors,
     gradients_in_advance,
     maker,
     noisy_gradients,
@@ -114,7 +115,7 @@ def compare_sums(
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("sums", [residuals, noisy_residuals, terms])
+@pytest.mark.parametrize("sums", [residuals, noisy_residuals, terms, errors])
 def test_sums_are_the_cpus_within_rounding_and_split_to_the_byte(
     sums: Callable[..., Results], dtype: torch.dtype, layout: str, other: Side
 ) -> None:
@@ -133,7 +134,7 @@ def test_rows_of_about_one_segment_and_of_several(
     pack = 16 // dtype.itemsize
     segment = 1024 * pack
     for size in (segment, segment + 1, segment + pack, 3 * segment + 1):
-        for sums in (residuals, noisy_residuals, terms):
+        for sums in (residuals, noisy_residuals, terms, errors):
             compare_sums(sums, dtype, layout, (2, size), other)
         for case in (
             residual_gradients,
@@ -202,6 +203,6 @@ def test_no_elements(shape: Shape, other: Side) -> None:
     make = maker(torch.float32, "contiguous", other.device)
     for case in ELEMENTWISE.values():
         other(case, make, shape, other.device)
-    for sums in (residuals, noisy_residuals, terms):
+    for sums in (residuals, noisy_residuals, terms, errors):
         found = other(sums, make, shape, other.device, slice(None))
         assert all(bool((t == 0).all()) for t in found)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
-import warnings
 from typing import Any
 
 import pytest
 import torch
-from continuous import MEAN, PROCESSES, VARIANCE, InTime, every_process, gaussian
+from continuous import MEAN, PROCESSES, VARIANCE, InTime, Sees, every_process, gaussian, run
 from helpers import assert_same_bytes, make_key, randn
 from torch import Tensor
 
+import fastscore
 from fastscore import sde
 from fastscore._support.terms import Terms
 from fastscore.random import Stream, normal
@@ -166,12 +167,6 @@ def test_ancestral_without_noise_is_ddim() -> None:
     torch.testing.assert_close(ddim, euler, rtol=1e-14, atol=1e-14)
 
 
-def run(x: Any = None, model: Any = None, process: Process | None = None, **options: Any) -> Any:
-    process = sde.VP() if process is None else process
-    defaults: dict[str, Any] = {"steps": 6, "corrector": "annealed", "seed": 3}
-    return reverse_sde(model or InTime(process), process, x, **{**defaults, **options})
-
-
 @pytest.mark.parametrize("conditioning", ["time", "sigma"])
 def test_a_sample_is_its_own(device: torch.device, conditioning: str) -> None:
     how: dict[str, Any] = {"conditioning": conditioning, "device": device}
@@ -292,79 +287,6 @@ def test_the_state_and_the_prediction_are_held_in_the_units_of_data(
     torch.testing.assert_close(loose, free, rtol=1e-6, atol=1e-6)
 
 
-def test_a_run_stays_within_what_the_model_knows() -> None:
-    def ranged(y: Tensor, s: Tensor) -> Tensor:
-        levels.append(float(s[0]))
-        return gaussian(y, s)
-
-    ranged.sigma_range = (0.05, 4.0)  # type: ignore[attr-defined]
-    for process in (sde.VE(0.01, 50.0), sde.VP(), sde.RectifiedFlow()):
-        levels: list[float] = []
-        x = run(shape=(4000,), model=ranged, process=process, conditioning="sigma", steps=150)
-        assert levels[0] == pytest.approx(4, rel=1e-5)
-        assert levels[-1] == pytest.approx(0.05, rel=1e-5)
-        assert float(x.var()) == pytest.approx(VARIANCE, rel=0.15)
-    with pytest.warns(UserWarning, match=r"the model knows those from 0.05 to 4"):
-        run(shape=(4,), model=ranged, process=sde.VE(0.01, 50.0), grid=[1.0, 0.5, 0.0], steps=2)
-    net = torch.nn.Linear(3, 3)
-    with pytest.warns(UserWarning, match="does not say which noise levels it knows"):
-        run(shape=(4, 3), model=Sees(net), conditioning="sigma", steps=2)
-
-
-class Sees(torch.nn.Module):
-    def __init__(self, net: torch.nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, y: Tensor, s: Tensor) -> Tensor:
-        return 0 * self.net(y) + gaussian(y, s)
-
-
-def test_a_model_in_another_convention_is_noticed() -> None:
-    process = sde.VP()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        run(shape=(8, 4))
-        run(shape=(8, 4), model=gaussian, conditioning="sigma")
-    with pytest.warns(UserWarning, match="may be called otherwise than it was trained"):
-        run(shape=(8, 4), model=lambda x, t: InTime(process, "eps")(x, t))
-    with pytest.warns(UserWarning, match="time_scale and prediction"):
-        run(shape=(8, 4), model=gaussian, process=sde.VE(), conditioning="log_sigma")
-
-
-def test_a_network_is_told_its_own_index(device: torch.device) -> None:
-    levels = torch.tensor([8.0, 4.0, 2.0, 1.0, 0.5, 0.25])
-    seen: list[int] = []
-
-    def indexed(y: Tensor, i: Tensor) -> Tensor:
-        assert i.dtype == torch.int64
-        seen.append(int(i[0]))
-        return gaussian(y, levels.to(i.device)[i])
-
-    how: dict[str, Any] = {"conditioning": "index", "model": indexed, "corrector": None}
-    run(
-        shape=(3, 2), process=sde.VE(0.25, 8.0), sigmas=levels, steps=5, denoise=True,
-        device=device, **how,
-    )  # fmt: skip
-    assert seen == [0, 1, 2, 3, 4, 5]
-    rising = sde.DDPM(torch.linspace(1e-4, 0.02, 1000))
-    seen.clear()
-    levels = rising.noise_level(torch.arange(1000) / 999).float()
-    run(shape=(3, 2), process=rising, steps=999, model=by_index(rising, seen), corrector=None,
-        conditioning="index")  # fmt: skip
-    assert seen == list(range(999, -1, -1))
-    with pytest.raises(ValueError, match="sigmas or betas must be given"):
-        run(shape=(3, 2), process=sde.VP(), **how)
-
-
-def by_index(process: Process, seen: list[int]) -> Any:
-    def network(x: Tensor, i: Tensor) -> Tensor:
-        seen.append(int(i[0]))
-        return InTime(process)(x, i / 999)
-
-    return network
-
-
 def test_a_score_of_two_terms(device: torch.device) -> None:
     def halves(y: Tensor, s: Tensor) -> Terms:
         score = gaussian(y, s)
@@ -406,6 +328,22 @@ def test_batches_and_half_precision(device: torch.device) -> None:
         ({"t_start": 1.5}, ValueError, "t_start must be at most 1"),
         ({"t_start": 1e-4, "x": torch.zeros(4, 3)}, ValueError, "later than the end of sampling"),
         ({"norms": "batch"}, ValueError, "norms must be"),
+        ({"corrector": None, "norms": "batch"}, ValueError, "norms must be"),
+        (
+            {"corrector": None, "corrector_steps": 3},
+            ValueError,
+            "corrector_steps must be 1 without",
+        ),
+        (
+            {"corrector": "langevin", "init_mean": torch.zeros(4, 3)},
+            ValueError,
+            "each sample has its own model_kwargs or init_mean",
+        ),
+        (
+            {"corrector": "langevin", "model": lambda x, s: 0 * x},
+            ValueError,
+            "norms are positive and finite",
+        ),
         ({"norms": torch.ones(2), "corrector": "langevin"}, ValueError, "one for each step"),
         ({"time_scale": 0.0}, ValueError, "time_scale must be positive"),
         ({"sigmas": [2.0, 1.0]}, ValueError, "sigmas must be left out but"),
@@ -421,3 +359,42 @@ def test_bad_arguments(arguments: dict[str, Any], error: Any, message: str) -> N
         del arguments["shape"]
     with pytest.raises(error, match=f"reverse_sde: .*{message}"):
         run(**arguments)
+
+
+def test_a_pilot_of_a_run_from_part_way_measures_the_samples_of_its_level() -> None:
+    """Not noise alone, whose scores are far larger where the data are far from 0."""
+    process, found = sde.VE(0.01, 50.0), []
+
+    def far(y: Tensor, s: Tensor) -> Tensor:
+        found.append((float(s[0]), float((5 - y).square().mean() / (1 + s[0] ** 2))))
+        return (5 - y) / (1 + s[:, None] ** 2)
+
+    start = process.time_of(0.7)
+    x = 5 + randn(8, 64)
+    reverse_sde(
+        far, process, x, t_start=float(start), steps=10, corrector="langevin", seed=0
+    )  # fmt: skip
+    pilot = [ratio for s, ratio in found[: len(found) - 21] if s <= 0.701]
+    assert len(pilot) == 11
+    assert all(0.5 < ratio < 1.5 for ratio in pilot)  # of noise alone, 12 to 17
+
+
+def test_a_state_goes_on_in_its_own_run() -> None:
+    how: dict[str, Any] = {"steps": 6, "shape": (3, 2), "seed": 0, "return_state": True}
+    state = reverse_sde(gaussian, sde.VE(), callback=lambda step, x: step == 2, **how)
+    loaded = io.BytesIO()
+    torch.save(state, loaded)
+    loaded.seek(0)
+    again = torch.load(loaded)  # weights_only, as torch has it
+    whole = reverse_sde(gaussian, sde.VE(), **how)
+    assert torch.equal(reverse_sde(gaussian, sde.VE(), again, steps=6), whole.x)
+    for other in ({"steps": 7}, {"steps": 6, "predictor": "ancestral"}):
+        with pytest.raises(ValueError, match=r"^reverse_sde: x must be the state of a run of"):
+            reverse_sde(gaussian, sde.VE(), state, **other)
+    with pytest.raises(ValueError, match=r"^probability_flow: x must be the state of a run of"):
+        fastscore.probability_flow(gaussian, sde.VE(), state, solver="rk45")
+    for solver in ("rk45", "heun"):
+        how = {"solver": solver, "shape": (3, 2), "seed": 0, "return_state": True}
+        state = fastscore.probability_flow(gaussian, sde.VE(), **how)
+        with pytest.raises(ValueError, match=r"encode=True.*got one of .*encode=False"):
+            fastscore.probability_flow(gaussian, sde.VE(), state, solver=solver, encode=True)

@@ -192,6 +192,21 @@ def test_a_model_that_uses_its_memory_again(buffers: int) -> None:
     assert_same_bytes(flow(OwnMemory(buffers), VE, **options), want)
 
 
+@pytest.mark.parametrize("how", [{"steps": 4}, {"solver": "rk45"}], ids=["rk4", "rk45"])
+def test_a_model_that_writes_to_what_it_returned_last(how: dict[str, Any]) -> None:
+    """And returns other memory."""
+    last: list[Tensor] = []
+
+    def model(x: Tensor, sigma: Tensor) -> Tensor:
+        for score in last:
+            score.zero_()
+        last[:] = [gaussian(x, sigma)]
+        return last[0]
+
+    options: dict[str, Any] = {"shape": (3, 2), "seed": 1, **how}
+    assert_same_bytes(flow(model, VE, **options), flow(gaussian, VE, **options))
+
+
 def test_models_that_return_or_change_what_they_get() -> None:
     options: dict[str, Any] = {"steps": 4, "x": noise(VE), "denoise": False, "prediction": "x0"}
     want = flow(lambda x, sigma: x.clone(), VE, **options)

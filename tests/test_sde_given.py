@@ -82,6 +82,17 @@ def test_an_object_of_alpha_and_sigma_is_a_process(own: Any, way: str, close: fl
     torch.testing.assert_close(got, vp.drift(T), rtol=close, atol=max(close, 1e-5))
 
 
+@pytest.mark.parametrize(
+    ("own", "first", "close"),
+    [(OwnVP(np), 1e-5, 1e-3), (OwnVP(np), 1e-3, 1e-5), (NumPy32(), 1e-3, 2e-2)],
+    ids=["numpy", "numpy later", "float32"],
+)
+def test_differences_near_the_data(own: Any, first: float, close: float) -> None:
+    """Where sigma goes like sqrt(t), and g^2 is what the likelihood weighting takes."""
+    g2 = sde.as_process("test", own).diffusion_squared(first)
+    torch.testing.assert_close(g2, sde.VP().diffusion_squared(first), rtol=close, atol=0)
+
+
 def test_its_inverse() -> None:
     process = sde.as_process("sde_loss", Straight())
     t = torch.cat([torch.tensor([1e-4, 1e-3], dtype=torch.float64), T])
@@ -198,6 +209,11 @@ def test_grids(process: sde.Process, grid: str) -> None:
     s = process.noise_level(t)
     even = {"uniform": t, "karras": s ** (1 / 7), "log": s.log()}[grid]
     torch.testing.assert_close(even.diff(), even.diff().mean().expand(40), rtol=1e-8, atol=1e-10)
+
+
+def test_a_process_without_data_at_its_start() -> None:
+    with pytest.raises(ValueError, match=r"^f: sde must be a process whose noise level"):
+        sde.time_grid("f", sde.VP(beta_max=5000.0), "karras", 5)
 
 
 def test_karras_ladder() -> None:

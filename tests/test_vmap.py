@@ -40,6 +40,21 @@ def functional(x: Tensor, score: Tensor, key: Tensor) -> Tensor:
     return ops.langevin_step(x, score, STEP.to(x.device), key, known=score, mask=x > 0)
 
 
+TEN = torch.tensor([[1.0, 0.2, 0.3, 0.1, 1.0, 1.0, 0.4, 1.0, 0.5, 0.2]], dtype=torch.float64)
+PAIR = torch.tensor([1.5, -0.5], dtype=torch.float64)
+
+
+def guided(x: Tensor, score: Tensor, key: Tensor) -> Tensor:
+    terms = {"second": x, "weights": PAIR.to(x.device)}
+    return ops.langevin_step(x, score, TEN[:, :6].contiguous().to(x.device), key, **terms)
+
+
+def multistep(x: Tensor, score: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    state, history = x.clone(), x.sin()
+    options = {"clip": (-1.0, 1.0), "second": x, "weights": PAIR.to(x.device)}
+    return ops.multistep_step_(state, history, score, TEN.to(x.device), key, **options), history
+
+
 def drawn(x: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
     return ops.perturb(x, NOISE.to(x.device), key)
 
@@ -69,6 +84,8 @@ def numbers(key: Tensor) -> tuple[Tensor, ...]:
 CASES: list[tuple[Callable[..., Any], int]] = [
     (in_place, 2),
     (functional, 2),
+    (guided, 2),
+    (multistep, 2),
     (drawn, 1),
     (residual, 1),
     (residual_gradient, 1),
@@ -140,6 +157,22 @@ def test_gradients_are_refused_in_place(name: str) -> None:
     assert_same_bytes(x.detach(), before)
     with torch.no_grad():
         vmap(step_)(x, score)
+
+
+def test_every_tensor_that_an_op_changes_must_be_mapped() -> None:
+    x, score, table = stacked(CPU, 1), stacked(CPU, 2), TEN
+    shared = randn(*SHAPE)
+
+    def step(x: Tensor, history: Tensor) -> Tensor:
+        return ops.multistep_step_(x, history, score[0], table, make_key(0))
+
+    with pytest.raises(ValueError, match="multistep_step_: history must be mapped by vmap"):
+        vmap(step, in_dims=(0, None))(x, shared)
+    history = stacked(CPU, 3)
+    versions = x._version, history._version
+    vmap(step)(x, history)
+    assert x._version > versions[0]
+    assert history._version > versions[1]
 
 
 def test_a_tensor_that_every_slice_would_change_is_refused() -> None:

@@ -61,7 +61,7 @@ HOT = [
         "perturb bfloat16", 16, 4, 2, 2, 8),
     Hot("dsm", "sum_segments<ResidualSum<Packed<float, 4> > >",
         "dsm_residual float32", 8, 4, 2, 0, 4),
-    Hot("dsm", "map<Packed<float, 4>, ResidualGradient<float>, false>",
+    Hot("dsm", "map<Packed<float, 4>, ResidualGradient<float, false>, false>",
         "dsm_residual_backward float32", 8, 8, 2, 2, 4),
     Hot("dsm", "sum_segments<ResidualSumWithGrad<Packed<float, 4> > >",
         "dsm_residual_with_grad float32", 8, 8, 2, 2, 4),

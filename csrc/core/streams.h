@@ -1,4 +1,4 @@
-// What random numbers are for: the fourth counter word. fastscore/_streams.py has the same list.
+// What random numbers are for: the fourth counter word. _support/streams.py has the same list.
 #pragma once
 
 #include <stdint.h>

@@ -1,5 +1,6 @@
 // CPU side of the family `dsm`.
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include "cpu/capability.h"
@@ -81,8 +82,7 @@ ResidualArgs residual_args(const char* op, const Tensor& output, const Tensor& t
 }
 
 // Runs the forward kernel and adds up each sample's sum.
-Tensor residual_loss(ResidualArgs& args, const Noise& noise, const Tensor& output,
-                     const Tensor& table) {
+Tensor residual_loss(ResidualArgs& args, const Noise& noise, const Tensor& output) {
   RowSums sums(noise, batch_size(output), args.sample_size);
   args.loss = sums.done();
   args.head = sums.head();
@@ -90,10 +90,17 @@ Tensor residual_loss(ResidualArgs& args, const Noise& noise, const Tensor& outpu
   noise.run(FASTSCORE_BEST(dsm_residual), args);
   sums.finish();
   Tensor loss = new_tensor({batch_size(output)}, sum_dtype(output.scalar_type()), output);
-  const double* weights = args.table + 2;
-  const int64_t columns = table.size(1);
-  write_doubles(
-      loss, [&](int64_t b) { return 0.5 * weights[columns * args.labels[b]] * sums.done()[b]; });
+  // A constant, for there may be a sample to every two elements.
+  const auto weigh = [&](auto columns) {
+    const double* weights = args.table + 2;
+    write_doubles(
+        loss, [&](int64_t b) { return 0.5 * weights[columns * args.labels[b]] * sums.done()[b]; });
+  };
+  if (args.noisy.data) {
+    weigh(std::integral_constant<int64_t, 4>());
+  } else {
+    weigh(std::integral_constant<int64_t, 3>());
+  }
   return loss;
 }
 
@@ -103,7 +110,7 @@ Tensor dsm_residual(const Tensor& output, const Tensor& table, const Tensor& lab
   const char* op = "dsm_residual";
   ResidualArgs args = residual_args(op, output, table, labels, key, sample_offset, samples, noisy);
   const Noise noise = perturbation_noise(op, output, key, sample_offset, samples);
-  return residual_loss(args, noise, output, table);
+  return residual_loss(args, noise, output);
 }
 
 std::tuple<Tensor, Tensor> dsm_residual_with_grad(const Tensor& output, const Tensor& table,
@@ -117,7 +124,7 @@ std::tuple<Tensor, Tensor> dsm_residual_with_grad(const Tensor& output, const Te
   args.expected = expected;
   args.grad_output = make_view(op, "grad_output", grad_output);
   const Noise noise = perturbation_noise(op, output, key, sample_offset, samples);
-  Tensor loss = residual_loss(args, noise, output, table);
+  Tensor loss = residual_loss(args, noise, output);
   return {loss, grad_output};
 }
 

@@ -6,6 +6,7 @@
 
 #include "core/dual_args.h"
 #include "core/projections.h"
+#include "core/runge_kutta_args.h"
 #include "core/streams.h"
 #include "core/view.h"
 
@@ -95,6 +96,28 @@ struct ResidualArgs {
   View grad_output;  // gradient; data is null where forward makes none
 };
 
+// Rows of numbers in double: one for all samples, or one for each.
+struct SampleRows {
+  const double* data;
+  int64_t count, columns;
+
+  __attribute__((always_inline)) const double* of(int64_t sample) const {
+    return data + (count == 1 ? 0 : sample * columns);
+  }
+};
+
+struct RungeKuttaArgs {
+  View x, fresh, out;  // out: null data where an advance makes none
+  View slopes[kMostSlopes];
+  int slope_count;
+  SampleRows coefficients;  // 1 + slope_count
+  SampleRows tolerances;    // error: atol, rtol
+  double* sums;      // error: of each sample, or of each piece of 1024 elements of a long one
+  View first, last;  // advance
+  const uint8_t* accepted;  // advance: bool as bytes, batch
+  int64_t numel, sample_size;
+};
+
 // Where a kernel files its sums over samples, see isa/rows.h: `columns` of them, each `rows` sums
 // and `tiles` slots long.
 struct SumSlots {
@@ -125,6 +148,9 @@ struct SlicedArgs {
   void perturb(const PerturbArgs& args, TileRange tiles);                                \
   void dsm_residual(const ResidualArgs& args, TileRange tiles);                          \
   void dsm_residual_backward(const ResidualArgs& args, TileRange tiles);                 \
+  void rk_stage(const RungeKuttaArgs& args, TileRange tiles);                            \
+  void rk_error(const RungeKuttaArgs& args, TileRange tiles);                            \
+  void rk_advance(const RungeKuttaArgs& args, TileRange tiles);                          \
   void project(const SlicedArgs& args, TileRange tiles);                                 \
   void sliced_norms(const SlicedArgs& args, TileRange tiles);                            \
   void sliced_terms(const SlicedArgs& args, TileRange tiles);                            \

@@ -7,7 +7,7 @@ namespace fastscore {
 namespace {
 
 void step(const char* op, const StepInputs& in, const Tensor& out) {
-  check_step(op, in, langevin_columns(in.table));
+  check_step(op, in, langevin_columns(op, in.table));
   const Noise noise(op, in.key, Stream::kLangevin, in.sample_offset, in.samples, batch_size(in.x),
                     sample_size(in.x));
   if (in.x.numel() == 0) return;

@@ -1,27 +1,10 @@
 // CUDA side of the family `langevin`.
-#include <limits>
-
 #include "checks.h"
 #include "core/langevin.h"
-#include "cuda/access.cuh"
-#include "cuda/launch.h"
-#include "cuda/noisy_tiles.cuh"
-#include "langevin_checks.h"
+#include "cuda/steps.cuh"
 
 namespace fastscore::FASTSCORE_ISA {
 namespace {
-
-// What the step needs beside the tensors. T is the type computed with.
-template <class T>
-struct StepArgs {
-  NoiseSource noise;
-  const double* table;       // rows x batch_rows x 4
-  int64_t rows, batch_rows;  // batch_rows is 1, or the batch size
-  Divider sample_size;
-  int64_t numel;
-  bool clamp;
-  T low, high;
-};
 
 // The tensors: State is how x, known and the result are reached, Score how the score is.
 template <class State, class Score>
@@ -142,11 +125,6 @@ __global__ void __launch_bounds__(kThreads, kStepBlocks<State, kMasked, kEach>)
 
 // ---- choosing the kernel --------------------------------------------------------------------
 
-struct StepViews {
-  View out, x, known, score;
-  bool* mask;  // contiguous; null when there is none
-};
-
 // Of a step with a mask, or whose samples draw on their own.
 template <class State, class Score>
 auto special_kernel(bool masked, bool each) {
@@ -155,12 +133,11 @@ auto special_kernel(bool masked, bool each) {
 }
 
 template <class S, class R>
-void run_as(const Launcher& launch, const StepArgs<Compute<S>>& args, const StepViews& v) {
+void run_as(const Launcher& launch, const StepInputs& in, const Noise& noise, const StepViews& v) {
   constexpr int V = kPack<S>;
+  const StepArgs<Compute<S>> args = step_args<Compute<S>>(in, noise);
   const bool masked = v.mask, each = args.noise.each, plain = !masked && !each;
-  const bool whole = args.noise.origin % V == 0 && packable(v.out, V) && packable(v.x, V) &&
-                     packable(v.score, V) &&
-                     (!masked || (packable(v.known, V) && aligned(v.mask, sizeof(bool), V)));
+  const bool whole = args.noise.origin % V == 0 && v.packable_by(V);
   // state and score: from a view to how its elements are reached.
   const auto run = [&](const auto& state, const auto& score, const auto& kernel) {
     using State = decltype(state(v.x));
@@ -186,66 +163,50 @@ void run_as(const Launcher& launch, const StepArgs<Compute<S>>& args, const Step
       special_kernel<Packed<S>, Score>(masked, each));
 }
 
-template <class T>
-StepArgs<T> step_args(const Tensor& x, const Tensor& table, const Noise& noise,
-                      std::optional<double> low, std::optional<double> high) {
-  StepArgs<T> args = {};
-  args.noise = noise.source;
-  args.table = table.const_data_ptr<double>();
-  args.rows = table.size(0);
-  args.batch_rows = table.dim() == 3 ? table.size(1) : 1;
-  args.sample_size = Divider::by(sample_size(x));
-  args.numel = x.numel();
-  args.clamp = low || high;
-  args.low = static_cast<T>(low.value_or(-std::numeric_limits<double>::infinity()));
-  args.high = static_cast<T>(high.value_or(std::numeric_limits<double>::infinity()));
-  return args;
-}
+// A step with two terms of the score, or with all six columns.
+struct Guided {
+  static constexpr bool kHistory = false;
+};
 
-void step(const char* op, const Tensor& x, const Tensor& score, const Tensor& table,
-          const Tensor& key, const std::optional<Tensor>& known, const std::optional<Tensor>& mask,
-          std::optional<double> low, std::optional<double> high, int64_t sample_offset,
-          const std::optional<Tensor>& samples, const Tensor& out) {
-  check_langevin(op, x, score, table, key, known, mask, low, high, sample_offset, samples);
-  if (x.numel() == 0) return;
-  const Launcher launch(x);
-  const Noise noise(key, Stream::kLangevin, sample_offset, samples, sample_size(x));
-  StepViews v = {};
-  v.out = make_view(op, "out", out);
-  v.x = make_view(op, "x", x);
-  v.score = make_view(op, "score", score);
-  if (known) v.known = make_view(op, "known", *known);
-  std::optional<Tensor> dense_mask;
-  if (mask) dense_mask = torch::stable::contiguous(*mask);
-  v.mask = dense_mask ? static_cast<bool*>(dense_mask->data_ptr()) : nullptr;
-  if (v.x.dtype == DType::kFloat64) {
-    const auto args = step_args<double>(x, table, noise, low, high);
-    return run_as<double, double>(launch, args, v);
-  }
-  const auto args = step_args<float>(x, table, noise, low, high);
-  if (v.x.dtype == DType::kBFloat16) return run_as<BFloat16, BFloat16>(launch, args, v);
-  if (v.x.dtype == DType::kFloat16) return run_as<Float16, Float16>(launch, args, v);
-  if (v.score.dtype == DType::kBFloat16) return run_as<float, BFloat16>(launch, args, v);
-  if (v.score.dtype == DType::kFloat16) return run_as<float, Float16>(launch, args, v);
-  run_as<float, float>(launch, args, v);
+void step(const char* op, const StepInputs& in, const Tensor& out) {
+  const int64_t columns = langevin_columns(op, in.table);
+  check_step(op, in, columns);
+  if (in.x.numel() == 0) return;
+  const Launcher launch(in.x);
+  const Noise noise(in.key, Stream::kLangevin, in.sample_offset, in.samples, sample_size(in.x));
+  const StepViews v(op, in, out);
+  const bool full = columns == 6 || in.second;
+  with_state_and_score(v, [&](auto s, auto r) {
+    using S = decltype(s);
+    using R = decltype(r);
+    if (full) {
+      run_full_step<Guided, S, R>(launch, in, noise, v, [](auto&) {});
+    } else {
+      run_as<S, R>(launch, in, noise, v);
+    }
+  });
 }
 
 void langevin_step_(Tensor x, const Tensor& score, const Tensor& table, const Tensor& key,
                     std::optional<Tensor> known, std::optional<Tensor> mask,
                     std::optional<double> low, std::optional<double> high, int64_t sample_offset,
-                    std::optional<Tensor> samples) {
-  check_writable("langevin_step_", "x", x);
-  check_no_partial_overlap("langevin_step_", "score", score, x, "x");
-  if (known) check_no_partial_overlap("langevin_step_", "known", *known, x, "x");
-  step("langevin_step_", x, score, table, key, known, mask, low, high, sample_offset, samples, x);
+                    std::optional<Tensor> samples, std::optional<Tensor> second,
+                    std::optional<Tensor> weights) {
+  const StepInputs in{x,   score, table,         key,     known,  mask,
+                      low, high,  sample_offset, samples, second, weights};
+  check_in_place("langevin_step_", in, x, "x");
+  step("langevin_step_", in, x);
 }
 
 Tensor langevin_step(const Tensor& x, const Tensor& score, const Tensor& table, const Tensor& key,
                      std::optional<Tensor> known, std::optional<Tensor> mask,
                      std::optional<double> low, std::optional<double> high, int64_t sample_offset,
-                     std::optional<Tensor> samples) {
+                     std::optional<Tensor> samples, std::optional<Tensor> second,
+                     std::optional<Tensor> weights) {
   Tensor out = new_like(x);
-  step("langevin_step", x, score, table, key, known, mask, low, high, sample_offset, samples, out);
+  step("langevin_step",
+       {x, score, table, key, known, mask, low, high, sample_offset, samples, second, weights},
+       out);
   return out;
 }
 

@@ -37,7 +37,10 @@ constexpr int64_t kSegmentElements = int64_t{kRowThreads} * V * kPacksPerThread;
 // Blocks that a multiprocessor is to hold at least, and packs that a thread has in flight where
 // packs move whole.
 template <class Op>
-constexpr int kRowBlocks = Op::kAtOnce > 1 && sizeof(typename Op::Real) == 4 ? 8 : 4;
+constexpr int row_blocks() {
+  if constexpr (requires { Op::kBlocks; }) return Op::kBlocks;  // It knows better.
+  return Op::kAtOnce > 1 && sizeof(typename Op::Real) == 4 ? 8 : 4;
+}
 template <class Access>
 constexpr int kRowPacks = Access::kMovesWhole ? 3 : 1;
 
@@ -157,7 +160,7 @@ __device__ __forceinline__ void add_packs(const Op& op, const Row& shared, int64
 // One block for each segment of each row. With several segments, their sums go to `partial`, laid
 // out as rows x jobs x sums x segments.
 template <class Op>
-__global__ void __launch_bounds__(kRowThreads, kRowBlocks<Op>)
+__global__ void __launch_bounds__(kRowThreads, row_blocks<Op>())
     sum_segments(const __grid_constant__ Op op, const RowShape shape, double* partial) {
   using Real = typename Op::Real;
   constexpr int V = Op::V;

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 import fastscore
-from fastscore._support.checks import check_device_there, check_int, fail
+from fastscore._support.checks import check_choice, check_device_there, check_int, fail
 from fastscore._support.extras import require_all
 from fastscore._support.files import prepare_file, whole_file
 from fastscore.apps.info import format_info, info
 from fastscore.apps.progress import shows_progress
+from fastscore.checkpoint._checkpoint import SAMPLERS
 from fastscore.pictures import check_value_range, is_image_shape
 
 SMALLEST_SIDE = 32  # pixels: smaller images are enlarged to about this size
@@ -39,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("demo", help="train on handwritten digits and draw new ones")
     command.add_argument("--out", default="demo", help="directory to write to (default: demo)")
     command.add_argument("--iterations", type=int, default=3000, help="training steps")
-    command.add_argument("--samples", type=int, default=256, help="how many digits to draw")
+    command.add_argument("--samples", type=int, default=1024, help="how many digits to draw")
     command.add_argument("--seed", type=int, default=0)
     add_progress(command)
     command.set_defaults(run=run_demo)
@@ -52,6 +53,18 @@ def parser() -> argparse.ArgumentParser:
         "--out",
         required=True,
         help="OUT.npy, OUT.npz (where the array is called samples) or, of images, OUT.png",
+    )
+    command.add_argument(
+        "--sampler",
+        metavar="NAME",
+        help=f"another sampler than the file names, without that one's settings: "
+        f"{', '.join(SAMPLERS)}",
+    )
+    command.add_argument(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="how many, for a sampler that has them (annealed ones: --set steps_per_sigma=N)",
     )
     command.add_argument(
         "--with",
@@ -143,12 +156,17 @@ def run_sample(args: argparse.Namespace) -> None:
     out = prepare_file(fn, args.out, (".npy", ".npz", ".png"))
     if args.batch_size is not None:
         check_int(fn, "--batch-size", args.batch_size, minimum=1)
+    if args.sampler is not None:
+        check_choice(fn, "--sampler", args.sampler, tuple(SAMPLERS))
     given = model_kwargs_of(fn, args.given, args.n, device)
     picture = out.suffix == ".png"
     require_all(fn, {"safetensors": "safetensors"} | ({"PIL": "pillow"} if picture else {}))
     progress = shows_progress(fn, args.progress)
     checkpoint = load_own(args.checkpoint, args.build, device)
-    settings = settings_of(fn, args.settings, checkpoint.sampler)
+    sampler = checkpoint.sampler if args.sampler is None else args.sampler
+    settings = settings_of(fn, args.settings, sampler)
+    if args.steps is not None:
+        settings["steps"] = check_steps(fn, args.steps, settings, checkpoint, sampler)
     shape = checkpoint.data_shape
     if shape is None:
         expected = "one that says data_shape=, the shape of a sample (see fastscore.Checkpoint)"
@@ -164,6 +182,7 @@ def run_sample(args: argparse.Namespace) -> None:
     try:
         x = checkpoint.sample(
             args.n,
+            sampler=sampler,
             seed=args.seed,
             progress=progress,
             model_kwargs=given,
@@ -202,7 +221,7 @@ def model_kwargs_of(
 
 def settings_of(fn: str, entries: Sequence[str], sampler: str) -> dict[str, Any]:
     """NAME=VALUE as keywords of the sampler: numbers, and words as they are."""
-    known = sorted(getattr(fastscore, sampler).settings)
+    known = sorted(SAMPLERS[sampler].settings)
     settings: dict[str, Any] = {}
     for entry in entries:
         name, sign, value = entry.partition("=")
@@ -213,6 +232,22 @@ def settings_of(fn: str, entries: Sequence[str], sampler: str) -> dict[str, Any]
         except ValueError:
             settings[name] = value
     return settings
+
+
+def check_steps(
+    fn: str, steps: int, settings: dict[str, Any], checkpoint: fastscore.Checkpoint, sampler: str
+) -> int:
+    """The number of steps, for a sampler that is told one."""
+    if "steps" in settings:
+        fail(fn, "--steps", "left out where there is --set steps=", steps)
+    if "steps" not in SAMPLERS[sampler].settings:
+        levels = "its" if checkpoint.sigmas is None else f"its {len(checkpoint.sigmas)}"
+        many = "steps_per_sigma" in SAMPLERS[sampler].settings
+        expected = f"left out for {sampler}, which takes {'N steps' if many else 'a step'} at each "
+        way = "--set steps_per_sigma=N, or " if many else ""
+        way += "another sampler: --sampler probability_flow --steps N"
+        fail(fn, "--steps", f"{expected}of {levels} noise levels ({way})", steps)
+    return check_int(fn, "--steps", steps, minimum=1)
 
 
 def load_own(path: str, build: bool | str, device: torch.device) -> fastscore.Checkpoint:

@@ -1,8 +1,8 @@
 """Saving a network with all that it takes to sample from it again.
 
-A checkpoint is one safetensors file: the weights, the noise scales, and as JSON how the network is
-called, what it predicts, the sampler with its settings, and how the network is made. Reading one
-executes nothing of it.
+A checkpoint is one safetensors file: the weights, the noise scales, and as JSON the process, how
+the network is called, what it predicts, the sampler with its settings, and how the network is made.
+Reading one executes nothing of it.
 """
 
 from fastscore.checkpoint._checkpoint import Checkpoint

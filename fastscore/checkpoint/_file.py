@@ -14,7 +14,8 @@ from fastscore.nn import ScoreConvNet, ScoreMLP
 from fastscore.nn._contents import contents
 from fastscore.scores.adapters import Wrapper
 
-FORMAT = "fastscore-checkpoint-2"
+FORMAT = "fastscore-checkpoint-3"
+SECOND_FORMAT = "fastscore-checkpoint-2"  # without a process
 FIRST_FORMAT = "fastscore-checkpoint-1"  # networks of fastscore.nn alone, under their class's name
 NETWORKS: dict[str, Any] = {
     f"fastscore.nn:{kind.__name__}": kind for kind in (ScoreMLP, ScoreConvNet)

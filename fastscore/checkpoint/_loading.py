@@ -21,12 +21,15 @@ from fastscore.checkpoint._file import (
     FIRST_FORMAT,
     FORMAT,
     NETWORKS,
+    SECOND_FORMAT,
     adapters_of,
     check_path,
     require_safetensors,
 )
+from fastscore.checkpoint._process import process_from
 from fastscore.conditioning import sigma_range_of
 from fastscore.nn._weights import Weights, put_weights
+from fastscore.sde import Process
 
 
 @dataclass
@@ -46,7 +49,9 @@ class _Saved:
     tied: dict[str, str]
     unsaved: dict[str, torch.dtype]
     tensors: dict[str, Tensor]
-    sigma_range: tuple[float, float] | None = None  # in no file of old
+    sigma_range: tuple[float, float] | None = None  # these three are in no file of old
+    process: Process | None = None
+    time_scale: float | None = None
 
     @property
     def sigmas(self) -> Tensor | None:
@@ -72,8 +77,9 @@ def load_checkpoint(
     good as that code, so nothing is imported or executed unless you ask.
 
     The network is returned in eval mode, its weights in the dtype that they were saved in and tied
-    as they were; ``conditioning``, ``prediction``, ``data_shape`` and ``sigma_range`` (the ends of
-    the sigmas, where it has said none) become attributes of it where it has none of its own.
+    as they were; ``conditioning``, ``prediction``, ``data_shape``, ``time_scale`` and
+    ``sigma_range`` (the ends of the sigmas, or of the process, where it has said none) become
+    attributes of it where it has none of its own.
     PyTorch's generator is left as it was.
 
     Args:
@@ -139,7 +145,7 @@ def load_checkpoint(
     if checkpoint.sigmas is not None:
         place = next(chain(network.parameters(), network.buffers()), checkpoint.sigmas).device
         checkpoint.sigmas = checkpoint.sigmas.to(where or place)
-    for name in ("conditioning", "prediction", "data_shape"):
+    for name in ("conditioning", "prediction", "data_shape", "time_scale"):
         if getattr(own := unwrapped(network), name, None) is None:
             setattr(own, name, getattr(checkpoint, name))
     known = saved.sigma_range or known_range(fn, checkpoint)
@@ -173,12 +179,13 @@ def _read(fn: str, path: Path, safetensors: Any) -> _Saved:
     except (safetensors.SafetensorError, ValueError) as error:
         fail(fn, "path", "a fastscore checkpoint", f"{path} ({error})")
     kind = record.pop("format", None) if isinstance(record, dict) else None
-    if kind not in (FORMAT, FIRST_FORMAT):
+    if kind not in (FORMAT, SECOND_FORMAT, FIRST_FORMAT):
         got = f"{path} of format {kind!r}: written by another version" if kind else path
         fail(fn, "path", f"a fastscore checkpoint of format {FORMAT}", got)
     try:
         if kind == FIRST_FORMAT:
             record = _from_first_format(record)
+        record["process"] = process_from(record.get("process"), tensors)
         saved = _Saved(**record, tensors=tensors)
         _check_saved(fn, saved)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -17,7 +17,9 @@ from fastscore._support.plain import to_json
 from fastscore._support.wrappers import unwrapped
 from fastscore.checkpoint._checkpoint import FIELDS, SAMPLERS, Checkpoint, call_of, known_range
 from fastscore.checkpoint._file import FORMAT, NAMES, adapters_of, check_path, require_safetensors
+from fastscore.checkpoint._process import BETAS, process_record
 from fastscore.nn._weights import Weights, weights_of
+from fastscore.sde import DDPM
 
 
 def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
@@ -38,7 +40,8 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
         TypeError: something that is not a Checkpoint; a setting or an argument that JSON can't
             hold; a part of the network's state that is not a plain tensor.
         ValueError: a setting that the sampler does not take, or that belongs to a run; parameters
-            without values, sparse or quantised ones; a builder that is not where its name says.
+            without values, sparse or quantised ones; a builder that is not where its name says; a
+            process that is none of :mod:`fastscore.sde`.
         ImportError: safetensors is missing, or the builder's module can't be imported.
         OSError: the file can't be written.
 
@@ -79,6 +82,8 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
     tensors = {f"model.{name}": tensor for name, tensor in weights.tensors.items()}
     if checkpoint.sigmas is not None:
         tensors["sigmas"] = checkpoint.sigmas.cpu().clone(memory_format=torch.contiguous_format)
+    if isinstance(checkpoint.process, DDPM):
+        tensors[BETAS] = torch.tensor(checkpoint.process.betas, dtype=torch.float64)
     with whole_file(path) as partial:
         try:
             save_file(tensors, str(partial), metadata={"fastscore": text})
@@ -155,6 +160,8 @@ def _record(checkpoint: Checkpoint, weights: Weights) -> dict[str, Any]:
         "tied": weights.tied,
         "unsaved": weights.unsaved,
         "sigma_range": known_range("save_checkpoint", checkpoint),
+        "process": process_record("save_checkpoint", checkpoint.process),
+        "time_scale": checkpoint.time_scale,
     }
 
 

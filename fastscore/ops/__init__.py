@@ -21,6 +21,7 @@ from fastscore.ops.duals import (
 from fastscore.ops.langevin import langevin_step, langevin_step_
 from fastscore.ops.multistep import multistep_step_
 from fastscore.ops.random import normal_, rademacher_, uniform_
+from fastscore.ops.runge_kutta import rk_advance_, rk_error, rk_stage
 from fastscore.ops.sliced import projections, sliced_terms
 
 __all__ = [
@@ -43,6 +44,9 @@ __all__ = [
     "perturb",
     "projections",
     "rademacher_",
+    "rk_advance_",
+    "rk_error",
+    "rk_stage",
     "sliced_terms",
     "uniform_",
 ]

@@ -75,9 +75,14 @@ def refuse_gradients(fn: str, names: Iterable[str], args: tuple[Any, ...]) -> No
     """An op in place has no derivative. ``names`` are those of the leading ``args``."""
     if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
         for name, arg in zip(names, args, strict=False):
-            if isinstance(arg, Tensor) and arg.requires_grad:
+            if any(t.requires_grad for t in _tensors(arg)):
                 expected = "a tensor that needs no gradient (or call it under torch.no_grad())"
                 fail(fn, name, expected, "one that requires grad")
+
+
+def _tensors(arg: Any) -> list[Tensor]:
+    """Those of an argument: itself, or the ones in a list."""
+    return [t for t in (arg if isinstance(arg, (list, tuple)) else [arg]) if isinstance(t, Tensor)]
 
 
 def call_(

@@ -11,7 +11,7 @@ from torch import Tensor
 from fastscore._support.checks import describe, fail
 from fastscore.ops._library import ops, refuse_gradients
 
-Dims = tuple[int | None, ...]
+Dims = tuple[Any, ...]  # of each argument: a number, None, or those of a list's tensors
 
 
 def map_slices(*names: str) -> None:
@@ -28,8 +28,20 @@ def map_slices(*names: str) -> None:
 
 
 def _slice(args: Sequence[Any], dims: Dims, i: int) -> list[Any]:
-    pairs = zip(args, dims, strict=True)
-    return [x if dim is None else x.select(dim, i) for x, dim in pairs]
+    return [_slice_of(x, dim, i) for x, dim in zip(args, dims, strict=True)]
+
+
+def _slice_of(x: Any, dim: Any, i: int) -> Any:
+    if isinstance(x, (list, tuple)) and dim is not None:
+        return _slice(x, dim, i)
+    return x if dim is None else x.select(dim, i)
+
+
+def _zeros(x: Any, dim: Any) -> Any:
+    """Arguments of one slice of zeros."""
+    if isinstance(x, (list, tuple)) and dim is not None:
+        return [_zeros(*pair) for pair in zip(x, dim, strict=True)]
+    return x if dim is None else x.new_zeros(x.movedim(dim, 0).shape[1:]).unsqueeze(dim)
 
 
 def _map_functional(name: str) -> None:
@@ -39,11 +51,7 @@ def _map_functional(name: str) -> None:
     def _(info: Any, dims: Dims, *args: Any) -> tuple[Any, Any]:
         count = info.batch_size
         if count == 0:  # the shapes of the results are those of a slice of zeros
-            pairs = zip(args, dims, strict=True)
-            args = tuple(
-                x if dim is None else x.new_zeros(x.movedim(dim, 0).shape[1:]).unsqueeze(dim)
-                for x, dim in pairs
-            )
+            args = tuple(_zeros(*pair) for pair in zip(args, dims, strict=True))
         results = [op(*_slice(args, dims, i)) for i in range(max(count, 1))]
         if isinstance(results[0], tuple):
             stacked = (torch.stack(each)[:count] for each in zip(*results, strict=True))
@@ -53,24 +61,22 @@ def _map_functional(name: str) -> None:
 
 def _map_in_place(name: str) -> None:
     op = getattr(ops, name).default
+    arguments = op._schema.arguments
+    names = [argument.name for argument in arguments]
+    changed = [i for i, a in enumerate(arguments) if a.alias_info and a.alias_info.is_write]
     fn = name.removeprefix("random_")
-    arguments, changed = [], []
-    for i, argument in enumerate(op._schema.arguments):
-        arguments.append(argument.name)
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            changed.append(i)
 
     @torch.library.register_vmap(f"fastscore::{name}")
     def _(info: Any, dims: Dims, *args: Any) -> tuple[None, None]:
-        outs = [i for i in changed if args[i] is not None]
-        for i in outs:
-            _check_slices(fn, arguments[i], args[i], dims[i])
+        written = [i for i in changed if i < len(args) and args[i] is not None]
+        for i in written:
+            _check_slices(fn, names[i], args[i], dims[i])
         # What vmap wraps shows neither its gradients nor, to autograd, that it changes.
-        refuse_gradients(fn, arguments, args)
+        refuse_gradients(fn, names, args)
         for i in range(info.batch_size):
             op(*_slice(args, dims, i))
         if not torch.compiler.is_compiling():
-            torch._C._increment_version(tuple(args[i] for i in outs))
+            torch._C._increment_version(tuple(args[i] for i in written))
         return None, None
 
 

@@ -6,6 +6,7 @@
 ``langevin``                      on one density
 ``reverse_sde``                   a process in continuous time, by predictor and corrector
 ``probability_flow``              its ordinary differential equation: few calls of the model
+``SamplerState``                  where such a run has come to, and is resumed from
 ================================  ================================================================
 
 Each one is a table of step coefficients, run by one loop, so that all have the same options:

@@ -113,36 +113,38 @@ class AdaptiveChain(StagedChain):
     def ask_first(self) -> None:
         """The output at x, of every sample that is moving."""
         nodes = self.angle.nodes(self.control.tau.unsqueeze(0))
-        self.tell(nodes.told[0].to(self.x.dtype), nodes.labels[0])
-        self.kept = []
-        self.first = self.output_at(self.x, nodes.data[0] if self.clips else None).clone()
+        self.tell(nodes.told[0].to(self.x.dtype), nodes.label_at(0))
+        self.keep()
+        self.first = self.output_at(self.x, nodes.data_at(0)).clone()
         self.control.evaluations.add_(1)
 
     def captured_step(self) -> None:
         """A step of all samples in the chain."""
         self.attempt(self.take_step)
-        self.kept = []
+        self.keep()
 
     def take_step(self) -> None:
         """Six calls of the model; where the error is small enough, x moves."""
-        h, final = self.control.next(self.end)
+        h, final, moving = self.control.next(self.end)
         tau = self.control.tau + self.nodes * h
-        tau[-2:] = torch.where(final, self.end, tau[-2:])
+        tau[-2:].masked_fill_(final, self.end)
         at = self.angle.nodes(tau)
         told = at.told.to(self.x.dtype)
         g = torch.cat([at.g, at.g[-1:]])
         table = coefficients_of(DORMAND_PRINCE, self.weights_of, h, at.p, at.q, g)
-        base, self.kept = self.unknown_part(self.x), [self.first]
+        base = self.unknown_part(self.x)
+        self.keep(self.first)
         for stage in range(1, STAGES):
             w = self.stage if stage < STAGES - 1 else self.new
             rk_stage(base, self.kept, table[stage, :, : stage + 1].contiguous(), out=w)
-            self.with_known(w, at.known[stage])
+            if self.mask is not None:
+                self.with_known(w, at.known_at(stage))
             if stage == STAGES - 1:
                 self.clamp_state(w, at.alpha[-1], tau[-1])
-            self.tell(told[stage], at.labels[stage])
-            self.output_at(w, at.data[stage] if self.clips else None)
+            self.tell(told[stage], at.label_at(stage))
+            self.output_at(w, at.data_at(stage))
         error = self.error_of(base, table[-1], at.g[0] / at.g[-1], at.alpha[-1])
-        accepted = self.control.after(h, final, error, self.end, CALLS)
+        accepted = self.control.after(h, tau[-1], error, final, moving, CALLS)
         rk_advance_(self.x, self.first, self.new, self.kept[-1], accepted)
 
     def error_of(self, base: Tensor, e: Tensor, ratio: Tensor, alpha: Tensor) -> Tensor:
@@ -324,16 +326,12 @@ class AdaptiveChain(StagedChain):
     def to_data(self) -> None:
         """The expected data at the last level, of those who have arrived."""
         status = self.control.status
-        nodes = self.angle.nodes(torch.full_like(self.control.tau, self.end).unsqueeze(0))
-        self.tell(nodes.told[0].to(self.x.dtype), nodes.labels[0])
-        self.kept = []
-        output = self.output_at(self.x, nodes.data[0] if self.clips else None)
+        nodes = self.angle.nodes(self.control.tau.unsqueeze(0))
+        self.tell(nodes.told[0].to(self.x.dtype), nodes.label_at(0))
+        self.keep()
+        output = self.output_at(self.x, nodes.data_at(0))
         arrived = status == ARRIVED
-        own = nodes.data[0]
-        if self.clips:
-            own = torch.zeros_like(own)
-            own[:, 1] = 1
-        data = rk_stage(self.x, [output], own)
+        data = rk_stage(self.x, [output], self.angle.data_of(self.control.tau))
         self.x.copy_(torch.where(per_sample(arrived, self.x), data, self.x))
         self.control.evaluations.add_(arrived)
         status.copy_(torch.where(arrived, AT_DATA, status))
@@ -463,7 +461,8 @@ def adaptive_plan(
         continuous=True,
         returns_state=bool(options["return_state"]),
         carries_history=True,
-        prior=(variance, float(own[0]), float(of_state[0])) if from_start else None,
+        prior=(variance, float(own[0]), float(of_state[0]), float(s[0])) if from_start else None,
+        init_mean=options["init_mean"],
         make_chain=partial(AdaptiveChain, method=method, angle=angle),
         graph_by_itself=False,
     )

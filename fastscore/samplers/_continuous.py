@@ -12,7 +12,6 @@ from fastscore._support.checks import check_int, check_number, fail
 from fastscore._support.explain import parameter_dtypes
 from fastscore._support.options import Option
 from fastscore._support.warn import warn_caller
-from fastscore.conditioning import sigma_range_of
 from fastscore.samplers._frame import Frame, process_alpha
 from fastscore.samplers._inputs import check_clamp
 from fastscore.samplers._options import SamplerOptions
@@ -28,6 +27,26 @@ SLACK = 1e-6  # a level that is so little outside the model's range is at its en
 class ContinuousOptions(SamplerOptions, total=False):
     """Keyword arguments of every sampler in continuous time."""
 
+    conditioning: Annotated[  # there are more ways than with levels alone
+        str | None,
+        Option(
+            None,
+            """how the model is called: "time" for ``model(x, time_scale t)``; "sigma" for
+            ``model(x/alpha, s)``, s = sigma/alpha; "log_sigma" for log s; "index" for the nearest
+            of its own levels, int64. By default as the model's own attribute ``conditioning`` says,
+            else as the process's: "sigma" of ``VE``, "time" of the others.""",
+        ),
+    ]
+    prediction: Annotated[
+        str | None,
+        Option(
+            None,
+            """what the model returns: "score", of the variable that it is called with; "eps", the
+            noise; "x0", the data; "v", (alpha eps - sigma x_0)/n, called with x/n,
+            n = sqrt(alpha^2 + sigma^2); or "velocity", alpha' x_0 + sigma' eps. By default what its
+            own attribute ``prediction`` says, else "score".""",
+        ),
+    ]
     time_scale: Annotated[
         float | None,
         Option(
@@ -52,6 +71,15 @@ class ContinuousOptions(SamplerOptions, total=False):
             None,
             """the same for networks of DDPM: its betas (L,); by default the model's own, or the
             process's.""",
+        ),
+    ]
+    sigma_range: Annotated[
+        tuple[float, float] | None,
+        Option(
+            None,
+            """the noise levels s = sigma/alpha (lowest, highest) that the model knows: a run stays
+            within. By default what its own attribute ``sigma_range`` says, else all that the
+            process has.""",
         ),
     ]
     init_mean: Annotated[
@@ -138,7 +166,8 @@ def plan_of(
         init_scale=start,
         known_scale=start,
         known_part=float(alpha),
-        step_size=settings,
+        step_size=f"the step between two times ({settings})",
+        settings=f"{settings}, conditioning={frame.conditioning!r}",
         conditioning=frame.conditioning,
         records_steps=True,
         labels=frame.labels(rows.s),
@@ -149,7 +178,7 @@ def plan_of(
         continuous=True,
         returns_state=bool(options["return_state"]),
         carries_history=carries_history,
-        prior=(float(variance), float(own), float(of_state)) if from_start else None,
+        prior=(float(variance), float(own), float(of_state), float(s)) if from_start else None,
         boundaries=boundaries,
         init_mean=options["init_mean"],
     )
@@ -175,48 +204,70 @@ def times_for(
     known = sigma_range_for(fn, model, frame)
     if isinstance(grid, str):
         if known is not None:
-            first = min(first, time_within(process, known[1], first))
-            last = max(last, time_within(process, known[0], last))
+            whole, (first, last) = first, part_within(fn, process, known, first, last)
+            if t_start < 1 and first < whole:
+                expected = f"at most {first:.6g}, where the levels that the model knows end"
+                fail(fn, "t_start", expected, t_start)
         if not last < first:
             expected = f"later than the end of sampling, t = {last:.4g}"
             fail(fn, "t_start", expected, f"{first:.4g} (where the model's range ends, or given)")
+        if float(process.noise_level(last)) <= 0:
+            expected = "a process with noise at its t_min: from there denoise leads to the data"
+            fail(fn, "sde", expected, f"none at t = {last:g}")
         return time_grid(fn, process, grid, points, first, last)
     times = time_grid(fn, process, grid)
+    s = process.noise_level(times)
+    if float(s[-1]) <= 0:
+        expected = "times with noise at the last of them: from there denoise leads to the data"
+        fail(fn, "grid", expected, f"none at t = {float(times[-1]):g}")
+    if t_start != 1 and abs(float(times[0]) - t_start) > SLACK:
+        fail(fn, "t_start", f"left out, or the grid's own {float(times[0]):.6g}", t_start)
     if points is not None and len(times) != points:
         fail(fn, "grid", f"{points} times for so many steps", f"{len(times)}")
-    if known is not None:
-        s = process.noise_level(times)
-        if float(s.max()) > known[1] * (1 + SLACK) or float(s.min()) < known[0] * (1 - SLACK):
-            warn_caller(
-                f"{fn}: the grid has noise levels from {float(s.min()):.4g} to "
-                f"{float(s.max()):.4g}, the model knows those from {known[0]:.4g} to "
-                f"{known[1]:.4g} (its sigma_range).",
-                UserWarning,
-            )
+    lo, hi = float(s.min()), float(s.max())
+    if known is not None and (hi > known[1] * (1 + SLACK) or lo < known[0] * (1 - SLACK)):
+        warn_caller(
+            f"{fn}: the grid has noise levels from {lo:.4g} to {hi:.4g}, the model knows those "
+            f"from {known[0]:.4g} to {known[1]:.4g} (its sigma_range).",
+            UserWarning,
+        )
     return times
+
+
+def part_within(
+    fn: str, process: Process, known: tuple[float, float], first: float, last: float
+) -> tuple[float, float]:
+    """From when to when the process has levels that the model knows, between these times."""
+    lo, hi = float(process.noise_level(last)), float(process.noise_level(process.t_max))
+    if known[0] >= hi * (1 - SLACK) or known[1] <= lo * (1 + SLACK):
+        expected = f"one that knows some of the process's noise levels, {lo:.4g} to {hi:.4g}"
+        fail(fn, "model", expected, f"a sigma_range of {known[0]:.4g} to {known[1]:.4g}")
+    return (
+        min(first, time_within(process, known[1], first)),
+        max(last, time_within(process, known[0], last)),
+    )
 
 
 def time_within(process: Process, level: float, otherwise: float) -> float:
     """When the noise level is ``level``; ``otherwise`` where the process ends before or is near."""
     s = float(process.noise_level(otherwise))
-    if abs(s / level - 1) < SLACK:
+    if abs(s - level) < SLACK * level:
         return otherwise
     lo, hi = (float(process.noise_level(t)) for t in (process.t_min, process.t_max))
     return float(process.time_of(level)) if lo < level < hi else otherwise
 
 
 def sigma_range_for(fn: str, model: Any, frame: Frame) -> tuple[float, float] | None:
-    """The noise levels that the model knows, by its own attribute; of a network without, a word."""
-    known = sigma_range_of(model, fn=fn)
-    if known is not None:
-        return known
+    """The noise levels that the model knows; of a network that does not say, a word."""
+    if frame.sigma_range is not None:
+        return frame.sigma_range
     process = frame.process
     own = frame.kind == "y" and not isinstance(process, VE) and bool(parameter_dtypes(model))
     if own:
         lo, hi = (float(process.noise_level(t)) for t in (process.t_min, process.t_max))
         warn_caller(
-            f"{fn}: the model does not say which noise levels it knows (an attribute sigma_range, "
-            f"a pair), and {process!r} has those from {lo:.4g} to {hi:.4g}.",
+            f"{fn}: the model does not say which noise levels it knows (sigma_range=, a pair, here "
+            f"or as an attribute), and {process!r} has those from {lo:.4g} to {hi:.4g}.",
             UserWarning,
         )
     return None

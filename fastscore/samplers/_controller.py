@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ SAFETY = 0.9
 BETA = 0.04  # how much the error of the step before counts
 LEAST, MOST = 0.2, 10.0  # by what a step may change
 LEAST_ERROR = 1e-10
-LEAST_LAST = 1e-4  # of the error that is remembered: Hairer's bound
+LEAST_LAST = math.log(1e-4)  # of the error that is remembered: Hairer's bound
 NOT_FINITE = 0.1  # what a step that leads to NaN is made smaller by
 SMALLEST = 1e-10  # a step over the distance from 0: no time passes in less
 
@@ -30,7 +31,7 @@ class Control:
 
     tau: Tensor  # float64
     h: Tensor  # float64, of the sign of the way
-    last: Tensor  # float64: the error of the last accepted step
+    last: Tensor  # float64: the logarithm of the error of the last accepted step
     rejected: Tensor  # bool: whether the step before was
     status: Tensor  # int8
     evaluations: Tensor  # int64
@@ -48,42 +49,38 @@ class Control:
             torch.zeros(batch, dtype=torch.int64, device=device),
         )
 
-    def next(self, end: float) -> tuple[Tensor, Tensor]:
-        """The step that is made now, 0 where a sample does not move, and whether it is the last."""
-        left = end - self.tau
+    def next(self, end: float) -> tuple[Tensor, Tensor, Tensor]:
+        """The step that is made now, whether it is the last, and who makes one: others have 0."""
+        left, moving = end - self.tau, self.status == RUNNING
         final = self.h.abs() >= left.abs() * (1 - 1e-9)
         h = torch.where(final, left, self.h)
-        return torch.where(self.status == RUNNING, h, 0.0), final
+        return h.masked_fill_(~moving, 0.0), final, moving
 
-    def after(self, h: Tensor, final: Tensor, error: Tensor, end: float, calls: int) -> Tensor:
-        """Take in what a step has come to; returns where it is accepted.
+    def after(
+        self, h: Tensor, tau: Tensor, error: Tensor, final: Tensor, moving: Tensor, calls: int
+    ) -> Tensor:
+        """Take in what steps to ``tau`` have come to; returns which are accepted.
 
         Gustafsson's PI controller (Hairer and Wanner 1996, section IV.2), by operations whose
         results do not hang on the sample's place in the batch.
         """
-        moving = self.status == RUNNING
-        finite = torch.isfinite(error)
+        finite = error < torch.inf
         accepted = moving & (error <= 1)
-        log = error.clamp_min(LEAST_ERROR).log()
-        exponent = torch.where(
-            accepted, self.last.log() * BETA - log * (1 / ORDER - 0.75 * BETA), log * (-1 / ORDER)
-        )
-        most = torch.where(self.rejected | ~accepted, 1.0, MOST)
-        factor = torch.minimum((exponent.exp() * SAFETY).clamp_min(LEAST), most)
-        factor = torch.where(finite, factor, NOT_FINITE)
-        following = h * factor
-        stuck = following.abs() < self.tau.abs() * SMALLEST
-        arrived = accepted & final
-        status = torch.where(finite, TOO_SMALL, NO_NUMBER).to(torch.int8)
-        status = torch.where(stuck & moving, status, self.status)
-        status = torch.where(arrived, ARRIVED, status).to(torch.int8)
-        tau = torch.where(final, end, self.tau + h)
-        self.tau.copy_(torch.where(accepted, tau, self.tau))
-        self.h.copy_(torch.where(moving, following, self.h))
-        self.last.copy_(torch.where(accepted, error.clamp_min(LEAST_LAST), self.last))
-        self.rejected.copy_(moving & ~accepted)
+        refused = ~accepted
+        log = error.clamp_min(LEAST_ERROR).log_()
+        gain = (self.last + log * 0.75).mul_(BETA).masked_fill_(refused, 0.0)
+        factor = (gain - log / ORDER).exp_().mul_(SAFETY).clamp_(LEAST, MOST)
+        factor = torch.where(self.rejected | refused, factor.clamp_max(1.0), factor)
+        following = h * factor.masked_fill_(~finite, NOT_FINITE)
+        stuck = moving & (following.abs() < self.tau * SMALLEST)
+        self.status.masked_fill_(stuck, TOO_SMALL)
+        self.status.masked_fill_(stuck & ~finite, NO_NUMBER)
+        self.status.masked_fill_(accepted & final, ARRIVED)
+        torch.where(accepted, tau, self.tau, out=self.tau)
+        torch.where(moving, following, self.h, out=self.h)
+        torch.where(accepted, log.clamp_min_(LEAST_LAST), self.last, out=self.last)
+        torch.bitwise_and(moving, refused, out=self.rejected)
         self.evaluations.add_(moving, alpha=calls)
-        self.status.copy_(status)
         return accepted
 
     def tensors(self) -> dict[str, Tensor]:

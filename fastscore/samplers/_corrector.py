@@ -18,8 +18,9 @@ from fastscore._support.checks import (
     fail,
 )
 from fastscore._support.model_kwargs import check_model_kwargs, per_batch
+from fastscore.conditioning import sigma_range_of
 from fastscore.random import Stream
-from fastscore.samplers._continuous import ContinuousPlan, plan_of
+from fastscore.samplers._continuous import SLACK, ContinuousPlan, plan_of, time_within
 from fastscore.samplers._frame import Frame
 from fastscore.samplers._inputs import sample
 from fastscore.samplers._loop import Chain
@@ -33,11 +34,13 @@ from fastscore.samplers._rows import (
     step_ratio,
 )
 from fastscore.sde import Process
+from fastscore.sde.grids import time_grid
 
 CORRECTORS = ("annealed", "langevin")
 NORMS = ("pilot", "batch")
 PILOT_SAMPLES = 64
 PILOT_SEED = 0
+PILOT_STEPS = 32  # from noise alone to where a run begins that is given a state on its way
 
 
 @dataclass
@@ -63,9 +66,8 @@ class Corrector:
     ) -> Corrector | None:
         """Checked; None where there is none."""
         snr = check_number(fn, "snr", snr, positive=True)
-        if name is None:
-            return None
-        check_choice(fn, "corrector", name, CORRECTORS, other="None")
+        if name is not None:
+            check_choice(fn, "corrector", name, CORRECTORS, other="None")
         if name != "langevin" and norms is not NORMS[0] and norms != NORMS[0]:
             fail(fn, "norms", '"pilot" but with corrector="langevin"', "another")
         if isinstance(norms, str):
@@ -76,7 +78,7 @@ class Corrector:
             norms = norms.detach().double().cpu()
             if not bool((torch.isfinite(norms) & (norms > 0)).all()):
                 fail(fn, "norms", "positive and finite", norms.tolist()[:8])
-        return cls(fn, name, snr, norms, process, times)
+        return None if name is None else cls(fn, name, snr, norms, process, times)
 
     def set_up(self, plan: ContinuousPlan, frame: Frame, model: Any, rows: Rows, each: int) -> None:
         """Arrange for the step sizes of the corrector "langevin", ``each`` the rows of a step."""
@@ -107,7 +109,9 @@ class Corrector:
     def _pilot(self, frame: Frame, model: Any, setting: Setting) -> Tensor:
         """The mean of |S|^2 after each step, of samples of a fixed seed that only are predicted."""
         self._refuse_own_arguments(setting)
-        rows = predictor_rows(self.process, self.times, "ancestral", 1.0)
+        way = self._way_to_the_start(model)
+        times = torch.cat([way, self.times])
+        rows = predictor_rows(self.process, times, "ancestral", 1.0)
         rows = rows.then(denoising_row(self.process, self.times[-1]))
         steps, alpha = len(rows), frame.alpha(rows.t, rows.s)
         own, of_state = frame.output_coefficients(rows.t, rows.s)
@@ -143,7 +147,19 @@ class Corrector:
         }
         sample(self.fn, model, None, plan, options, None)  # type: ignore[arg-type]
         squares = torch.stack(found).cpu() * alpha.square()  # of the score of y
-        return squares[1:]
+        if not bool((torch.isfinite(squares) & (squares > 0)).all()):
+            expected = "a score whose norms are positive and finite, to be measured"
+            fail(self.fn, "model", f'{expected} for corrector="langevin"', squares.tolist()[:8])
+        return squares[len(way) + 1 :]
+
+    def _way_to_the_start(self, model: Any) -> Tensor:
+        """Times from noise alone, where samples can be drawn, to where the run begins."""
+        start, top, known = float(self.times[0]), self.process.t_max, sigma_range_of(model)
+        if known is not None:
+            top = time_within(self.process, known[1], top)
+        if start >= top - SLACK:
+            return self.times[:0]
+        return time_grid(self.fn, self.process, "log", PILOT_STEPS + 1, top, start)[:-1]
 
     def _refuse_own_arguments(self, setting: Setting) -> None:
         """What belongs to the samples of the run can't go with those of the pilot."""
@@ -154,10 +170,13 @@ class Corrector:
             own.append(value)
             return value
 
+        mean = setting.options["init_mean"]
+        if isinstance(mean, Tensor) and mean.dim() == len(setting.shape) and len(mean) > 1:
+            own.append(mean)
         if given:
             per_batch(given, setting.shape[0], keep)
         if own:
-            expected = "a tensor (steps,), for model_kwargs has what belongs to each sample"
+            expected = "a tensor (steps,), for each sample has its own model_kwargs or init_mean"
             fail(self.fn, "norms", expected, '"pilot"')
 
     def _batch_norms(self, frame: Frame, rows: Rows, each: int) -> Callable[[Chain, Tensor], None]:

@@ -5,12 +5,14 @@ The state is the w = kappa x of :mod:`fastscore.sde._frame`, so that no step res
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from fastscore.conditioning import check_sigma_range, sigma_range_of
 from fastscore.samplers._rows import Rows
 from fastscore.sde import Process
 from fastscore.sde import _frame as along
@@ -18,13 +20,16 @@ from fastscore.sde import _frame as along
 COLUMNS, MULTISTEP_COLUMNS = 6, 10  # a b c k m u, and h d e r
 
 
+@dataclass
 class Frame(along.Frame):
     """How a model is called and what it returns along a process, from noise to the data."""
+
+    sigma_range: tuple[float, float] | None = None  # the noise levels that the model knows
 
     @classmethod
     def asked(cls, fn: str, model: Any, process: Process, options: dict[str, Any]) -> Self:
         """As the options of a sampler say, and the model itself."""
-        return cls.of(
+        frame = cls.of(
             fn,
             model,
             process,
@@ -33,6 +38,12 @@ class Frame(along.Frame):
             time_scale=options["time_scale"],
             levels=along.index_levels(fn, options["sigmas"], options["betas"]),
         )
+        known = options["sigma_range"]
+        if known is not None:
+            frame.sigma_range = check_sigma_range(fn, "sigma_range", known)
+        else:
+            frame.sigma_range = sigma_range_of(model, fn=fn)
+        return frame
 
     def alpha(self, t: Tensor, s: Tensor) -> Tensor:
         """alpha_w; of the data themselves, s = 0 and t NaN, 1: the state is x there."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import numbers
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -34,7 +35,7 @@ from fastscore.random import Stream
 from fastscore.samplers._graph import wants_graph
 from fastscore.samplers._loop import Chain, progress_bar_class
 from fastscore.samplers._plan import Clamp, Model, Plan, Setting
-from fastscore.samplers._state import SamplerState, seed_of
+from fastscore.samplers._state import SamplerState, check_run, seed_of
 from fastscore.samplers._warnings import FirstLook, warn_of_divergence
 
 if TYPE_CHECKING:
@@ -125,7 +126,8 @@ def sample(
     if resumed is not None:
         chain.take_up(resumed)
     look = None
-    if plan.prior is not None and x is None and shape.numel():
+    noise_alone = x is None and mean is None and options["init"] == "normal"
+    if plan.prior is not None and noise_alone and shape.numel():
         look = FirstLook(chain, plan.prior)
     taken, states = chain.run(
         rows=plan.rows,
@@ -143,13 +145,19 @@ def sample(
         seen = final if chain.failed is None else final[~chain.failed]
         warn_of_divergence(fn, seen, x, taken, plan)
     if plan.returns_state:
-        return with_states(chain.state_after(final, taken, plan), record, states)
+        kept = replace(chain.state_after(final, taken, plan), run=run_of(fn, plan))
+        return with_states(kept, record, states)
     return with_states(final, record, states)
 
 
 def with_states(result: Any, record: Sequence[int] | None, states: Tensor) -> Any:
     """The result, and the recorded states where they are asked for."""
     return result if record is None else (result, states)
+
+
+def run_of(fn: str, plan: Plan) -> str:
+    """A run's sampler and settings, in words."""
+    return f"{fn}({plan.settings or plan.step_size})"
 
 
 def resumed_from(
@@ -165,6 +173,7 @@ def resumed_from(
         fail_type(fn, "x", "a tensor", x)
     if options["start_step"] not in (0, x.step):
         fail(fn, "start_step", f"{x.step}, that of the state, or left out", options["start_step"])
+    check_run(fn, x, run_of(fn, plan))
     seed = seed_of(fn, x, options["seed"])
     # What has failed is NaN, and is not gone on with.
     where = x.x if x.failed is None else x.x.nan_to_num()

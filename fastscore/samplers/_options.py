@@ -168,7 +168,7 @@ class SamplerOptions(ModelOptions, SeedOptions, total=False):
 OLD_NAMES = {"langevin": {"score_fn": "model"}}  # they work for one more version
 
 # Those that can be said once for a model. The others belong to a run: its state, noise, watchers.
-SETTINGS = frozenset({"init", "clamp", "dtype", "autocast"})
+SETTINGS = frozenset({"init", "clamp", "clip_denoised", "dtype", "autocast"})
 
 P = ParamSpec("P")
 
@@ -247,6 +247,6 @@ def _sampler(kind: type, make_plan: Callable[P, Plan]) -> Sampler[P]:
     set_signature(run, sorted(parameters, key=lambda p: p.kind), returns)
     run.__doc__ = with_options(make_plan.__doc__, kind)
     result = cast("Sampler[P]", run)
-    result.settings = SETTINGS | {p.name for p in own if p.kind is named}
+    result.settings = (SETTINGS & known) | {p.name for p in own if p.kind is named}
     result.plan = checked_plan
     return result

@@ -15,6 +15,7 @@ Model = Callable[..., Tensor]
 Callback = Callable[[int, Tensor], Any]
 Clamp = tuple[float | None, float | None]
 OPEN: Clamp = (None, None)
+Prior = tuple[float, float, float, float]  # sigma^2, A, B and s: the score is A output + B x
 
 
 @dataclass
@@ -58,10 +59,11 @@ class Plan:
     continuous: bool = False  # whether a SamplerState can be given
     returns_state: bool = False  # whether a SamplerState is what is returned
     carries_history: bool = False  # whether a run can be resumed with its history only
-    prior: tuple[float, float, float] | None = None  # sigma^2, A, B where the score is about -x/s^2
+    prior: Prior | None = None  # of the first score, where it is about -x/sigma^2
     prepare: Callable[[Setting], None] | None = None  # what is measured before the run
     adjust: Callable[[Any, Tensor], None] | None = None  # changes the table's row, given a score
     make_chain: Callable[..., Any] | None = None  # a chain of another kind
+    settings: str = ""  # in words, what a run that is resumed has to have alike
     graph_by_itself: bool = True  # whether "auto" may mean a CUDA graph
 
     @property

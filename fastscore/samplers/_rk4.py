@@ -60,7 +60,7 @@ def with_stages(plan: ContinuousPlan, frame: Frame, rows: Rows) -> ContinuousPla
     s, t, after = (column[: whole * STAGES].view(whole, STAGES).T for column in
                    (rows.s, rows.t, rows.s_after))  # fmt: skip
     one = torch.ones_like(s)
-    p, q, g = flow_coefficients(of, t, s, one, one, 0.0)
+    _, p, q, g = flow_coefficients(of, t, s, one, one, 0.0)
     steps = after[-1] - s[0]
     table = coefficients_of(CLASSICAL, matrix(CLASSICAL), steps, p, q, torch.cat([g, g[-1:]]))
     stages = table[1:].transpose(0, 1).reshape(-1, 1 + STAGES)
@@ -128,7 +128,7 @@ class ClassicalChain(StagedChain):
     def take_stage(self, stage: int, *, final: bool, coefficients: Tensor) -> None:
         """Ask the model, and make the next stage of all that it has returned in this step."""
         if stage == 0:
-            self.kept = []
+            self.keep()
         w = self.x if stage == 0 else self.stage
         self.output_at(w, coefficients[-2:] if self.clips else None)
         out = self.x if final else self.stage
@@ -153,7 +153,7 @@ class ClassicalChain(StagedChain):
             self.draw.sub_(len(self.kept))
             self.copies = True
             self.take_captured()
-        self.kept = []
+        self.keep()
 
     def take_captured(self) -> None:
         """The four stages, with the row of the table that the device counts."""

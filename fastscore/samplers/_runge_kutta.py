@@ -10,14 +10,14 @@ whose coefficients hold the linear part of the flow exactly as far as float64 go
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from fastscore._support.lending import is_untouched
-from fastscore.reference.runge_kutta import rk_advance_, rk_error, rk_stage
+from fastscore.ops import rk_advance_, rk_error, rk_stage
 from fastscore.samplers._frame import Frame
 from fastscore.samplers._loop import Chain
 from fastscore.samplers._plan import OPEN
@@ -94,31 +94,33 @@ def coefficients_of(
     stages = len(tableau.nodes)
     table = h.new_zeros(1 + stages, len(h), 1 + stages)
     table[: stages if tableau.error else stages + 1, :, 0] = g[0]
-    steps = weights.unsqueeze(-1) * h
-    for j in range(stages):
-        slope = p[j].unsqueeze(-1) * table[j]
-        slope[:, j + 1] += q[j]
-        table[j + 1 :] += steps[j + 1 :, j].unsqueeze(-1) * slope
-    return table / g.unsqueeze(-1)
+    of_outputs = h.new_zeros(stages, len(h), 1 + stages)
+    of_outputs.diagonal(1, 0, 2).copy_(q.T)
+    steps = (weights.unsqueeze(-1) * h).unsqueeze(-1).unbind(1)
+    # A stage's weights of itself and of later ones are 0.
+    columns = p.unsqueeze(-1).unbind(), table.unbind()[:-1], of_outputs.unbind(), steps
+    for of_state, row, of_output, step in zip(*columns, strict=True):
+        table.add_(step * (of_state * row).add_(of_output))
+    return table.div_(g.unsqueeze(-1))
 
 
 def flow_coefficients(
     frame: Frame, t: Tensor, s: Tensor, rho: Tensor, speed: Tensor, bend: Tensor | float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(p, q, g) at these levels, of u = rho y along tau, with ds/dtau and d log rho/dtau.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(alpha_w, p, q, g) there, of u = rho y along tau, with ds/dtau and d log rho/dtau.
 
     dy/ds is -s S, and S = alpha_w (A o + B w) with y = w/alpha_w.
     """
     alpha = frame.alpha(t, s)
-    own, of_state = frame.output_coefficients(t, s)
+    own, of_state = frame.score_coefficients(t, alpha, alpha * s)
     pull = -s * speed * alpha
-    return bend + pull * alpha * of_state, pull * rho * own, rho / alpha
+    return alpha, bend + pull * alpha * of_state, pull * rho * own, rho / alpha
 
 
 def data_coefficients(frame: Frame, t: Tensor, s: Tensor) -> Tensor:
     """(d, e) of the expected data D = d w + e o = y + s^2 S (Tweedie), stacked at the end."""
     alpha = frame.alpha(t, s)
-    own, of_state = frame.output_coefficients(t, s)
+    own, of_state = frame.score_coefficients(t, alpha, alpha * s)
     factor = s.square() * alpha
     return torch.stack([1 / alpha + factor * of_state, factor * own], dim=-1)
 
@@ -134,6 +136,9 @@ class StagedChain(Chain):
     stage: Tensor = field(init=False)  # what the model is called with, in place of x
     copies: bool = field(init=False, default=False)  # whether the model uses its memory again
     kept: list[Tensor] = field(init=False, default_factory=list)  # this step's outputs
+    places: list[int] = field(
+        init=False, default_factory=list
+    )  # where they are, of the model's own
     unknown: Tensor | None = field(init=False, default=None)  # (B,): D over how many are unknown
 
     def __post_init__(self) -> None:
@@ -154,7 +159,10 @@ class StagedChain(Chain):
         """
         state, self.x = self.x, w
         try:
+            before = versions(self.kept)
             output = self.score()
+            if versions(self.kept) != before:
+                raise MemoryUsedAgain
             if self.adjust is not None:
                 self.adjust(self, output)
         finally:
@@ -184,18 +192,23 @@ class StagedChain(Chain):
         place = place_of(output)
         if place in (place_of(w), place_of(self.x)):
             return output.clone()
-        if any(place == place_of(other) for other in self.kept if not is_untouched(other)):
+        if place in self.places:
             raise MemoryUsedAgain
+        self.places.append(place)
         return output
 
     def attempt(self, body: Callable[[], None]) -> None:
         """Call ``body``, and once more with copies where the model overwrites what it returned."""
-        self.kept = []
         try:
             body()
         except MemoryUsedAgain:
-            self.copies, self.kept = True, []
+            self.copies = True
+            self.keep()
             body()
+
+    def keep(self, *outputs: Tensor) -> None:
+        """Begin a step, with these alone."""
+        self.kept, self.places = list(outputs), []
 
     def with_known(self, w: Tensor, coefficients: Tensor) -> Tensor:
         """w with its known elements at their level, a known + b z, in place."""
@@ -214,6 +227,11 @@ class StagedChain(Chain):
     def clips(self) -> bool:
         """Whether the data that the model predicts are clipped."""
         return self.clip != OPEN
+
+
+def versions(tensors: Sequence[Tensor]) -> list[int]:
+    """How often each has been written to, where that is counted."""
+    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
 def place_of(tensor: Tensor) -> int:

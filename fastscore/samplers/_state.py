@@ -51,6 +51,7 @@ class SamplerState:
     state: Tensor | None = None  # the run's own variable, where that is not x
     history: Tensor | None = None  # of multistep solvers: what the last step found the data to be
     control: dict[str, Tensor] | None = None  # of each sample of an adaptive solver
+    run: str | None = None  # the sampler and the settings that it comes from
 
     def to(self, device: torch.device | str) -> SamplerState:
         """The same on another device."""
@@ -69,12 +70,21 @@ class SamplerState:
         return f"evaluations from {int(lo)} to {int(hi)}"
 
 
+torch.serialization.add_safe_globals([SamplerState])  # torch.load reads it as it is
+
+
 def _moved(value: Any, device: torch.device | str) -> Any:
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, dict):
         return {name: _moved(entry, device) for name, entry in value.items()}
     return value
+
+
+def check_run(fn: str, state: SamplerState, run: str) -> None:
+    """A run goes on in the way in which it began: its step number means nothing to another."""
+    if state.run is not None and state.run != run:
+        fail(fn, "x", f"the state of a run of {run}", f"one of {state.run}")
 
 
 def seed_of(fn: str, state: SamplerState, seed: Any) -> Any:

@@ -10,10 +10,12 @@ from torch import Tensor
 from fastscore._support.checks import largest
 from fastscore._support.warn import warn_caller
 from fastscore.samplers._loop import Chain
-from fastscore.samplers._plan import Plan
+from fastscore.samplers._plan import Plan, Prior
 
 FAR_OFF = 1e4  # times the noise that a chain begins with: no data are there
-FIRST_SCORE = (0.25, 2.0)  # times -x/sigma^2, at the highest level: data have a spread of their own
+# What the first score may be of -x/sigma^2, for data have a spread and a mean of their own: near to
+# it where the level s is high.
+HIGH, FROM_HIGH, FROM_LOW = 10.0, (0.6, 1.25), (0.25, 2.0)
 
 
 class FirstLook:
@@ -22,8 +24,8 @@ class FirstLook:
     On the CPU at once; on a GPU, where the host would wait, after the run.
     """
 
-    def __init__(self, chain: Chain, prior: tuple[float, float, float]) -> None:
-        """Look when the chain first has a score, ``prior`` being sigma^2, A and B there."""
+    def __init__(self, chain: Chain, prior: Prior) -> None:
+        """Look when the chain first has a score, ``prior`` being sigma^2, A, B and s there."""
         self.chain, self.prior, self.own = chain, prior, chain.adjust
         self.share: Tensor | None = None
         chain.adjust = self
@@ -33,7 +35,7 @@ class FirstLook:
         chain.adjust = self.own
         if self.own is not None:
             self.own(chain, output)
-        variance, of_output, of_state = self.prior
+        variance, of_output, of_state, _ = self.prior
         if chain.second is not None:
             return  # a guided score is another one
         size = chain.x.square().sum(dtype=torch.float64)
@@ -45,7 +47,8 @@ class FirstLook:
     def warn(self) -> None:
         """Say so once where the score is far from what it must be."""
         share, self.share = self.share, None
-        if share is None or FIRST_SCORE[0] < float(share) < FIRST_SCORE[1]:
+        least, most = FROM_HIGH if self.prior[-1] >= HIGH else FROM_LOW
+        if share is None or least < float(share) < most:
             return
         warn_caller(
             f"{self.chain.fn}: at the highest noise level, where the score is about that of noise "

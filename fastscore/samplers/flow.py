@@ -133,7 +133,7 @@ def probability_flow(
     fn = "probability_flow"
     process = as_process(fn, sde)
     check_choice(fn, "solver", solver, SOLVERS)
-    check_own_options(fn, solver, eta=eta, churn=churn)
+    check_own_options(fn, solver, eta=eta, churn=churn, churn_noise=churn_noise)
     check_adaptive(fn, solver, rtol=rtol, atol=atol, max_steps=max_steps, failed=failed)
     churn_noise = check_number(fn, "churn_noise", churn_noise, minimum=0.0)
     churn_range = check_churn_range(fn, churn_range)
@@ -147,10 +147,13 @@ def probability_flow(
         ends = times_for(fn, model, frame, x, "log", 2, t_start)
         ends = ends.flip(0) if encode else ends
         from_start = t_start == 1 and not encode
-        return adaptive_plan(fn, model, frame, ends, method, dict(options), from_start=from_start)
+        plan = adaptive_plan(fn, model, frame, ends, method, dict(options), from_start=from_start)
+        plan.settings = f"{solver=}, rtol={rtol:g}, atol={atol:g}"
+        plan.settings += f", conditioning={frame.conditioning!r}, {t_start=}, {encode=}"
+        return plan
     to_data = not encode if denoise is None else bool(denoise)
     if steps is None:
-        steps = len(grid) - (not to_data) if not isinstance(grid, str) else STEPS
+        steps = STEPS if isinstance(grid, str) else times_in(fn, grid) - (not to_data)
     steps = check_steps(fn, steps)
     points = steps + 1 if not to_data else steps
     times = grid_of(fn, model, frame, x, grid, points, t_start, encode=encode)
@@ -178,7 +181,17 @@ def probability_flow(
         one_noise=True,
         from_start=t_start == 1 and not encode,
     )
+    plan.settings += f", grid={grid!r}" if isinstance(grid, str) else ", grid of times"
+    plan.settings += f", {t_start=}, {encode=}"
     return with_stages(plan, frame, rows) if solver == "rk4" else plan
+
+
+def times_in(fn: str, grid: Any) -> int:
+    """How many times are given."""
+    try:
+        return len(grid)
+    except TypeError:
+        fail_type(fn, "grid", "a name, or a tensor or a sequence of times", grid)
 
 
 def rows_of(solver: str, levels: Levels, eta: float) -> Rows:
@@ -212,8 +225,9 @@ def check_own_options(fn: str, solver: str, **given: float) -> None:
     churn = check_number(fn, "churn", given["churn"], minimum=0.0)
     if eta != 1 and solver != "dpmpp_2m_sde":
         fail(fn, "eta", f'1 but with solver="dpmpp_2m_sde", here {solver!r}', eta)
-    if churn and solver != "heun":
-        fail(fn, "churn", f'0 but with solver="heun", here {solver!r}', churn)
+    for name, value, unused in (("churn", churn, 0), ("churn_noise", given["churn_noise"], 1)):
+        if value != unused and solver != "heun":
+            fail(fn, name, f'{unused} but with solver="heun", here {solver!r}', value)
 
 
 def check_churn_range(fn: str, given: Any) -> tuple[float, float]:

@@ -152,15 +152,18 @@ def reverse_sde(
     steps = len(times) - 1
     rows = predictor_rows(process, times, predictor, eta)
     each = 1
+    repeats = check_int(fn, "corrector_steps", corrector_steps, minimum=1)
+    if corrector is None and repeats != 1:
+        fail(fn, "corrector_steps", "1 without a corrector", repeats)
     how = Corrector.of(fn, corrector, snr, norms, process, times)
     if how is not None:
-        repeats = check_int(fn, "corrector_steps", corrector_steps, minimum=1)
         size = annealed_size(process, times, how.snr)
         rows = rows.each_followed_by(corrector_rows(process, times, size), repeats)
         each += repeats
     if denoise:
         rows = rows.then(denoising_row(process, times[-1]))
-    words = f"steps={steps}" if corrector is None else f"steps={steps}, snr={snr}"
+    words = f"predictor={predictor!r}, steps={steps}"
+    words += "" if how is None else f", {corrector=}, snr={how.snr:g}"
     plan = plan_of(
         fn,
         frame,

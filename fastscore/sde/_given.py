@@ -18,6 +18,7 @@ from fastscore.sde._process import Process
 _GRID = 129
 _HALVINGS = 64
 _BEFORE_THE_END = 1 - 1e-3
+LEAST_STEP = 1e-2  # of central differences near t = 0, of their step elsewhere
 
 
 class _Way(NamedTuple):
@@ -295,6 +296,8 @@ def _derivative(function: Callable[..., Any], way: _Way, t: Tensor, last: float)
                 return torch.zeros_like(t)
             (rate,) = torch.autograd.grad(value.sum(), at, allow_unused=True)
         return torch.zeros_like(t) if rate is None else rate
-    low, high = (t - way.step).clamp(min=0), (t + way.step).clamp(max=last)
+    # Near 0 sigma may go like sqrt(t): steps are small beside t there, as far as rounding allows.
+    step = (t / 16).clamp(way.step * LEAST_STEP, way.step)
+    low, high = (t - step).clamp(min=0), (t + step).clamp(max=last)
     rise = _call(function, way.kind, high) - _call(function, way.kind, low)
     return rise / (high - low)

@@ -72,6 +72,9 @@ def time_grid(
         fail(fn, "points", f"given for grid={grid!r}", None)
     count = check_int(fn, "points", points, minimum=2)
     start, end = _ends(fn, process, t_start, t_end)
+    if not bool(torch.isfinite(process.noise_level(start))):
+        expected = "a process whose noise level sigma/alpha is finite where sampling begins"
+        fail(fn, "sde", expected, f"alpha = {float(process.alpha(start)):.3g} at t = {start:g}")
     part = torch.arange(count, dtype=torch.float64) / (count - 1)
     if grid == "uniform":
         times = torch.lerp(start, end, part)

@@ -80,11 +80,11 @@ def random(draw: Draw, op: str) -> Case:
 # ---- langevin ----------------------------------------------------------------------------------
 
 
-def steps_table(draw: Draw, batch: int) -> Tensor:
-    """Rows a, b, c, k of some steps, for all samples or for each; some ask for no noise."""
+def steps_table(draw: Draw, batch: int, columns: int) -> Tensor:
+    """Rows of some steps, for all samples or for each; some ask for no noise, or for no history."""
     rows = draw.below(5, 1)
-    table = draw.table(rows, 4) if draw.chance(0.5) else draw.table(rows, batch, 4)
-    for column in (2, 3):
+    table = draw.table(rows, columns) if draw.chance(0.5) else draw.table(rows, batch, columns)
+    for column in (2, 3, *range(6, columns)):
         if draw.chance(0.3):
             table[..., column] = draw.choice((0.0, -0.0))
         elif table.dim() == 3 and draw.chance(0.5):
@@ -92,8 +92,23 @@ def steps_table(draw: Draw, batch: int) -> Tensor:
     return table
 
 
+def guidance(draw: Draw, score: Tensor) -> dict[str, Any]:
+    """A second term of the score and the weights of both, or neither."""
+    if draw.chance(0.6):
+        return {}
+    shape = score.shape
+    second = score if draw.chance(0.1) else draw.given(draw.values(shape, score.dtype))
+    weights = draw.table(2) if draw.chance(0.5) else draw.table(shape[0], 2)
+    return {"second": second, "weights": draw.given(weights)}
+
+
+def limits(draw: Draw) -> tuple[float | None, float | None]:
+    return draw.choice((None, -1.0, -0.0, -math.inf)), draw.choice((None, 0.75, 0.0, math.inf))
+
+
 def langevin(draw: Draw, op: str) -> Case:
-    shape, dtype = draw.shape(), draw.dtype()
+    """A step, or the update of a solver with a history."""
+    shape, dtype, columns = draw.shape(), draw.dtype(), draw.choice((4, 4, 6))
     scores = dtype
     if dtype == torch.float32:
         scores = draw.choice((dtype, torch.bfloat16, torch.float16))
@@ -106,10 +121,57 @@ def langevin(draw: Draw, op: str) -> Case:
     if draw.chance(0.5):
         args["known"] = x if draw.chance(0.1) else draw.given(draw.values(shape, dtype))
         args["mask"] = draw.given(draw.mask(shape))
-    args["low"] = draw.choice((None, -1.0, -0.0, -math.inf))
-    args["high"] = draw.choice((None, 0.75, 0.0, math.inf))
-    args["table"] = steps_table(draw, shape[0])
-    return Case(op, {**args, **numbers}, (BYTES,), promised)
+    args["low"], args["high"] = limits(draw)
+    args.update(guidance(draw, args["score"]), **numbers)
+    if op != "multistep_step_":
+        return Case(op, {**args, "table": steps_table(draw, shape[0], columns)}, (BYTES,), promised)
+    args["clip_low"], args["clip_high"] = limits(draw)
+    args["history"] = draw.laid(draw.values(shape, dtype))
+    return Case(op, {**args, "table": steps_table(draw, shape[0], 10)}, (BYTES, BYTES), promised)
+
+
+# ---- runge_kutta -----------------------------------------------------------------------------
+
+
+def sample_rows(draw: Draw, batch: int, columns: int) -> Tensor:
+    """Numbers for all samples or for each; some are 0."""
+    table = draw.table(columns) if draw.chance(0.4) else draw.table(batch, columns)
+    table[..., draw.below(columns)] = draw.choice((0.0, -0.0, 1.0, 1e-60))
+    if table.dim() == 2 and draw.chance(0.5):
+        table[:: draw.below(4, 1), draw.below(columns)] = 0
+    return table.expand(batch, columns) if draw.chance(0.1) else table
+
+
+def runge_kutta(draw: Draw, op: str) -> Case:
+    dtype, count = draw.dtype(), draw.below(8, 1)
+    shape = shape_of_rows(draw, MOST // count) if op == "rk_error" else draw.shape(MOST // count)
+    state = torch.promote_types(dtype, torch.float32)
+
+    def given(dtype: torch.dtype) -> Tensor:
+        return draw.given(draw.values(shape, dtype))
+
+    def changed(dtype: torch.dtype) -> Tensor:
+        return draw.laid(draw.values(shape, dtype))
+
+    args: dict[str, Any] = {
+        "x": given(state),
+        "coefficients": sample_rows(draw, shape[0], 1 + count),
+    }
+    if op == "rk_advance_":
+        args |= {"x": changed(state), "first": changed(dtype), "last": given(dtype)}
+        args |= {"new": given(state), "accepted": draw.given(draw.mask(shape[:1]))}
+        args["coefficients"] = sample_rows(draw, shape[0], 2) if draw.chance(0.7) else None
+        args["out"] = changed(state) if args["coefficients"] is not None else None
+        return Case(op, args, (BYTES,) * (3 if args["out"] is not None else 2))
+    args["slopes"] = [given(dtype) for _ in range(count)]
+    if op == "rk_stage_":
+        args["out"] = changed(state)
+        if draw.chance(0.3):
+            args["x"] = args["out"]
+    if op != "rk_error":
+        return Case(op, args, (BYTES,))
+    scales = sample_rows(draw, shape[0], 2).abs() + 0.1
+    return Case(op, args | {"new": given(state), "tolerances": scales}, (sum_rule(dtype, shape),))
 
 
 # ---- dsm ---------------------------------------------------------------------------------------
@@ -281,11 +343,13 @@ def dual(draw: Draw, op: str) -> Case:
 FAMILIES: dict[str, tuple[Make, tuple[str, ...]]] = {
     "random": (random, ("random_normal_", "random_uniform_", "random_rademacher_")),
     "langevin": (langevin, ("langevin_step", "langevin_step_")),
+    "multistep": (langevin, ("multistep_step_",)),
     "dsm": (
         dsm,
         ("perturb", "dsm_residual", "dsm_residual_backward", "dsm_residual_with_grad",
          "dsm_residual_regrad_"),
     ),
+    "runge_kutta": (runge_kutta, ("rk_stage", "rk_stage_", "rk_error", "rk_advance_")),
     "sliced": (sliced, ("project_", "sliced_terms", "sliced_terms_backward")),
     "dual": (
         dual,

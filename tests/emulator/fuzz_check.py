@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -15,11 +16,17 @@ from emulator.fuzz_cases import Case, Rule, Within
 from emulator.fuzz_draw import Draw
 
 # Which dimension of an argument, or of a result, is the batch's, in the ops that sum rows.
-BATCH = {"output": 0, "noisy": 0, "score": 0, "labels": 0, "samples": 0, "jvp": 1}
+BATCH = {
+    "output": 0, "noisy": 0, "score": 0, "labels": 0, "samples": 0, "jvp": 1,
+    "x": 0, "new": 0, "slopes": 0,
+}  # fmt: skip
+OF_EACH = ("coefficients", "tolerances")  # with a row of each sample, or one for all
+LAID = ("output", "noisy", "score", "jvp", "x", "new", "slopes")
 RESULTS_BATCH = {
     "dsm_residual": (0,),
     "dsm_residual_with_grad": (0, 0),
     "sliced_terms": (1, 1, 1, 0),
+    "rk_error": (0,),
 }
 
 WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -31,11 +38,11 @@ class Mismatch(AssertionError):
 
 
 @cache
-def _schema(op: str) -> tuple[tuple[str, ...], str | None]:
-    """The names of an op's arguments, and of the one that it changes."""
+def _schema(op: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of an op's arguments, and of those that it changes."""
     arguments = getattr(torch.ops.fastscore, op).default._schema.arguments
-    changed = [a.name for a in arguments if a.alias_info and a.alias_info.is_write]
-    return tuple(a.name for a in arguments), changed[0] if changed else None
+    changed = tuple(a.name for a in arguments if a.alias_info and a.alias_info.is_write)
+    return tuple(a.name for a in arguments), changed
 
 
 def _positional(op: str, args: dict[str, Any]) -> list[Any]:
@@ -52,25 +59,31 @@ def memory_of(x: Tensor) -> Tensor:
     return x.as_strided((x.untyped_storage().nbytes() // x.element_size(),), (1,), 0)
 
 
-def results(op: str, args: dict[str, Any], emulated: bool) -> tuple[Tensor, ...]:
-    """Of a call on one side; of an op that changes an argument, a copy of the argument, changed.
+def each_tensor(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """An argument with its tensors changed: itself, or those of a list."""
+    if isinstance(value, list):
+        return [change(x) for x in value]
+    return change(value) if isinstance(value, Tensor) else value
 
-    The copy takes its memory along: what lies between the argument's elements, and where it begins
-    within 64 bytes.
-    """
-    changed = _schema(op)[1]
-    if changed is not None:
-        original = args[changed]
-        copy = memory_of(original).clone()
-        copy = copy.as_strided(original.shape, original.stride(), original.storage_offset())
-        args = {n: copy if value is original else value for n, value in args.items()}
+
+def copied(original: Tensor) -> Tensor:
+    """With its memory: what lies between its elements, and where it begins within 64 bytes."""
+    copy = memory_of(original).clone()
+    return copy.as_strided(original.shape, original.stride(), original.storage_offset())
+
+
+def results(op: str, args: dict[str, Any], emulated: bool) -> tuple[Tensor, ...]:
+    """Of a call on one side; of an op that changes arguments, copies of them, changed."""
+    changed = [name for name in _schema(op)[1] if args.get(name) is not None]
+    copies = {id(args[name]): copied(args[name]) for name in changed}
+    args = {n: each_tensor(lambda x: copies.get(id(x), x), value) for n, value in args.items()}
     positional = _positional(op, args)
     if emulated:
         out = emulator.run(op, *positional)
     else:
         out = getattr(torch.ops.fastscore, op)(*positional)
-    if changed is not None:
-        return (args[changed],)
+    if changed:
+        return tuple(args[name] for name in changed)
     return out if isinstance(out, tuple) else (out,)
 
 
@@ -92,6 +105,8 @@ def wanted(case: Case) -> tuple[Tensor, ...]:
 
 
 def told(x: Any) -> str:
+    if isinstance(x, list):
+        return f"[{', '.join(map(told, x))}]"
     if not isinstance(x, Tensor):
         return repr(x)
     if x.dim() and x.numel() <= 8 and x.dtype == torch.int64:
@@ -164,8 +179,13 @@ def parts_of(case: Case, first: int, last: int) -> Case:
     """The same call for samples first to last - 1."""
     args = dict(case.args)
     for name, dim in BATCH.items():
-        if args.get(name) is not None:
-            args[name] = args[name].narrow(dim, first, last - first)
+        narrow = partial(Tensor.narrow, dim=dim, start=first, length=last - first)
+        args[name] = each_tensor(narrow, args.get(name))
+    for name in OF_EACH:
+        if name in args and args[name].dim() == 2:
+            args[name] = args[name][first:last]
+    if "key" not in args:
+        return replace(case, args={n: x for n, x in args.items() if x is not None})
     if args["key"].dim() == 2:
         args["key"] = args["key"][first:last]
     elif args["samples"] is None:
@@ -185,9 +205,9 @@ def check_rows(case: Case, draw: Draw, whole: tuple[Tensor, ...]) -> None:
         variants[f"of samples {first} to {last - 1} alone"] = (part, first, last)
     for how, (variant, first, last) in variants.items():
         args = dict(variant.args)
-        for name in ("output", "score", "jvp"):
-            if name in args:
-                args[name] = draw.laid(args[name])
+        for name in LAID:
+            args[name] = each_tensor(draw.laid, args.get(name))
+        args = {n: x for n, x in args.items() if x is not None}
         with emulator.configured(**draw.settings()):
             got = results(case.op, args, emulated=True)
         for n, (rule, one, dim) in enumerate(zip(case.rules, whole, dims, strict=True)):
@@ -217,7 +237,7 @@ def check(case: Case, draw: Draw) -> None:
     want = wanted(case)
     for n, (rule, ours, theirs) in enumerate(zip(case.rules, got, want, strict=True)):
         compare(n, rule, ours, theirs, case)
-        if _schema(case.op)[1] is not None:
+        if _schema(case.op)[1]:
             compare_memory(ours, theirs)
     if case.op in RESULTS_BATCH:
         check_rows(case, draw, got)

@@ -185,6 +185,22 @@ MUTATIONS = (
         OTHER_BYTES,
     ),
     Mutation(
+        "a sample's sum hangs on its place in the batch",
+        "runge_kutta.cu",
+        "return -sample * size;",
+        "return 0;",
+        "runge_kutta",
+        OTHER_BYTES,
+    ),
+    Mutation(
+        "every sample has the first one's coefficients",
+        "steps.cuh",
+        "step * args.batch_rows + sample : step",
+        "step * args.batch_rows : step",
+        "multistep",
+        OTHER_BYTES,
+    ),
+    Mutation(
         "threads don't tell each other what differs",
         "dsm.cu",
         "return !__syncthreads_or(differs);",

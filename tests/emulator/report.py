@@ -23,7 +23,7 @@ def family_lines(kernels: list[Kernel]) -> list[str]:
         launched = [kernel for kernel in mine if kernel.launches]
         lines = sum(len(kernel.lines) for kernel in launched)
         found.append(
-            f"{family:<10}kernels launched: {of(len(launched), len(mine))}; "
+            f"{family:<12}kernels launched: {of(len(launched), len(mine))}; "
             f"their lines reached: {of(sum(map(reached, launched)), lines)}"
         )
     return found

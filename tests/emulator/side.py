@@ -181,7 +181,8 @@ def run(name: str, *args: Any) -> Any:
     """One op of the CUDA sources on tensors of the CPU."""
     library = _loaded()
     op, changed = _op(name)
-    written = [args[i].data_ptr() for i in changed if isinstance(args[i], Tensor)]
+    given = [args[i] for i in changed if i < len(args)]  # defaults at the end are left out
+    written = [x.data_ptr() for x in given if isinstance(x, Tensor)]
     with _state.lock:
         library.emulated_begin((ctypes.c_void_p * len(written))(*written), len(written))
         try:

@@ -16,8 +16,9 @@ FORMAT = "fastscore benchmark rows 1"
 LEGEND = """\
 A case is an op or a job, its size, dtype, device and parameters; under it a line for each side:
     side          fastscore; a peer: eager (plain PyTorch), compile (torch.compile), jax, torchebm,
-                  blackjax, func.jvp, a loop or loss as its paper published it; a pass over memory
-                  that does nothing else: triad, axpy, copy, clone, fill, read; or the network alone
+                  blackjax, torchdiffeq, func.jvp, a loop or loss as its paper published it; a pass
+                  over memory that does nothing else: triad, axpy, copy, clone, fill, read; or the
+                  network alone
     time          of one call, the median of all turns (the sides take turns in one process)
     GB/s          the bytes that the op must read and write at least, over that time
     times faster  fastscore than this side: the median of the turns' ratios and, in brackets, the

@@ -15,10 +15,13 @@ from fastscore._support.checks import check_choice
 from fastscore._support.files import prepare_directory
 from fastscore.apps.bench.case import Case, NotAvailable
 from fastscore.apps.bench.cases import (
+    continuous,
     dsm,
     dual,
     langevin,
+    multistep,
     random,
+    runge_kutta,
     sampling,
     scaling,
     sliced,
@@ -36,7 +39,10 @@ Say = Callable[[str], Any]
 SOURCES: dict[str, list[Callable[[str, bool], Any]]] = {
     "random": [random.cases],
     "langevin": [langevin.cases],
+    "multistep": [multistep.cases],
+    "continuous": [continuous.cases],
     "dsm": [dsm.cases],
+    "runge_kutta": [runge_kutta.cases],
     "sliced": [sliced.cases],
     "dual": [dual.cases],
     "jobs": [sampling.cases, training.cases],

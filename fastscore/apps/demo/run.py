@@ -1,4 +1,4 @@
-"""Train, sample, judge, write."""
+"""Train, sample in several ways, judge, write."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from fastscore._support.checks import check_int
 from fastscore._support.extras import require_all
 from fastscore._support.files import prepare_directory
 from fastscore.apps.demo.data import load_digits
+from fastscore.apps.demo.samplers import Way, compare, row_of, save_rows, table
 from fastscore.apps.demo.timing import dsm_seconds, langevin_seconds
 from fastscore.apps.info import info
 from fastscore.apps.progress import Bar, shows_progress
@@ -25,7 +26,11 @@ from fastscore.evaluation.distances import frechet_distance, nearest_distance
 SIGMA_MIN = 0.01
 BATCH = 64
 LEARNING_RATE = 4e-3
-STEPS_PER_SIGMA = 5
+STEPS_PER_SIGMA = 3
+FLOW_SIGMA_MIN = (
+    0.02  # where samplers with few steps end: lower levels cost steps, and show nothing
+)
+SAMPLES, SHOWN = 1024, 256
 EMA_DECAY = 0.999
 ZOOM = 4
 PACKAGES = {"sklearn": "scikit-learn", "safetensors": "safetensors", "PIL": "pillow"}
@@ -63,20 +68,21 @@ def run_demo(
     out: str | Path = "demo",
     *,
     iterations: int = 3000,
-    samples: int = 256,
+    samples: int = SAMPLES,
     seed: int = 0,
     progress: bool | None = None,
     say: Say = print,
 ) -> dict[str, Any]:
-    """Train a score network on handwritten digits and draw samples by annealed Langevin dynamics.
+    """Train a score network on handwritten digits and draw samples by every kind of sampler.
 
-    Writes samples.png, path.png (from noise to digit across the levels), checkpoint.safetensors
-    and figures.json to ``out``; returns what stands in the JSON.
+    Writes samples.png (by annealed Langevin dynamics), path.png (from noise to digit across its
+    levels), samplers.png (a row for each sampler), checkpoint.safetensors and figures.json to
+    ``out``; returns what stands in the JSON.
 
     Args:
         out: directory; made if its parent exists.
         iterations: training steps.
-        samples: how many to draw.
+        samples: how many to draw by each sampler.
         seed: governs the network's start, the batches and all noise.
         progress: show progress bars; by default where tqdm is there, on a terminal.
         say: where the report goes.
@@ -103,9 +109,9 @@ def run_demo(
     model, losses = train(data, sigmas, iterations=iterations, seed=seed, progress=bars)
     training = time.perf_counter() - start
     sampling: dict[str, Any] = {"steps_per_sigma": STEPS_PER_SIGMA}
-    fastscore.save_checkpoint(
-        directory / "checkpoint.safetensors", fastscore.Checkpoint(model, sigmas, sampling)
-    )
+    process = fastscore.sde.VE(FLOW_SIGMA_MIN, float(sigmas[0]))
+    checkpoint = fastscore.Checkpoint(model, sigmas, sampling, process=process)
+    fastscore.save_checkpoint(directory / "checkpoint.safetensors", checkpoint)
     say(f"trained for {iterations} steps in {training:.1f} s, loss {_tail_mean(losses):.2f}")
 
     start = time.perf_counter()
@@ -115,11 +121,19 @@ def run_demo(
         **sampling,
     )  # fmt: skip
     seconds = time.perf_counter() - start
-    say(f"drew {samples} samples in {seconds:.1f} s ({len(sigmas) * STEPS_PER_SIGMA + 1} steps)")
+    evaluations = len(sigmas) * STEPS_PER_SIGMA + 1
+    say(f"drew {samples} samples in {seconds:.1f} s ({evaluations} steps)")
+
+    annealed = Way("annealed Langevin", "annealed_langevin", sampling)
+    rows, digits = compare(checkpoint, data, held_out, samples=samples, seed=seed, progress=bars)
+    rows.insert(0, row_of(annealed, evaluations, seconds, drawn, held_out))
+    digits.insert(0, drawn)
+    save_rows(directory / "samplers.png", rows, digits)
 
     # Ink is 1 in these data, and dark on white paper.
+    first = drawn[:SHOWN]
     fastscore.save_grid(
-        directory / "samples.png", 1 - drawn, columns=math.isqrt(samples), zoom=ZOOM
+        directory / "samples.png", 1 - first, columns=math.isqrt(len(first)), zoom=ZOOM
     )
     shown = min(10, samples)
     way = torch.cat([normalised(path[:, :shown].flatten(0, 1)), drawn[:shown]])
@@ -131,7 +145,9 @@ def run_demo(
         "loss": _tail_mean(losses),
         "levels": len(sigmas),
         "library_part": library_part(data, sigmas, drawn, iterations),
+        "samples": samples,
         "quality": quality(drawn, data, held_out),
+        "samplers": rows,
         "total_seconds": time.perf_counter() - begin,
         "machine": info(),
     }
@@ -165,12 +181,12 @@ def library_part(data: Tensor, sigmas: Tensor, drawn: Tensor, iterations: int) -
 
 
 def quality(drawn: Tensor, data: Tensor, held_out: Tensor) -> dict[str, float]:
-    """Samples against held-out digits, and the same of real against real."""
+    """Samples against held-out digits, and the same of as many that are real."""
     clean = drawn.clamp(0, 1)
-    count = min(len(clean), len(held_out))
+    count = len(clean)  # fewer are further away, whatever they are
     uniform = torch.rand(held_out.shape, generator=torch.Generator().manual_seed(0))
     return {
-        "frechet_samples": frechet_distance(clean[:count], held_out),
+        "frechet_samples": frechet_distance(clean, held_out),
         "frechet_real": frechet_distance(data[:count], held_out),
         "frechet_noise": frechet_distance(uniform[:count], held_out),
         "nearest_samples": nearest_distance(clean, data),
@@ -192,4 +208,10 @@ def report(figures: dict[str, Any], directory: Path, say: Say) -> None:
     )
     say("median distance to the nearest training digit:")
     say(f"  samples {q['nearest_samples']:.2f}, held-out digits {q['nearest_real']:.2f}")
-    say(f"wrote samples.png, path.png, checkpoint.safetensors and figures.json to {directory}/")
+    say("the same network by other samplers, and their Fréchet distance to held-out digits:")
+    for line in table(figures["samplers"]):
+        say(line)
+    say(
+        "wrote samples.png, path.png, samplers.png, checkpoint.safetensors and figures.json to "
+        f"{directory}/"
+    )

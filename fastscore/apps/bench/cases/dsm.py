@@ -25,8 +25,8 @@ def noise_levels(device: str) -> Tensor:
     return fastscore.geometric_sigmas(1.0, 0.1, LEVELS, device=device)
 
 
-def _tables(sigmas: Tensor) -> tuple[Tensor, Tensor]:
-    return dsm_tables("bench", sigmas.double(), "sigma2", "score")
+def _tables(sigmas: Tensor, prediction: str = "score") -> tuple[Tensor, Tensor]:
+    return dsm_tables("bench", sigmas.double(), "sigma2", prediction)
 
 
 # ---- perturbation, loss and gradient: what a training step does beside the network ---------------
@@ -191,45 +191,53 @@ def build_perturb(case: Case) -> Work:
 
 
 def build_residual(case: Case) -> Work:
-    """1/2 |sigma s + z|^2 of each sample, labels given; without a gradient."""
+    """The loss of each sample from a score, or from predicted data; without a gradient."""
     output, sigmas = normal(case), noise_levels(case.device)
     labels = torch.randint(LEVELS, case.shape[:1], device=case.device)
+    prediction = case.params.get("prediction", "score")
+    noisy = normal(case) if prediction == "x0" else None
+    tensors = [output] if noisy is None else [output, noisy]
 
     def ours() -> Side:
         key = random.key(0, device=case.device)
-        _, residual_table = _tables(sigmas)
+        args = (_tables(sigmas, prediction)[1], labels, key)
+        few = (args[0], labels[:CHECKED], key)
+
+        def run() -> Tensor:
+            return ops.dsm_residual(output, *args, noisy=noisy)
 
         def check() -> Agreement:
-            out, some_labels = output[:CHECKED], labels[:CHECKED]
-            args = (residual_table, some_labels, key)
-            return checks.against_reference(
-                ops.dsm_residual(output, residual_table, labels, key)[:CHECKED],
-                reference.dsm_residual(out, *args),
-                reference.dsm_residual(out.double(), *args),
-                noise=True,
+            some = [tensor[:CHECKED] for tensor in tensors]
+            plain, exact = (
+                reference.dsm_residual(out, *few, noisy=beside[0] if beside else None)
+                for out, *beside in (some, [tensor.double() for tensor in some])
             )
+            return checks.against_reference(run()[:CHECKED], plain, exact, noise=True)
 
-        return Side(lambda: ops.dsm_residual(output, residual_table, labels, key), check)
+        return Side(run, check)
 
     def in_eager() -> Side:
         z = torch.randn_like(output)  # kept from the perturbation, as it must be
 
-        def run() -> Tensor:
+        def losses(z: Tensor, sigmas: Tensor, output: Tensor, *beside: Tensor) -> Tensor:
             sigma = sigmas[labels].reshape(-1, *[1] * (output.dim() - 1)).to(output.dtype)
+            if beside:
+                output = (output - beside[0]) / sigma.square()
             return eager.dsm_residual(output, sigma, z)
 
+        def run() -> Tensor:
+            return losses(z, sigmas, *tensors)
+
         def check() -> Agreement:
-            sigma = sigmas.double()[labels].reshape(-1, *[1] * (output.dim() - 1))
-            return checks.same_formula(
-                run(), eager.dsm_residual(output.double(), sigma, z.double())
-            )
+            exact = [tensor.double() for tensor in (z, sigmas, *tensors)]
+            return checks.same_formula(run(), losses(*exact))
 
         return Side(run, check)
 
     return Work(
-        [library(ours), peer("eager", in_eager), limits.read(output)],
-        bytes=output.nbytes,
-        operations=(limits.NORMAL + 3) * case.elements,
+        [library(ours), peer("eager", in_eager), limits.read(*tensors)],
+        bytes=sum(tensor.nbytes for tensor in tensors),
+        operations=(limits.NORMAL + 3 + 2 * (noisy is not None)) * case.elements,
     )
 
 
@@ -245,6 +253,8 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
     yield Case("dsm_residual", "dsm", build_residual, shape, device=device, **needs)
     if quick:
         return
+    beside = {"prediction": "x0"}  # x~ is read too
+    yield Case("dsm_residual", "dsm", build_residual, shape, device=device, params=beside, **needs)
     few = ("fastscore", "eager", "NCSN loss", "jax", "triad", "copy")
     yield Case("dsm_loss", "dsm", build_part, shape, torch.bfloat16, device, providers=few, **needs)
     yield Case("dsm_loss", "dsm", build_part, (128, 64), device=device, providers=few)

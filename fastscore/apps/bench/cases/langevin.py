@@ -97,6 +97,57 @@ def build_step(case: Case) -> Work:
     )
 
 
+def build_guided(case: Case) -> Work:
+    """x <- x + b (w0 s + w1 t) + c z in place: classifier-free guidance, both terms given."""
+    x, score, second = normal(case), normal(case), normal(case)
+    pair = (1.5, -0.5)
+    weights = torch.tensor(pair, dtype=torch.float64, device=case.device)
+
+    def noise(once: Callable[[Tensor], Tensor]) -> Agreement:
+        start = x * C
+        count = checks.repeats(x.numel())
+        drift = B * (pair[0] * score.double() + pair[1] * second.double())
+        found = [(once(start.clone()).double() - start.double() - drift) / C for _ in range(count)]
+        unrelated = (t.double().repeat(count, *[1] * (x.dim() - 1)) for t in (score, second))
+        return checks.standard_normal(torch.cat(found), *(t.flatten() for t in unrelated))
+
+    def ours() -> Side:
+        state, key = x.clone(), random.key(0, device=case.device)
+        rows = table((1.0, B, C, 0.0), device=case.device)
+
+        def step(x: Tensor) -> Tensor:
+            return ops.langevin_step_(x, score, rows, key, second=second, weights=weights)
+
+        def once(start: Tensor) -> Tensor:
+            key[1] += 1
+            return step(start)
+
+        return Side(lambda: step(state), lambda: noise(once))
+
+    def by(step: Callable[..., Tensor]) -> Side:
+        state = x.clone()
+
+        def run() -> Tensor:
+            return step(state, score, second, pair, B, C)
+
+        return Side(run, lambda: noise(lambda start: step(start, score, second, pair, B, C)))
+
+    def in_compiled() -> Side:
+        return by(compiled(eager.guided_step_, x.clone(), score, second, pair, B, C))
+
+    return Work(
+        [
+            library(ours),
+            peer("eager", lambda: by(eager.guided_step_)),
+            peer("compile", in_compiled),
+            limits.triad(x),
+            limits.axpy(x),
+        ],
+        bytes=4 * x.nbytes,
+        operations=(limits.NORMAL + 5) * case.elements,
+    )
+
+
 # ---- chains ------------------------------------------------------------------------------------
 
 
@@ -243,6 +294,8 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
     for shape in ((2**24,), (2**16,), (128, 2)):
         n = torch.Size(shape).numel()
         yield Case(step, family, build_step, shape, device=device, **size(n))
+    for n in (2**24, 2**16):
+        yield Case(step, family, build_guided, (n,), device=device, params={"terms": 2}, **size(n))
     uncompiled = ("fastscore", "eager", "jax", "triad", "axpy")
     for dtype, n in ((torch.bfloat16, 2**24), (torch.float16, 2**22), (torch.float64, 2**22)):
         yield Case(

@@ -26,6 +26,26 @@ def langevin_step_(x: Tensor, score: Tensor, b: float, c: float) -> Tensor:
     return x.add_(score, alpha=b).add_(torch.randn_like(x), alpha=c)
 
 
+def guided_step_(
+    x: Tensor, score: Tensor, second: Tensor, w: tuple[float, float], b: float, c: float
+) -> Tensor:
+    """A step of the score w0 score + w1 second."""
+    x.add_(score, alpha=b * w[0]).add_(second, alpha=b * w[1])
+    return x.add_(torch.randn_like(x), alpha=c)
+
+
+def multistep_step_(
+    x: Tensor, history: Tensor, score: Tensor, square: float, ratio: float, now: float,
+    before: float, c: float,
+) -> Tensor:  # fmt: skip
+    """x <- ratio x + now D + before H + c z with D = x + square score, which is returned."""
+    mean = torch.add(x, score, alpha=square)
+    x.mul_(ratio).add_(mean, alpha=now).add_(history, alpha=before)
+    if c:
+        x.add_(torch.randn_like(x), alpha=c)
+    return mean
+
+
 def langevin(score_fn: Callable[[Tensor], Tensor], x: Tensor, steps: int, alpha: float) -> Tensor:
     """``steps`` steps of x <- x + alpha s + sqrt(2 alpha) z."""
     x = x.clone()
@@ -48,7 +68,19 @@ def annealed_langevin(
     return x
 
 
-# ---- denoising score matching ------------------------------------------------------------------
+# ---- steps in continuous time ------------------------------------------------------------------
+
+
+def predictor_corrector_(
+    x: Tensor, at: Tensor, below: Tensor, sigma: float, next_sigma: float, snr: float
+) -> Tensor:
+    """A VE process' reverse diffusion from sigma to next_sigma, then the annealed corrector there.
+
+    ``at`` and ``below`` are the scores that each of the two steps takes.
+    """
+    variance, size = sigma**2 - next_sigma**2, 2 * (snr * next_sigma) ** 2
+    langevin_step_(x, at, variance, variance**0.5)
+    return langevin_step_(x, below, size, (2 * size) ** 0.5)
 
 
 def perturb(x: Tensor, sigmas: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -65,6 +65,31 @@ def ncsnv2_annealed_langevin(
     return x, path
 
 
+def ve_predictor(x: Tensor, score: Tensor, sigma: Tensor, next_sigma: Tensor) -> Tensor:
+    """A reverse diffusion step (Song et al. 2021, appendix E), levels of shape (batch,)."""
+    drift = torch.zeros_like(x)
+    diffusion = torch.sqrt(sigma**2 - next_sigma**2)
+    drift = drift - diffusion[:, None, None, None] ** 2 * score
+    mean = x - drift
+    return mean + diffusion[:, None, None, None] * torch.randn_like(x)
+
+
+def annealed_corrector(x: Tensor, score: Tensor, sigma: Tensor, snr: float) -> Tensor:
+    """A step of annealed Langevin dynamics of size 2 (snr sigma)^2, sigma of shape (batch,)."""
+    noise = torch.randn_like(x)
+    size = (snr * sigma) ** 2 * 2
+    mean = x + size[:, None, None, None] * score
+    return mean + noise * torch.sqrt(size * 2)[:, None, None, None]
+
+
+def predictor_corrector(
+    x: Tensor, at: Tensor, below: Tensor, sigma: Tensor, next_sigma: Tensor, snr: float
+) -> Tensor:
+    """Both, as the scores ``at`` and ``below`` say."""
+    x = ve_predictor(x, at, sigma, next_sigma)
+    return annealed_corrector(x, below, next_sigma, snr)
+
+
 def dsm_residual(output: Tensor, noisy: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
     """1/2 sigma^2 |s(x~, sigma) + (x~ - x)/sigma^2|^2 of each sample (Song and Ermon 2019, (5))."""
     target = -1 / sigma**2 * (noisy - x)
