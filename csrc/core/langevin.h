@@ -13,12 +13,6 @@ struct LangevinRow {
   T a, b, c, k;
 };
 
-// What a table of six columns has besides, and the weights of the two terms.
-template <class T>
-struct GuidanceRow {
-  T m = 1, u = 1, w0 = 1, w1 = 0;
-};
-
 template <class T>
 FASTSCORE_FN T two_terms(T w0, T s0, T w1, T s1) {
   return fma(w1, s1, w0 * s0);

@@ -116,7 +116,7 @@ struct FullTensors {
 template <class T>
 struct FullRow {
   LangevinRow<T> step;
-  GuidanceRow<T> guidance;
+  T m = 1, u = 1;
   MultistepRow<T> past;
 };
 
@@ -129,22 +129,15 @@ __device__ __forceinline__ const double* row_at(const StepArgs<T>& args, int64_t
          (args.batch_rows != 1 ? step * args.batch_rows + sample : step) * args.columns;
 }
 
-template <class Family, class State, class Score>
-__device__ __forceinline__ FullRow<typename State::Real> full_row(
-    const StepArgs<typename State::Real>& args, const FullTensors<State, Score>& t,
-    int64_t sample) {
-  using T = typename State::Real;
+template <class Family, class T>
+__device__ __forceinline__ FullRow<T> full_row(const StepArgs<T>& args, int64_t sample) {
   const double* from = row_at(args, sample);
   const auto column = [&](int c) { return static_cast<T>(from[c]); };
-  FullRow<T> row = {{column(0), column(1), column(2), column(3)}};
+  FullRow<T> row;
+  row.step = {column(0), column(1), column(2), column(3)};
   if (args.columns > 4) {
-    row.guidance.m = column(4);
-    row.guidance.u = column(5);
-  }
-  if (t.weights) {
-    const double* pair = t.weights + sample * t.weights_step;
-    row.guidance.w0 = static_cast<T>(pair[0]);
-    row.guidance.w1 = static_cast<T>(pair[t.weights_stride]);
+    row.m = column(4);
+    row.u = column(5);
   }
   if constexpr (Family::kHistory) row.past = {column(6), column(7), column(8), column(9)};
   return row;
@@ -190,32 +183,38 @@ __device__ __forceinline__ void step_pack(const StepArgs<typename State::Real>& 
       draw<Normal, false>(args.noise, key, range, z);
     }
   }
-  T x[V], s[V], past[V], second[V] = {}, known[V] = {};
+  T x[V], s[V], past[V], known[V] = {};
   bool fixed[V] = {};
   State::unpack(raw_x, x);
   Score::unpack(raw_s, s);
   State::unpack(raw_past, past);
   // The rest is loaded late, for want of registers.
-  if (t.weights) Score::unpack(t.second.load(range, whole), second);
+  if (t.weights) {
+    T second[V];
+    Score::unpack(t.second.load(range, whole), second);
+    samples.template each<V>(range, [&](int j, int64_t sample) {
+      const double* w = t.weights + sample * t.weights_step;
+      const T w0 = static_cast<T>(w[0]), w1 = static_cast<T>(w[t.weights_stride]);
+      s[j] = two_terms(w0, s[j], w1, second[j]);
+    });
+  }
   if (t.mask.data) {
     State::unpack(t.known.load(range, whole), known);
     unpack(t.mask.load(range, whole), fixed);
   }
   samples.template each<V>(range, [&](int j, int64_t sample) {
-    const FullRow<T> row = full_row<Family>(args, t, sample);
-    const GuidanceRow<T>& g = row.guidance;
-    const T score = t.weights ? two_terms(g.w0, s[j], g.w1, second[j]) : s[j];
+    const FullRow<T> row = full_row<Family>(args, sample);
     const T noise = static_cast<T>(z[j]);
     T next;
     if constexpr (Family::kHistory) {
-      const Means<T> means = multistep_means(row.past, x[j], score, t.clip_low, t.clip_high);
-      next = multistep_update(row.step, row.past, x[j], score, past[j], means, t.clip, noise);
+      const Means<T> means = multistep_means(row.past, x[j], s[j], t.clip_low, t.clip_high);
+      next = multistep_update(row.step, row.past, x[j], s[j], past[j], means, t.clip, noise);
       past[j] = means.clipped;
     } else {
-      next = langevin_update(row.step, x[j], score, noise);
+      next = langevin_update(row.step, x[j], s[j], noise);
     }
-    next = fixed[j] ? langevin_known(row.step, g.m * known[j], noise) : next;
-    x[j] = clamped_by(args, g.u, next);
+    next = fixed[j] ? langevin_known(row.step, row.m * known[j], noise) : next;
+    x[j] = clamped_by(args, row.u, next);
   });
   t.out.store(range, whole, x);
   if constexpr (Family::kHistory) t.history.store(range, whole, past);
