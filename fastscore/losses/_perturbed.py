@@ -50,6 +50,13 @@ def perturbed(
     return Perturbed(noisy, sigmas.index_select(0, valid).to(dtype), valid, drawn)
 
 
+def together(output: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """An output and data in dtypes that ``dsm_residual`` takes, the wider one of the two kept."""
+    dtype = torch.promote_types(output.dtype, x.dtype)
+    as_it_is = dtype == torch.float32 and output.element_size() == 2
+    return output if as_it_is else output.to(dtype), x.to(dtype)
+
+
 def numbering(draws: KeyOptions) -> dict[str, Any]:
     """How an op is told which samples these are."""
     return {"sample_offset": draws["sample_offset"], "samples": draws["samples"]}

@@ -6,7 +6,8 @@ For data x and a level sigma_i, with z ~ N(0, I) and x~ = x + sigma_i z, the los
 
 (Vincent 2011; Song and Ermon 2019). For a model that predicts the noise, s = -eps(x~, sigma_i) /
 sigma_i, it is 1/2 lambda(sigma_i) / sigma_i^2 |eps(x~, sigma_i) - z|^2. For one that predicts the
-data, s = (D(x~, sigma_i) - x~) / sigma_i^2, the kernel meets x~ too.
+data, it is 1/2 lambda(sigma_i) / sigma_i^4 |D(x~, sigma_i) - x|^2, and is written like that,
+so that nothing cancels: the kernel meets x, and no noise.
 
 The noise is never stored: the kernel that perturbs and the kernel that takes the residual, and its
 gradient, draw the same numbers again.
@@ -45,10 +46,12 @@ from fastscore.losses._perturbed import (
     noise_key,
     numbering,
     perturbed,
+    together,
     with_levels,
 )
 from fastscore.ops import dsm_residual
 from fastscore.ops.dsm import REDUCTIONS
+from fastscore.sde.conversions import residual_coefficients
 
 WEIGHTINGS = ("sigma2", "none", "likelihood")
 
@@ -120,14 +123,11 @@ def dsm_tables(
 def _residual_table(prediction: str, sigmas: Tensor, w: Tensor) -> Tensor:
     """The table of ``dsm_residual``, (L, 3), or (L, 4) for predicted data.
 
-    The loss of a sample at a level is w/2 |p out + q z + h x~|^2 with w = lambda/sigma^2: (p, q, h)
-    is (sigma, 1, 0) for a score, (-1, 1, 0) for noise and (1/sigma, 1, -1/sigma) for data.
+    The loss of a sample at a level is w/2 |p out + q z + h x|^2 with w = lambda/sigma^2: (p, q, h)
+    is (sigma, 1, 0) for a score, (-1, 1, 0) for noise and (1/sigma, 0, -1/sigma) for data.
     """
-    one = torch.ones_like(sigmas)
-    if prediction == "x0":
-        return torch.stack([1 / sigmas, one, w, -1 / sigmas], dim=-1)
-    p = -one if prediction == "eps" else sigmas
-    return torch.stack([p, one, w], dim=-1)
+    p, q, h = residual_coefficients(prediction, torch.ones_like(sigmas), sigmas)
+    return torch.stack([p, q, w] if h is None else [p, q, w, h], dim=-1)
 
 
 class Loss(ExactBuffers):
@@ -310,15 +310,8 @@ def _loss(
     table = tables.residual_table
     if prediction != "score" and prepared_for is None:  # the model has said so itself
         table = _residual_table(prediction, tables.sigmas, table[:, 2])
-    noisy = None
+    clean = None
     if prediction == "x0":
-        output, noisy = _together(output, at.x)
-    options = {"noisy": noisy, "reduction": reduction, **numbering(draws)}
+        output, clean = together(output, x)
+    options = {"noisy": clean, "reduction": reduction, **numbering(draws)}
     return dsm_residual(output, table, at.drawn, key, **options)
-
-
-def _together(output: Tensor, noisy: Tensor) -> tuple[Tensor, Tensor]:
-    """An output and x~ in dtypes that ``dsm_residual`` takes, the wider one of the two kept."""
-    dtype = torch.promote_types(output.dtype, noisy.dtype)
-    as_it_is = dtype == torch.float32 and output.element_size() == 2
-    return output if as_it_is else output.to(dtype), noisy.to(dtype)

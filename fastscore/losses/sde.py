@@ -33,7 +33,13 @@ from fastscore._support.options import declared, documents, takes_options
 from fastscore.conditioning import CONDITIONINGS, PREDICTIONS, call_model
 from fastscore.losses._dropped import check_null, dropped
 from fastscore.losses._options import shown
-from fastscore.losses._perturbed import check_data, noise_key, numbering, values_can_be_read
+from fastscore.losses._perturbed import (
+    check_data,
+    noise_key,
+    numbering,
+    together,
+    values_can_be_read,
+)
 from fastscore.losses._sde_options import WEIGHTINGS, SDEDrawOptions, SDELossOptions
 from fastscore.losses._times import Times, stratified, uniform
 from fastscore.losses.dsm import Loss
@@ -279,7 +285,7 @@ def _loss(
     )
     table, clean = _table(p, q, w), None
     if h is not None:
-        table, clean = _table(p, q, w, h), _beside(output, x)
+        table, (output, clean) = _table(p, q, w, h), together(output, x)
     reduction = options["reduction"]
     return dsm_residual(output, table, labels, key, noisy=clean, reduction=reduction, **numbers)
 
@@ -288,13 +294,6 @@ def _table(*columns: Tensor) -> Tensor:
     """A row of each sample's own; a kernel wants one of no samples, too."""
     table = torch.stack(columns, dim=-1)
     return table if len(table) else table.new_ones((1, len(columns)))
-
-
-def _beside(output: Tensor, x: Tensor) -> Tensor:
-    """x as the kernel takes it beside the output: in its dtype, or float32 beside half."""
-    if x.dtype == output.dtype:
-        return x
-    return x.to(torch.promote_types(output.dtype, torch.float32))
 
 
 def _times(fn: str, x: Tensor, prepared: Prepared, key: Tensor, draws: SDEDrawOptions) -> Tensor:
