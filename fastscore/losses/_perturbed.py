@@ -50,11 +50,11 @@ def perturbed(
     return Perturbed(noisy, sigmas.index_select(0, valid).to(dtype), valid, drawn)
 
 
-def together(output: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """An output and data in dtypes that ``dsm_residual`` takes, the wider one of the two kept."""
-    dtype = torch.promote_types(output.dtype, x.dtype)
-    as_it_is = dtype == torch.float32 and output.element_size() == 2
-    return output if as_it_is else output.to(dtype), x.to(dtype)
+def beside(output: Tensor, x: Tensor) -> Tensor:
+    """Data as the kernel takes them beside an output: of its dtype, or float32 beside half."""
+    if x.dtype == output.dtype:
+        return x
+    return x.to(torch.promote_types(output.dtype, torch.float32))
 
 
 def numbering(draws: KeyOptions) -> dict[str, Any]:

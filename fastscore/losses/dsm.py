@@ -41,12 +41,12 @@ from fastscore.conditioning import (
 )
 from fastscore.losses._options import DrawOptions, LossOptions, Weighting, check_call, shown
 from fastscore.losses._perturbed import (
+    beside,
     check_data,
     check_levels,
     noise_key,
     numbering,
     perturbed,
-    together,
     with_levels,
 )
 from fastscore.ops import dsm_residual
@@ -310,8 +310,6 @@ def _loss(
     table = tables.residual_table
     if prediction != "score" and prepared_for is None:  # the model has said so itself
         table = _residual_table(prediction, tables.sigmas, table[:, 2])
-    clean = None
-    if prediction == "x0":
-        output, clean = together(output, x)
+    clean = beside(output, x) if prediction == "x0" else None
     options = {"noisy": clean, "reduction": reduction, **numbering(draws)}
     return dsm_residual(output, table, at.drawn, key, **options)

@@ -34,10 +34,10 @@ from fastscore.conditioning import CONDITIONINGS, PREDICTIONS, call_model
 from fastscore.losses._dropped import check_null, dropped
 from fastscore.losses._options import shown
 from fastscore.losses._perturbed import (
+    beside,
     check_data,
     noise_key,
     numbering,
-    together,
     values_can_be_read,
 )
 from fastscore.losses._sde_options import WEIGHTINGS, SDEDrawOptions, SDELossOptions
@@ -285,7 +285,7 @@ def _loss(
     )
     table, clean = _table(p, q, w), None
     if h is not None:
-        table, (output, clean) = _table(p, q, w, h), together(output, x)
+        table, clean = _table(p, q, w, h), beside(output, x)
     reduction = options["reduction"]
     return dsm_residual(output, table, labels, key, noisy=clean, reduction=reduction, **numbers)
 
