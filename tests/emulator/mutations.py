@@ -199,6 +199,7 @@ MUTATIONS = (
         "step * args.batch_rows : step",
         "multistep",
         OTHER_BYTES,
+        dtype="float64",  # float32 would come with scores of half precision
     ),
     Mutation(
         "threads don't tell each other what differs",
