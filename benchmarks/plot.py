@@ -64,8 +64,9 @@ FAMILY_COLOURS = {
     "random": "#0072B2",
     "langevin": "#D55E00",
     "multistep": "#E69F00",
+    "continuous": "#56B4E9",
     "dsm": "#009E73",
-    "runge_kutta": "#E69F00",
+    "runge_kutta": "#999999",
     "sliced": "#CC79A7",
     "dual": "#000000",
 }
