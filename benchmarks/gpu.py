@@ -27,7 +27,17 @@ import fastscore
 from fastscore import random
 from fastscore.apps.bench import checks, limits
 from fastscore.apps.bench.case import Agreement, Candidate, Case, Side, Work, library, peer
-from fastscore.apps.bench.cases import dsm, dual, langevin, networks, sampling, sliced, training
+from fastscore.apps.bench.cases import (
+    dsm,
+    dual,
+    langevin,
+    multistep,
+    networks,
+    runge_kutta,
+    sampling,
+    sliced,
+    training,
+)
 from fastscore.apps.bench.cases import random as fills
 from fastscore.apps.bench.cases.common import normal, size
 from fastscore.apps.bench.machine import prepare_process
@@ -251,6 +261,23 @@ def kernels(scale: Scale) -> Iterator[Case]:
         "sliced_terms", "sliced", sliced_terms, rows, device=device,
         params={"distribution": "gaussian", "projections": 1},
         providers=(*LIBRARY, "eager", "copy"), **size(n, buffers=40),
+    )  # fmt: skip
+    for solver in ("ode", "sde"):
+        yield Case(
+            "multistep_step_", "multistep", with_sides(multistep.build, copy_side), (elements,),
+            device=device, params={"solver": solver},
+            providers=(*LIBRARY, "eager", "axpy", "triad", "copy"), **size(elements, buffers=14),
+        )  # fmt: skip
+    for op, build in (
+        ("rk_stage", runge_kutta.build_stage), ("rk_error", runge_kutta.build_error),
+    ):  # fmt: skip
+        yield Case(
+            op, "runge_kutta", with_sides(build, copy_side), images, device=device,
+            providers=(*LIBRARY, "eager", "copy"), **size(n, buffers=24),
+        )  # fmt: skip
+    yield Case(
+        "dsm_residual", "dsm", with_sides(dsm.build_residual, copy_side), images, device=device,
+        params={"prediction": "x0"}, providers=(*LIBRARY, "eager", "copy"), **size(n, buffers=24),
     )  # fmt: skip
     for op in ("normal_", "rademacher_"):
         yield Case(
