@@ -30,7 +30,7 @@ def test_every_kernel_is_understood(arch: str) -> None:
     if arch != os.environ.get(side.ARCH, "90") and not WANTED:
         pytest.skip("set FASTSCORE_TEST_CUDA_BUILD=1 to compile CUDA")
     sources = sorted(build.CSRC.glob("cuda/*.cu"))
-    assert len(sources) == 5
+    assert len(sources) == 7
     with build.alone(), ThreadPoolExecutor(2) as pool:
         texts = list(pool.map(lambda source: ptx_of(source, arch), sources))
     total = 0

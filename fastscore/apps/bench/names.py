@@ -1,7 +1,8 @@
 """What ``--op`` takes: families, and names of public functions, each with what its cases do.
 
 An op is named as the function of ``fastscore`` or ``fastscore.ops`` whose work it is,
-``_with_grad`` where its gradients are taken too; ``rk45_step`` is several at work together. A whole
+``_with_grad`` where its gradients are taken too; ``predictor_corrector_step`` and ``rk45_step`` are
+several at work together. A whole
 job, network included, is ``sample_`` or ``train_`` and the function.
 """
 
