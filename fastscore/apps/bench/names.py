@@ -2,8 +2,8 @@
 
 An op is named as the function of ``fastscore`` or ``fastscore.ops`` whose work it is,
 ``_with_grad`` where its gradients are taken too; ``predictor_corrector_step`` and ``rk45_step`` are
-several at work together. A whole
-job, network included, is ``sample_`` or ``train_`` and the function.
+several at work together. A whole job, network included, is ``sample_`` or ``train_`` and the
+function.
 """
 
 from __future__ import annotations
