@@ -3,7 +3,7 @@
 import pytest
 from emulator import coverage, plugin
 
-FAMILIES = {"random", "langevin", "dsm", "runge_kutta", "sliced", "dual"}
+FAMILIES = {"random", "langevin", "multistep", "dsm", "runge_kutta", "sliced", "dual"}
 
 
 @pytest.mark.last

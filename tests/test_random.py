@@ -56,8 +56,10 @@ def fill(name: str, shape: tuple[int, ...], key: Tensor, **options: object) -> T
 def test_streams_have_their_numbers() -> None:
     assert fastscore.random.Stream is Stream
     names = [stream.name for stream in sorted(Stream)]
-    assert names == ["USER", "LANGEVIN", "PERTURB", "PROJECTION", "LABEL", "INIT"]
-    assert [int(stream) for stream in sorted(Stream)] == list(range(6))
+    assert names == [
+        "USER", "LANGEVIN", "PERTURB", "PROJECTION", "LABEL", "INIT", "TIME", "DROP",
+    ]  # fmt: skip
+    assert [int(stream) for stream in sorted(Stream)] == list(range(8))
 
 
 @pytest.mark.parametrize("row", known_answers())
