@@ -61,14 +61,17 @@ def lent(value: Any) -> Any:
     So too in dictionaries, lists and tuples, which are made anew where there are tensors in them;
     a tensor in two places is one for the network as well.
     """
-    return _lent(value, {})
+    return _lent(value, [])
 
 
-def _lent(value: Any, memo: dict[int, Tensor]) -> Any:
+def _lent(value: Any, memo: list[tuple[Tensor, Tensor]]) -> Any:
     if isinstance(value, Tensor):
-        if id(value) not in memo:
-            memo[id(value)] = lend(value)
-        return memo[id(value)]
+        for own, handed in memo:  # a few; not by id, which PyTorch 2.11 can't trace
+            if own is value:
+                return handed
+        handed = lend(value)
+        memo.append((value, handed))
+        return handed
     if isinstance(value, Shared):
         return _lent(value.value, memo)
     return rebuilt(value, lambda entry: _lent(entry, memo))
