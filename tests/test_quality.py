@@ -35,7 +35,7 @@ def test_it_writes_a_row_for_each_run_and_the_picture(tmp_path):
 
 
 def test_the_results_have_every_sampler():
-    """On the exact problems at every number of evaluations; of the digits as far as they were."""
+    """At every number of evaluations."""
     results = json.loads((BENCHMARKS / "results" / "quality.json").read_text())
     assert not results["quick"]
     runs = {
@@ -43,8 +43,7 @@ def test_the_results_have_every_sampler():
         for name in ("digits", "mixture", "plane")
     }
     assert len(runs["mixture"]) == len(runs["plane"])
-    assert all(run in runs["plane"] for run in runs["digits"])
-    for own in (runs["mixture"], runs["plane"]):
+    for own in runs.values():
         assert {run["function"] for run in own if run} == {
             "annealed_langevin",
             "consistent_annealed_langevin",
