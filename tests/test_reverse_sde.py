@@ -305,6 +305,31 @@ def test_a_score_of_two_terms(device: torch.device) -> None:
     torch.testing.assert_close(*clipped, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("sampler", ["annealed", "reverse", "heun", "dpmpp_2m", "rk4", "rk45"])
+def test_a_score_of_two_terms_on_some_levels_alone(device: torch.device, sampler: str) -> None:
+    """The second term of one call is none of the next one's."""
+
+    def interval(y: Tensor, s: Tensor) -> Terms | Tensor:
+        score, level = gaussian(y, s), float(s.min())
+        if level > 3:
+            return score
+        weight = 0.5 if level < 0.3 else torch.full((len(y),), 0.5, device=y.device)
+        return Terms([(2 * score, 0.25), (score, weight)]) if level < 1 else Terms([(score, 1.0)])
+
+    def drawn(model: Any) -> Tensor:
+        how: dict[str, Any] = {"shape": (4, 3), "seed": 0, "device": device}
+        if sampler == "annealed":
+            return fastscore.annealed_langevin(model, [10.0, 4.0, 2.0, 0.5, 0.1], **how)
+        process = sde.VE(0.05, 10.0)
+        if sampler == "reverse":
+            return reverse_sde(model, process, steps=12, corrector="annealed", **how)
+        if sampler == "rk45":
+            return fastscore.probability_flow(model, process, solver=sampler, **how)
+        return fastscore.probability_flow(model, process, solver=sampler, steps=8, **how)
+
+    torch.testing.assert_close(drawn(interval), drawn(gaussian), rtol=1e-4, atol=1e-4)
+
+
 def test_batches_and_half_precision(device: torch.device) -> None:
     whole = run(shape=(5, 3), device=device)
     assert_same_bytes(run(shape=(5, 3), batch_size=2, device=device), whole)
@@ -379,6 +404,12 @@ def test_a_pilot_of_a_run_from_part_way_measures_the_samples_of_its_level() -> N
     pilot = [ratio for s, ratio in found[: len(found) - 21] if s <= 0.701]
     assert len(pilot) == 11
     assert all(0.5 < ratio < 1.5 for ratio in pilot)  # of noise alone, 12 to 17
+    found.clear()
+    reverse_sde(
+        far, process, x, t_start=float(start), steps=10, corrector="langevin", seed=0,
+        sigma_range=(0.01, 20.0),
+    )  # fmt: skip
+    assert max(s for s, _ in found) == pytest.approx(20, rel=1e-6)  # the pilot's, too
 
 
 def test_a_state_goes_on_in_its_own_run() -> None:

@@ -29,7 +29,7 @@ from fastscore.samplers._controller import (
 from fastscore.samplers._frame import Frame
 from fastscore.samplers._graph import capture
 from fastscore.samplers._inputs import check_clamp
-from fastscore.samplers._loop import stopped_by, surroundings
+from fastscore.samplers._loop import Course, stopped_by, surroundings
 from fastscore.samplers._plan import OPEN, Callback, Plan
 from fastscore.samplers._runge_kutta import (
     DORMAND_PRINCE,
@@ -211,36 +211,27 @@ class AdaptiveChain(StagedChain):
 
     # ---- the run ---------------------------------------------------------------------------------
 
-    def run(
-        self,
-        *,
-        rows: Sequence[int],
-        start_step: int,
-        steps: int,
-        record: Sequence[int],
-        progress: bool,
-        callback: Callback | None,
-        use_graph: bool,
-    ) -> tuple[int, Tensor]:
+    def run(self, course: Course) -> tuple[int, Tensor]:
         """Until all have arrived, ``steps`` are taken, or a callback stops it."""
-        nothing = self.x.new_empty(0, *self.x.shape)
+        nothing, done = self.x.new_empty(0, *self.x.shape), course.start_step
         if not self.x.numel():
-            return start_step, nothing
-        with surroundings(self, progress, start_step, None) as advance:
-            self.enter(use_graph)
+            return done, nothing
+        with surroundings(self, course.progress, done, None) as advance:
+            stay = course.use_graph
+            self.enter(stay)
             memory = (self.x, self.first, *self.control.tensors().values())
-            use_graph = use_graph and bool((self.control.status == RUNNING).any())
-            graph = capture(self.fn, self.captured_step, memory, use_graph)
-            done, moving, stopped = start_step, self.moving(done=start_step, stay=use_graph), False
-            while moving and done < steps and not stopped:
+            stay = stay and bool((self.control.status == RUNNING).any())
+            graph = capture(self.fn, self.captured_step, memory, stay)
+            moving, stopped = self.moving(done=done, stay=stay), False
+            while moving and done < course.steps and not stopped:
                 if graph is None:
                     self.captured_step()
                 else:
                     graph.replay()
                 done += 1
-                moving = self.moving(done=done, stay=use_graph)
+                moving = self.moving(done=done, stay=stay)
                 advance()
-                stopped = callback is not None and self.watched(callback, done)
+                stopped = course.callback is not None and self.watched(course.callback, done)
             self.finish(done, given_up=moving and not stopped, stopped=stopped)
         return done, nothing
 

@@ -18,7 +18,6 @@ from fastscore._support.checks import (
     fail,
 )
 from fastscore._support.model_kwargs import check_model_kwargs, per_batch
-from fastscore.conditioning import sigma_range_of
 from fastscore.random import Stream
 from fastscore.samplers._continuous import SLACK, ContinuousPlan, plan_of, time_within
 from fastscore.samplers._frame import Frame
@@ -109,7 +108,7 @@ class Corrector:
     def _pilot(self, frame: Frame, model: Any, setting: Setting) -> Tensor:
         """The mean of |S|^2 after each step, of samples of a fixed seed that only are predicted."""
         self._refuse_own_arguments(setting)
-        way = self._way_to_the_start(model)
+        way = self._way_to_the_start(frame)
         times = torch.cat([way, self.times])
         rows = predictor_rows(self.process, times, "ancestral", 1.0)
         rows = rows.then(denoising_row(self.process, self.times[-1]))
@@ -118,7 +117,7 @@ class Corrector:
         found: list[Tensor] = []
 
         def measure(chain: Chain, output: Tensor) -> None:
-            score = total(chain, output) * own[chain.row] + chain.x * of_state[chain.row]
+            score = chain.total(output) * own[chain.row] + chain.x * of_state[chain.row]
             found.append(score.double().square().flatten(1).sum(1).mean())
 
         words = f"steps={steps}"
@@ -152,9 +151,9 @@ class Corrector:
             fail(self.fn, "model", f'{expected} for corrector="langevin"', squares.tolist()[:8])
         return squares[len(way) + 1 :]
 
-    def _way_to_the_start(self, model: Any) -> Tensor:
+    def _way_to_the_start(self, frame: Frame) -> Tensor:
         """Times from noise alone, where samples can be drawn, to where the run begins."""
-        start, top, known = float(self.times[0]), self.process.t_max, sigma_range_of(model)
+        start, top, known = float(self.times[0]), self.process.t_max, frame.sigma_range
         if known is not None:
             top = time_within(self.process, known[1], top)
         if start >= top - SLACK:
@@ -189,7 +188,7 @@ class Corrector:
             row = chain.row
             if row >= corrected or row % each == 0:
                 return
-            score = total(chain, output) * own[row] + chain.x * of_state[row]
+            score = chain.total(output) * own[row] + chain.x * of_state[row]
             z = random.normal(
                 chain.key,
                 chain.x.shape,
@@ -203,15 +202,6 @@ class Corrector:
             chain.table[row, :3] = torch.stack([e.to(chain.table) for e in entries])
 
         return adjust
-
-
-def total(chain: Chain, output: Tensor) -> Tensor:
-    """The model's output, of one or of two terms."""
-    if chain.second is None or chain.weights is None:
-        return output
-    first, second = chain.weights.to(output.dtype).unbind(-1)
-    shape = (-1, *[1] * (output.dim() - 1)) if first.dim() else ()
-    return first.reshape(shape) * output + second.reshape(shape) * chain.second
 
 
 def mean_norm(x: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from fastscore._support.wrappers import said_by
 from fastscore.conditioning import conditioning_of, prediction_of
 from fastscore.random import Stream
 from fastscore.samplers._graph import wants_graph
-from fastscore.samplers._loop import Chain, progress_bar_class
+from fastscore.samplers._loop import Chain, Course, progress_bar_class
 from fastscore.samplers._plan import Clamp, Model, Plan, Setting
 from fastscore.samplers._state import SamplerState, check_run, seed_of
 from fastscore.samplers._warnings import FirstLook, warn_of_divergence
@@ -129,15 +129,9 @@ def sample(
     noise_alone = x is None and mean is None and options["init"] == "normal"
     if plan.prior is not None and noise_alone and shape.numel():
         look = FirstLook(chain, plan.prior)
-    taken, states = chain.run(
-        rows=plan.rows,
-        start_step=start_step,
-        steps=steps,
-        record=[n for n in record or () if n > start_step],
-        progress=progress,
-        callback=callback,
-        use_graph=use_graph,
-    )
+    recorded = [n for n in record or () if n > start_step]
+    course = Course(plan.rows, start_step, steps, recorded, progress, callback, use_graph)
+    taken, states = chain.run(course)
     final = chain.shown().detach()  # a callback may have asked for gradients with respect to it
     if look is not None:
         look.warn()

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy
 import torch
@@ -27,6 +27,7 @@ from fastscore._support.extras import require
 from fastscore._support.lending import is_untouched, lend_own, lent
 from fastscore._support.terms import Terms
 from fastscore.conditioning import condition
+from fastscore.ops import rk_stage
 from fastscore.ops._library import ops
 from fastscore.samplers._batches import Batches
 from fastscore.samplers._graph import capture
@@ -36,6 +37,18 @@ from fastscore.samplers._state import SamplerState
 # What fastscore.ops.langevin_step_ calls, without its checks: everything here has been checked.
 update = ops.langevin_step_.default._op
 multistep_update = ops.multistep_step_.default._op
+
+
+class Course(NamedTuple):
+    """The steps that a run takes, and what goes on beside them."""
+
+    rows: Sequence[int]  # how many rows of the table come before each step, and before the end
+    start_step: int
+    steps: int  # where it ends
+    record: Sequence[int]  # after how many steps the state is copied, in increasing order
+    progress: bool
+    callback: Callback | None
+    use_graph: bool
 
 
 @dataclass
@@ -114,6 +127,8 @@ class Chain:
                 score = self.call_model()
         if type(score) is Terms:
             score = self.first_of(score)
+        elif self.second is not None:  # of the call before
+            self.second = self.weights = self.given = None
         return self.fitting(score)
 
     def fitting(self, score: Tensor) -> Tensor:
@@ -126,12 +141,20 @@ class Chain:
         second = others[0] if others else torch.zeros_like(first)
         self.second = self.fitting(check_output(self.fn, second, self.x))
         given = [weight for _, weight in terms.pairs]
-        if any(isinstance(weight, Tensor) for weight in given) or given != self.given:
+        changes = any(isinstance(weight, Tensor) for weight in given)
+        if changes or given != self.given:
             weights = terms.weights()
             if not others:
                 weights = torch.nn.functional.pad(weights, (0, 1))
-            self.weights, self.given = weights.to(self.x.device), given
+            self.weights, self.given = weights.to(self.x.device), None if changes else given
         return check_output(self.fn, first, self.x)
+
+    def total(self, score: Tensor) -> Tensor:
+        """What :meth:`score` has returned, with its second term added where there is one."""
+        if self.second is None:
+            return score
+        assert self.weights is not None
+        return rk_stage(score.to(self.x.dtype), [self.second], self.weights)
 
     def call_model(self) -> Any:
         """The model's output, looked at closely the first time; later the kernel's checks do.
@@ -236,28 +259,46 @@ class Chain:
     def take_up(self, state: SamplerState) -> None:
         """Go on from a state, beyond x and history."""
 
-    def run(
-        self,
-        *,
-        rows: Sequence[int],
-        start_step: int,
-        steps: int,
-        record: Sequence[int],
-        progress: bool,
-        callback: Callback | None,
-        use_graph: bool,
-    ) -> tuple[int, Tensor]:
-        """As the function :func:`run`."""
-        return run(
-            self,
-            rows=rows,
-            start_step=start_step,
-            steps=steps,
-            record=record,
-            progress=progress,
-            callback=callback,
-            use_graph=use_graph,
-        )
+    def run(self, course: Course) -> tuple[int, Tensor]:
+        """Take the steps of a course, in place; return their end, recorded states.
+
+        At the end of the last step the chain's state is x itself.
+        """
+        rows, record, end = course.rows, course.record, course.steps
+        trajectory = self.x.new_empty(len(record), *self.x.shape)
+        recorded, done = 0, course.start_step
+        with surroundings(self, course.progress, done, end) as advance:
+            self.row = rows[done]
+            self.set_level_of(self.row)
+            memory = [self.x, self.key, self.sigma, self.labels]
+            memory += [] if self.history is None else [self.history]
+            wanted = course.use_graph and self.can_capture()
+            graph = capture(self.fn, self.captured_step, memory, wanted)
+
+            for step in range(done, end):
+                self.take(range(rows[step], rows[step + 1]), graph)
+                self.row = rows[step + 1]
+                done = step + 1
+                if recorded < len(record) and done == record[recorded]:
+                    trajectory[recorded].copy_(self.shown())
+                    recorded += 1
+                advance()
+                if course.callback is not None and self.watched(course.callback, done):
+                    break
+            else:
+                if self.mask is not None and self.known is not None:
+                    scale = 1.0 if self.scales is None else self.scales[self.row]
+                    known = self.known if scale == 1 else self.known * scale
+                    torch.where(self.mask, known, self.x, out=self.x)
+        return done, trajectory[:recorded]
+
+    def watched(self, callback: Callback, done: int) -> bool:
+        """Show the state to a callback; whether it says stop."""
+        shown = self.shown()
+        version = shown._version
+        stop = stopped_by(callback, done, shown)
+        self.take_back(shown, version)
+        return stop
 
     def state_after(self, final: Tensor, taken: int, plan: Plan) -> SamplerState:
         """Where the run has come to, for one that goes on from there."""
@@ -281,50 +322,6 @@ def half_dtype(model: Model) -> torch.dtype | None:
     return None
 
 
-def run(
-    chain: Chain,
-    *,
-    rows: Sequence[int],
-    start_step: int,
-    steps: int,
-    record: Sequence[int],
-    progress: bool,
-    callback: Callback | None,
-    use_graph: bool,
-) -> tuple[int, Tensor]:
-    """Take steps ``start_step`` to ``steps - 1``, in place; return their end, recorded states.
-
-    ``rows`` says how many rows of the table come before each step, and before the end; ``record``
-    lists, in increasing order, after how many steps the state is copied. At the end of the last
-    step the chain's state is x itself.
-    """
-    trajectory = chain.x.new_empty(len(record), *chain.x.shape)
-    recorded, done = 0, start_step
-    with surroundings(chain, progress, start_step, steps) as advance:
-        chain.row = rows[start_step]
-        chain.set_level_of(chain.row)
-        memory = [chain.x, chain.key, chain.sigma, chain.labels]
-        memory += [] if chain.history is None else [chain.history]
-        graph = capture(chain.fn, chain.captured_step, memory, use_graph and chain.can_capture())
-
-        for step in range(start_step, steps):
-            chain.take(range(rows[step], rows[step + 1]), graph)
-            chain.row = rows[step + 1]
-            done = step + 1
-            if recorded < len(record) and done == record[recorded]:
-                trajectory[recorded].copy_(chain.shown())
-                recorded += 1
-            advance()
-            if callback is not None and _watched(callback, done, chain):
-                break
-        else:
-            if chain.mask is not None and chain.known is not None:
-                scale = 1.0 if chain.scales is None else chain.scales[chain.row]
-                known = chain.known if scale == 1 else chain.known * scale
-                torch.where(chain.mask, known, chain.x, out=chain.x)
-    return done, trajectory[:recorded]
-
-
 @contextmanager
 def surroundings(
     chain: Chain, progress: bool, start: int, steps: int | None
@@ -338,14 +335,6 @@ def surroundings(
             # casts nothing itself, keeps them from one model call to the next.
             stack.enter_context(torch.autocast(chain.x.device.type, enabled=False))
         yield stack.enter_context(_progress_bar(chain.fn, progress, start, steps))
-
-
-def _watched(callback: Callback, done: int, chain: Chain) -> bool:
-    shown = chain.shown()
-    version = shown._version
-    stop = stopped_by(callback, done, shown)
-    chain.take_back(shown, version)
-    return stop
 
 
 def stopped_by(callback: Callback, done: int, shown: Tensor) -> bool:

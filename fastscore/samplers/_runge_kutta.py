@@ -169,10 +169,7 @@ class StagedChain(Chain):
             self.x = state
         fresh = False
         if self.second is not None:
-            assert self.weights is not None
-            second, self.second, fresh = self.second, None, True
-            output = output.to(w.dtype)
-            output = rk_stage(output, [second], self.weights)
+            output, fresh = self.total(output), True
         if data is not None:
             output, fresh = rk_stage(w, [output], data), True
             output.clamp_(*self.clip)
