@@ -17,6 +17,7 @@ from fastscore._support.checks import (
     check_tensor,
     describe,
     fail,
+    fail_type,
 )
 from fastscore._support.common_options import KeyOptions
 from fastscore._support.warn import warn_caller
@@ -55,6 +56,24 @@ def beside(output: Tensor, x: Tensor) -> Tensor:
     if x.dtype == output.dtype:
         return x
     return x.to(torch.promote_types(output.dtype, torch.float32))
+
+
+def given_weights(
+    fn: str, weighting: Callable[[Tensor], Tensor], at: Tensor, each: str
+) -> tuple[Tensor, Tensor]:
+    """The weights of a caller's function at ``at``, and which are finite and at least 0.
+
+    The caller says what becomes of those that are not.
+    """
+    values = weighting(at)
+    if not isinstance(values, Tensor):
+        fail_type(fn, "weighting", "a function that returns a tensor", values)
+    check_shape(fn, "weighting", values, at.shape, f"one weight for each {each}")
+    if values.requires_grad and torch.is_grad_enabled():
+        expected = "a function whose weights need no gradient, for none reaches them"
+        fail(fn, "weighting", expected, "weights that require grad")
+    values = values.detach().to(at)
+    return values, torch.isfinite(values) & (values >= 0)
 
 
 def numbering(draws: KeyOptions) -> dict[str, Any]:

@@ -26,10 +26,8 @@ from fastscore._support.buffers import ExactBuffers
 from fastscore._support.checks import (
     check_choice,
     check_floating,
-    check_shape,
     check_sigmas,
     fail,
-    fail_type,
 )
 from fastscore._support.model_kwargs import check_model_kwargs
 from fastscore._support.options import documents, takes_options
@@ -44,6 +42,7 @@ from fastscore.losses._perturbed import (
     beside,
     check_data,
     check_levels,
+    given_weights,
     noise_key,
     numbering,
     perturbed,
@@ -87,17 +86,10 @@ def likelihood_weighting(sigmas: Tensor) -> Tensor:
 def weights(fn: str, sigmas: Tensor, weighting: Weighting) -> Tensor:
     """lambda(sigma) for every level, (L,), float64."""
     if callable(weighting):
-        values = weighting(sigmas)
-        if not isinstance(values, Tensor):
-            fail_type(fn, "weighting", "a function that returns a tensor", values)
-        check_shape(fn, "weighting", values, sigmas.shape, "one weight for each sigma")
-        if values.requires_grad and torch.is_grad_enabled():
-            expected = "a function whose weights need no gradient, for none reaches them"
-            fail(fn, "weighting", expected, "weights that require grad")
-        values = values.detach().to(sigmas)
+        values, good = given_weights(fn, weighting, sigmas, "sigma")
         if torch.compiler.is_compiling():
             return values
-        if not bool((torch.isfinite(values) & (values >= 0)).all()):
+        if not bool(good.all()):
             fail(fn, "weighting", "finite and at least 0 for every sigma", values.tolist()[:8])
         return values
     check_choice(fn, "weighting", weighting, WEIGHTINGS, other="a function of the sigmas")

@@ -24,7 +24,6 @@ from fastscore._support.checks import (
     check_choice,
     check_floating,
     check_number,
-    check_shape,
     fail,
     fail_type,
 )
@@ -36,6 +35,7 @@ from fastscore.losses._options import shown
 from fastscore.losses._perturbed import (
     beside,
     check_data,
+    given_weights,
     noise_key,
     numbering,
     values_can_be_read,
@@ -334,15 +334,7 @@ def _weights(fn: str, prepared: Prepared, t: Tensor, s: Tensor, p: Tensor) -> Te
 
 def _given_weights(fn: str, weighting: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     """lambda(t) of a function of the caller's."""
-    values = weighting(t)
-    if not isinstance(values, Tensor):
-        fail_type(fn, "weighting", "a function that returns a tensor", values)
-    check_shape(fn, "weighting", values, t.shape, "one weight for each time")
-    if values.requires_grad and torch.is_grad_enabled():
-        expected = "a function whose weights need no gradient, for none reaches them"
-        fail(fn, "weighting", expected, "weights that require grad")
-    values = values.detach().to(t)
-    good = torch.isfinite(values) & (values >= 0)
+    values, good = given_weights(fn, weighting, t, "time")
     if values_can_be_read(values) and not bool(good.all()):
         fail(fn, "weighting", "finite and at least 0 for every time", values[~good].tolist()[:8])
     return values.where(good, torch.nan)
