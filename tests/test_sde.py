@@ -262,6 +262,7 @@ def test_perturb(dtype):
     torch.testing.assert_close(got.double(), alpha * x.double() + sigma * z, rtol=close, atol=close)
     assert got.dtype == dtype
     assert_same_bytes(x, kept)
+    assert process.perturb(x[:0], t[:0], seed=3).shape == x[:0].shape
     one = process.perturb(x, 0.5, seed=3)
     assert_same_bytes(one, process.perturb(x, torch.full((7,), 0.5), seed=3))
     assert_same_bytes(one, process.perturb(x, torch.tensor(0.5), seed=3))

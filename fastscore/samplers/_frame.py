@@ -17,8 +17,6 @@ from fastscore.samplers._rows import Rows
 from fastscore.sde import Process
 from fastscore.sde import _frame as along
 
-COLUMNS, MULTISTEP_COLUMNS = 6, 10  # a b c k m u, and h d e r
-
 
 @dataclass
 class Frame(along.Frame):

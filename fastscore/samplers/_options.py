@@ -73,11 +73,12 @@ class SamplerOptions(ModelOptions, SeedOptions, total=False):
         Option(
             None,
             """inpainting, together with ``mask``: where the mask is True the state is held at
-            ``known`` plus fresh noise of the current level, and ends as ``known`` exactly. A number
+            ``known`` plus noise of the current level, fresh in each step (``probability_flow``
+            keeps one noise for the whole run), and ends as ``known`` exactly. A number
             or a tensor that broadcasts to the state's shape; it may be anything, NaN too, where the
             mask is False. The rest is then drawn given the known part only approximately: it sees
-            a noisy copy of that, at each step another. More steps at each level bring it nearer to
-            the conditional distribution.""",
+            a noisy copy of that. More steps at each level bring it nearer to the conditional
+            distribution.""",
         ),
     ]
     mask: Annotated[
@@ -97,7 +98,8 @@ class SamplerOptions(ModelOptions, SeedOptions, total=False):
         Option(
             0,
             """resume after so many steps, with ``x`` the state then and the same ``seed``: the
-            result equals that of an uninterrupted run of this batch to the last bit.""",
+            result equals that of an uninterrupted run of this batch to the last bit. (In continuous
+            time a :class:`SamplerState` as ``x`` says both itself.)""",
         ),
     ]
     dtype: Annotated[

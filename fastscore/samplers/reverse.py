@@ -98,7 +98,8 @@ def reverse_sde(
             fixed seed, at the cost of as many calls as there are times; a tensor (steps,) gives
             n^2, the mean of |s|^2 of the score of x/alpha, after each step. "batch" takes
             e = 2 a (snr |z|/|s|)^2 with both norms averaged over the batch in each step, as the
-            papers' code does: each sample then depends on its neighbours; to compare with.
+            papers' code does: each sample then depends on its neighbours, and there is no CUDA
+            graph; to compare with.
         trajectory: after how many steps the state is recorded.
 
     Returns:

@@ -144,9 +144,7 @@ def index_levels(fn: str, sigmas: Any, betas: Any) -> Levels | None:
         # It can't be looked at, or not without waiting for a device.
         values = given.detach().double()
         return Levels(values if sigmas is not None else levels_of_betas(values), kind)
-    levels = levels_of(fn, sigmas, betas)
-    assert levels is not None
-    return Levels(levels, kind)
+    return Levels(levels_of(fn, sigmas, betas), kind)
 
 
 def levels_of_process(process: Process) -> Levels | None:

@@ -13,9 +13,7 @@ from fastscore.sde.processes import check_betas, levels_of_betas
 Numbers = Tensor | Sequence[float]
 
 
-def levels_of(
-    fn: str, sigmas: Numbers | None = None, betas: Numbers | None = None, *, needed: bool = True
-) -> Tensor | None:
+def levels_of(fn: str, sigmas: Numbers | None = None, betas: Numbers | None = None) -> Tensor:
     """The noise levels s = sigma/alpha that an index counts, (L,), float64.
 
     Args:
@@ -23,7 +21,6 @@ def levels_of(
         sigmas: the levels themselves, falling (index 0 is the most noise, as NCSN counts) or
             rising.
         betas: those of a chain (index 0 is the least noise, as DDPM counts).
-        needed: whether the network is called by an index: one of the two is given then, else none.
 
     Raises:
         ValueError, TypeError: both or neither of them, or levels that are no such numbers.
@@ -32,11 +29,6 @@ def levels_of(
         >>> levels_of("reverse_sde", betas=[0.1, 0.2]).square()
         tensor([0.1111, 0.3889], dtype=torch.float64)
     """
-    if not needed:
-        for name, given in (("sigmas", sigmas), ("betas", betas)):
-            if given is not None:
-                fail(fn, name, 'left out but for conditioning="index"', "levels")
-        return None
     if (sigmas is None) == (betas is None):
         expected = 'given, one of the two, for conditioning="index"'
         fail(fn, "sigmas or betas", expected, "neither" if sigmas is None else "both")

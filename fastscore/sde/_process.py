@@ -30,8 +30,8 @@ class Process(ABC):
 
     Its equation is dx = f(t) x dt + g(t) dw. Every method takes a time as a number in [0, 1] or as
     a tensor of any shape and real dtype, and returns a float64 tensor of that shape on its device,
-    differentiable in t. float64 throughout: in float32 1 - exp is
-    4.7 % off at t = 1e-5.
+    differentiable in t (not the rates of an object of one's own, which are derivatives already).
+    float64 throughout: in float32 1 - exp loses its digits near t = 0.
 
     Attributes:
         t_min: where sampling stops.
@@ -126,10 +126,10 @@ class Process(ABC):
         key = noise_key(fn, x, draws["key"], draws["seed"], draws["generator"])
         samples, offset = draws["samples"], draws["sample_offset"]
         check_numbering(fn, key, samples, offset, len(x), x.device)
+        if not len(time):  # of no samples; a table has a row
+            time = time.new_zeros(1)
         table = torch.stack([self._alpha(time), self._sigma(time)], dim=-1)
-        labels = torch.arange(len(x), device=x.device) if len(time) != 1 else None
-        if labels is None:
-            labels = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        labels = torch.arange(len(x), device=x.device) % len(time)  # a row of each, or one for all
         noisy, _ = perturb(x, table, key, labels=labels, sample_offset=offset, samples=samples)
         return noisy
 
