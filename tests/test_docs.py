@@ -96,6 +96,20 @@ def test_the_figures_of_the_example_are_those_that_were_measured():
         assert words.format(*shown) in README.read_text()
 
 
+def test_the_table_of_the_demo_is_what_it_wrote():
+    found = json.loads((README.parent / "benchmarks/results/demo.json").read_text())
+    rows = re.findall(r"\| (\d+) \| (\d\.\d) \| (\d\.\d\d) \|\n", README.read_text())
+    expected = [
+        (str(row["evaluations"]), f"{row['seconds']:.1f}", f"{row['frechet_distance']:.2f}")
+        for row in found["samplers"]
+    ]
+    assert rows == expected
+    assert (
+        f"(Training digits themselves: {found['quality']['frechet_real']:.2f};"
+        in README.read_text()
+    )
+
+
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"])
 def test_links_of_pages_lead_somewhere(page):
     path = README.parent / page
