@@ -105,21 +105,19 @@ def test_a_network_that_is_called_by_an_index(prediction: str) -> None:
 def test_levels_in_their_own_direction() -> None:
     falling = levels_of("f", sigmas=[10.0, 1.0, 0.1])
     rising = levels_of("f", sigmas=torch.tensor([0.1, 1.0, 10.0]))
-    assert falling is not None
-    assert rising is not None
     s = torch.tensor([0.05, 0.2, 0.4, 4.0, 100.0])
     assert nearest_level(falling, s).tolist() == [2, 2, 1, 0, 0]
     assert nearest_level(rising, s).tolist() == [0, 0, 1, 2, 2]
-    assert levels_of("f", needed=False) is None
     for wrong, message in (
         ({}, "sigmas or betas must be given, one of the two, .*got neither"),
         ({"sigmas": [1.0], "betas": LINEAR}, "got both"),
         ({"sigmas": [1.0, 3.0, 2.0]}, "sigmas must be strictly decreasing"),
         ({"betas": [0.1, 1.5]}, "betas must be a tensor or a sequence of at least 2 numbers"),
-        ({"betas": LINEAR, "needed": False}, "betas must be left out but for"),
     ):
         with pytest.raises(ValueError, match=rf"^f: .*{message}"):
             levels_of("f", **wrong)
+    with pytest.raises(ValueError, match="ProcessScore: betas must be left out but for"):
+        sde.ProcessScore(Oracle(sde.VP(), "eps", "time"), sde.VP(), betas=LINEAR)
 
 
 def test_it_samples_as_a_score_does() -> None:
