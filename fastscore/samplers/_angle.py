@@ -61,7 +61,13 @@ class Angle:
     first: float  # the times at the ends
     last: float
     clips: bool
-    scale: float = DATA_SCALE
+    scale: float = DATA_SCALE  # d
+    turn: float = 1.0  # theta is atan(s/(turn d))
+
+    @property
+    def pace(self) -> float:
+        """The noise level in the middle of the way."""
+        return self.scale * self.turn
 
     @property
     def in_time(self) -> bool:
@@ -70,7 +76,7 @@ class Angle:
 
     def of_time(self, t: float) -> float:
         """Theta at a time."""
-        return math.atan2(float(self.frame.process.noise_level(t)), self.scale)
+        return math.atan2(float(self.frame.process.noise_level(t)), self.pace)
 
     def on(self, device: torch.device) -> Angle:
         """With what it holds on a device."""
@@ -81,7 +87,7 @@ class Angle:
 
     def levels(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """(t, s) at these angles; t is NaN where nothing asks for it."""
-        s = theta.tan() * self.scale
+        s = theta.tan() * self.pace
         if not self.in_time:
             return torch.full_like(s, torch.nan), s
         return self.times(theta), s
@@ -97,10 +103,10 @@ class Angle:
         frame = self.frame
         t, s = self.levels(theta)
         variance = s.square() + self.scale**2
+        speed = (s.square() + self.pace**2) / self.pace
         of = replace(frame, prediction="x0") if self.clips else frame
-        alpha, p, q, g = flow_coefficients(
-            of, t, s, variance.rsqrt(), variance / self.scale, s / -self.scale
-        )
+        bend = -s * speed / variance
+        alpha, p, q, g = flow_coefficients(of, t, s, variance.rsqrt(), speed, bend)
         found = [s, frame.told(t, s), alpha, p, q, g]
         if frame.levels is not None:
             found.append(frame.index(s))
@@ -119,13 +125,13 @@ class Angle:
     def times(self, theta: Tensor) -> Tensor:
         """T at these angles, which never leave the process."""
         lo, hi = sorted((self.first, self.last))
-        return self.frame.process.time_of(theta.tan() * self.scale).clamp(lo, hi)
+        return self.frame.process.time_of(theta.tan() * self.pace).clamp(lo, hi)
 
     def shown(self, theta: Tensor) -> Tensor:
         """Kappa, by which x is multiplied in w."""
 
         def kappa(angle: Tensor) -> tuple[Tensor, ...]:
-            return (self.frame.scale(self.times(angle), angle.tan() * self.scale),)
+            return (self.frame.scale(self.times(angle), angle.tan() * self.pace),)
 
         return alike_everywhere(kappa, theta)[0]
 
