@@ -13,18 +13,17 @@ first step spares two more calls.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from fastscore._support.alike import alike_everywhere
 from fastscore.samplers._frame import Frame
 from fastscore.samplers._runge_kutta import data_coefficients, flow_coefficients
 
 DATA_SCALE = 0.5  # of a model that does not say its sigma_data
-LANES = 64  # what vectors of every instruction set divide
 
 
 class Nodes(NamedTuple):
@@ -134,19 +133,3 @@ class Angle:
             return (self.frame.scale(self.times(angle), angle.tan() * self.pace),)
 
         return alike_everywhere(kappa, theta)[0]
-
-
-def alike_everywhere(
-    function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor
-) -> tuple[Tensor, ...]:
-    """``function`` of each element of x: with the same bytes wherever in x it stands.
-
-    PyTorch's loops on the CPU compute what fills no vector by other instructions, whose result may
-    differ in the last bit.
-    """
-    missing = -x.numel() % LANES
-    if not missing or x.device.type != "cpu":
-        return function(x)
-    flat = x.reshape(-1)
-    results = function(torch.cat([flat, flat[-1:].expand(missing)]))
-    return tuple(r[: x.numel()].view(*x.shape, *r.shape[1:]) for r in results)
