@@ -40,7 +40,7 @@ from fastscore.samplers._state import SamplerState
 
 NAMED = 5  # of the samples that have failed
 REASONS = {
-    TOO_SMALL: "its step, in atan(s/{pace:g}), has fallen to {h:.1e}",
+    TOO_SMALL: "its step, in the angle of the noise level, has fallen to {h:.1e}",
     NO_NUMBER: "the model returns NaN or infinity",
     TOO_MANY: "it has not arrived",
 }
@@ -290,9 +290,9 @@ class AdaptiveChain(StagedChain):
         control = self.all_control
         row = int((control.status.cpu() >= TOO_SMALL).nonzero()[0])
         tau = control.tau[row : row + 1]
-        t, s = self.angle.times(tau), tau.tan() * self.angle.pace
+        t, s = self.angle.times(tau), self.angle.level_of(tau)
         status, h = int(control.status[row]), float(control.h[row])
-        why = REASONS[status].format(h=abs(h), pace=self.angle.pace)
+        why = REASONS[status].format(h=abs(h))
         m = self.method
         raise RuntimeError(
             f"{self.fn}: sample {self.number_of(row)} can't meet its tolerances (rtol={m.rtol:g}, "

@@ -5,7 +5,10 @@ N(0, d^2 I), and for all others changes by about as much at high noise, where u 
 the noise, as at low, where it is that of the data. With d within a factor of two of the data's
 standard deviation that is nearly as good as with that itself.
 
-On mixtures of ten Gaussians it took the fewest calls of the model of what was tried, at about the
+Of a divergence along the way there is more to see at low noise, where x hardly moves: theta may be
+atan of a root of s/d.
+
+On mixtures of ten Gaussians theta = atan(s/d) took the fewest calls of the model of what was tried, at about the
 same errors: u over log s, x over the time of VP, y over log s and y over s took more. A guessed
 first step spares two more calls.
 """
@@ -61,12 +64,7 @@ class Angle:
     last: float
     clips: bool
     scale: float = DATA_SCALE  # d
-    turn: float = 1.0  # theta is atan(s/(turn d))
-
-    @property
-    def pace(self) -> float:
-        """The noise level in the middle of the way."""
-        return self.scale * self.turn
+    root: int = 1  # of s/d, whose atan theta is: the higher, the more of the way at low noise
 
     @property
     def in_time(self) -> bool:
@@ -75,7 +73,11 @@ class Angle:
 
     def of_time(self, t: float) -> float:
         """Theta at a time."""
-        return math.atan2(float(self.frame.process.noise_level(t)), self.pace)
+        return math.atan((float(self.frame.process.noise_level(t)) / self.scale) ** (1 / self.root))
+
+    def level_of(self, theta: Tensor) -> Tensor:
+        """S at these angles."""
+        return theta.tan().pow(self.root) * self.scale
 
     def on(self, device: torch.device) -> Angle:
         """With what it holds on a device."""
@@ -86,7 +88,7 @@ class Angle:
 
     def levels(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """(t, s) at these angles; t is NaN where nothing asks for it."""
-        s = theta.tan() * self.pace
+        s = self.level_of(theta)
         if not self.in_time:
             return torch.full_like(s, torch.nan), s
         return self.times(theta), s
@@ -102,7 +104,8 @@ class Angle:
         frame = self.frame
         t, s = self.levels(theta)
         variance = s.square() + self.scale**2
-        speed = (s.square() + self.pace**2) / self.pace
+        r = theta.tan()
+        speed = (r.square() + 1) * r.pow(self.root - 1) * (self.scale * self.root)
         of = replace(frame, prediction="x0") if self.clips else frame
         bend = -s * speed / variance
         alpha, p, q, g = flow_coefficients(of, t, s, variance.rsqrt(), speed, bend)
@@ -124,12 +127,12 @@ class Angle:
     def times(self, theta: Tensor) -> Tensor:
         """T at these angles, which never leave the process."""
         lo, hi = sorted((self.first, self.last))
-        return self.frame.process.time_of(theta.tan() * self.pace).clamp(lo, hi)
+        return self.frame.process.time_of(self.level_of(theta)).clamp(lo, hi)
 
     def shown(self, theta: Tensor) -> Tensor:
         """Kappa, by which x is multiplied in w."""
 
         def kappa(angle: Tensor) -> tuple[Tensor, ...]:
-            return (self.frame.scale(self.times(angle), angle.tan() * self.pace),)
+            return (self.frame.scale(self.times(angle), self.level_of(angle)),)
 
         return alike_everywhere(kappa, theta)[0]
