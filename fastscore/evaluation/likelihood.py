@@ -41,9 +41,9 @@ from fastscore.samplers._warnings import share_of_noise, warn_of_share
 from fastscore.sde import Process, as_process
 
 SOLVERS = {"rk45": DORMAND_PRINCE, "rk23": BOGACKI_SHAMPINE}
-# Of u and theta: a spread that is guessed too small costs more than one that is guessed too large,
-# and what networks know of low noise is seen by the divergence alone, where x hardly moves.
-SCALE, ROOT = 2.0, 2
+# The variables u and theta: a spread that is guessed too small costs more than one that is guessed
+# too large; and where the noise is low the divergence changes by much while x hardly moves.
+SCALE, ROOT, FIRST = 3.0, 2, 0.5
 CHUNK_ELEMENTS = 2**22  # of a chunk's states, where the caller does not say
 
 
@@ -146,8 +146,8 @@ def log_likelihood(
     That is the density at x of what the flow draws at ``sde.t_eps`` (at the lowest noise level that
     the model knows, where that is higher), without denoising: of data with that little noise.
 
-    What is known of the flow costs nothing: with y = x/alpha, s = sigma/alpha and about twice the
-    data's standard deviation d (``sigma_data``, right to a factor of four or so), it is integrated
+    What is known of the flow costs nothing: with y = x/alpha, s = sigma/alpha and about three times
+    the data's standard deviation d (``sigma_data``, right to a factor of four or so), it is integrated
     as u = y/sqrt(s^2 + d^2), which does not move where all is noise, nor where data N(0, d^2) are
     all, over theta = atan sqrt(s/d). Each sample has steps of its own and leaves when it has
     arrived. The integral is taken with the weights of the same method, in float64.
@@ -167,7 +167,7 @@ def log_likelihood(
         probes: for each sample; from two on there is a standard error.
         distribution: of the probes: "rademacher", "gaussian" or "sphere".
         solver: "rk45", order 5(4) (Dormand and Prince 1980), or "rk23", order 3(2) (Bogacki and
-            Shampine 1989): cheaper where 0.01 bits a dimension will do.
+            Shampine 1989), which of smooth fields takes more evaluations for the same accuracy.
         steps: so many equal steps in theta, in place of step control: 6 calls of the model each, 3
             with "rk23", and one at first.
         rtol, atol: relative and absolute error of x in a step, in the units of the data.
@@ -220,7 +220,7 @@ def log_likelihood(
     check_choice(fn, "solver", solver, tuple(SOLVERS))
     check_precision(fn, model, x)
     method = method_of(fn, rtol=rtol, atol=atol, max_steps=max_steps, failed=failed, denoise=False)
-    method.tableau = SOLVERS[solver]
+    method.tableau, method.first = SOLVERS[solver], FIRST
     if steps is not None:
         method.equal_steps = check_int(fn, "steps", steps, minimum=1)
     if log_prob_atol is not None:

@@ -57,6 +57,7 @@ class Method:
     returns_failed: bool
     tableau: Tableau = DORMAND_PRINCE
     equal_steps: int | None = None  # so many, without step control
+    first: float = 1.0  # the first step, over what the tolerances suggest
 
 
 @dataclass
@@ -89,7 +90,7 @@ class AdaptiveChain(StagedChain):
             self.angle.of_time(self.angle.last),
         )
         span, tableau = self.end - self.begin, m.tableau
-        h = first_step(span, m.rtol, m.atol, tableau.order)
+        h = m.first * first_step(span, m.rtol, m.atol, tableau.order)
         self.equal_step = None if m.equal_steps is None else span / m.equal_steps
         h = h if self.equal_step is None else self.equal_step
         device = self.x.device
