@@ -12,7 +12,8 @@ derivatives   ``jvp``, ``jvps``, ``quadratic_forms``, ``divergence``, ``output_a
 scores        ``scores``: ``NetworkScore``, ``EpsScore``, ``DenoiserScore``, ``EDMDenoiser`` and
               ``EnergyScore`` of other models; ``GaussianMixture`` and ``Parzen``, exact
 evaluation    ``evaluation``: ``frechet_distance``, ``sliced_wasserstein``, ``energy_distance``,
-              ``nearest_distance``; ``fisher_divergence``, ``sliced_fisher_divergence``
+              ``nearest_distance``; ``fisher_divergence``, ``sliced_fisher_divergence``;
+              ``bits_per_dim``, ``dequantize``, ``quantize``; ``auroc``, ``paired_difference``
 processes     ``sde``: ``VE``, ``VP``, ``SubVP``, ``Cosine``, ``DDPM``, ``RectifiedFlow``, any
               object with alpha(t) and sigma(t); ``ProcessScore``; ``conversions``, ``grids``
 networks      ``nn``: ``ScoreMLP``, ``ScoreConvNet``, ``EMA``; ``shared`` marks an argument that is
@@ -57,7 +58,12 @@ from fastscore._support.moved import keep_old_names
 from fastscore._support.signatures import show_as_written
 from fastscore.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fastscore.derivatives import divergence, jvp, jvps, output_and_divergence, quadratic_forms
-from fastscore.evaluation import fisher_divergence, sliced_fisher_divergence
+from fastscore.evaluation import (
+    bits_per_dim,
+    dequantize,
+    fisher_divergence,
+    sliced_fisher_divergence,
+)
 from fastscore.losses import (
     DSMLoss,
     ScoreMatchingLoss,
@@ -94,8 +100,10 @@ __all__ = [
     "SamplerState",
     "ScoreMatchingLoss",
     "annealed_langevin",
+    "bits_per_dim",
     "checkpoint",
     "consistent_annealed_langevin",
+    "dequantize",
     "derivatives",
     "divergence",
     "dsm_loss",

@@ -15,13 +15,19 @@ import torch
 from torch import Tensor
 
 import fastscore
-from fastscore._support.checks import check_choice, check_device_there, check_int, fail
+from fastscore._support.checks import (
+    check_choice,
+    check_device_there,
+    check_int,
+    check_value_range,
+    fail,
+)
 from fastscore._support.extras import require_all
 from fastscore._support.files import prepare_file, whole_file
 from fastscore.apps.info import format_info, info
 from fastscore.apps.progress import shows_progress
 from fastscore.checkpoint._checkpoint import SAMPLERS
-from fastscore.pictures import check_value_range, is_image_shape
+from fastscore.pictures import is_image_shape
 
 SMALLEST_SIDE = 32  # pixels: smaller images are enlarged to about this size
 

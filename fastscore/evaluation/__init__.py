@@ -1,4 +1,4 @@
-"""How good a model or its samples are: Fisher divergences, and distances between samples.
+"""How good a model or its samples are: Fisher divergences, distances of samples, bits, outliers.
 
 ============================  ====================================================================
 ``fisher_divergence``         of a model's score from a known one
@@ -7,6 +7,10 @@
 ``sliced_wasserstein``        of two sets of samples: all of their distribution, along directions
 ``energy_distance``           of two sets of samples: all of their distribution, by their distances
 ``nearest_distance``          from samples to the nearest data: are they copies?
+``bits_per_dim``              of discrete data, from log densities of the dequantised
+``dequantize``, ``quantize``  discrete data made continuous by uniform noise, and back
+``auroc``                     how well a score tells outliers, with its standard error
+``paired_difference``         of two models on the same samples, with its standard error
 ============================  ====================================================================
 
 >>> import torch, fastscore
@@ -15,6 +19,7 @@
 8.0
 """
 
+from fastscore.evaluation.bits import bits_per_dim, dequantize, quantize
 from fastscore.evaluation.distances import (
     energy_distance,
     frechet_distance,
@@ -22,12 +27,18 @@ from fastscore.evaluation.distances import (
     sliced_wasserstein,
 )
 from fastscore.evaluation.fisher import fisher_divergence, sliced_fisher_divergence
+from fastscore.evaluation.outliers import auroc, paired_difference
 
 __all__ = [
+    "auroc",
+    "bits_per_dim",
+    "dequantize",
     "energy_distance",
     "fisher_divergence",
     "frechet_distance",
     "nearest_distance",
+    "paired_difference",
+    "quantize",
     "sliced_fisher_divergence",
     "sliced_wasserstein",
 ]
