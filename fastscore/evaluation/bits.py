@@ -99,7 +99,6 @@ def dimensions(fn: str, shape: Any) -> int:
 
 
 @takes_options(SeedOptions)
-@torch.no_grad()
 def dequantize(
     x: Tensor,
     levels: int = 256,
@@ -141,20 +140,35 @@ def dequantize(
     >>> torch.equal(quantize(y), x / 255)
     True
     """
-    fn = "dequantize"
+    return dequantized("dequantize", x, levels, data_range, draw=draw, **draws)
+
+
+@torch.no_grad()
+def dequantized(
+    fn: str,
+    x: Tensor,
+    levels: int,
+    data_range: Range,
+    *,
+    draw: int,
+    seed: random.Seed = None,
+    generator: torch.Generator | None = None,
+    sample_offset: int = 0,
+    samples: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """What :func:`dequantize` does, for ``fn``, which messages name; in another dtype if asked."""
     check_tensor(fn, "x", x, min_dim=1)
     count, (lo, hi) = check_levels(fn, levels, data_range)
     if x.dtype == torch.bool or x.is_complex():
         fail(fn, "x", "integers or floating-point numbers (x.to(torch.uint8))", describe(x))
     if x.is_floating_point():
         _check_fine(fn, "x", x.dtype, count, lo, hi)
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if dtype is None:
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     _check_fine(fn, "data_range", dtype, count, lo, hi)
-    samples, offset = draws["samples"], draws["sample_offset"]
-    key = random.make_key(
-        fn, draws["seed"], draw=draw, device=x.device, generator=draws["generator"]
-    )
-    random.check_numbering(fn, key, samples, offset, len(x), x.device)
+    key = random.make_key(fn, seed, draw=draw, device=x.device, generator=generator)
+    random.check_numbering(fn, key, samples, sample_offset, len(x), x.device)
     out = torch.empty_like(x, dtype=dtype)
     for start, end in _blocks(x):
         number = _levels_of(fn, x[start:end], count, lo, hi, start)
@@ -163,7 +177,7 @@ def dequantize(
             number.shape,
             dtype=torch.float64,
             stream=random.Stream.DEQUANTIZE,
-            sample_offset=offset + start if samples is None and key.dim() == 1 else 0,
+            sample_offset=sample_offset + start if samples is None and key.dim() == 1 else 0,
             samples=None if samples is None else samples[start:end],
         )
         out[start:end] = _within(number, noise, count, lo, hi, dtype)
