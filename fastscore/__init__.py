@@ -11,9 +11,10 @@ derivatives   ``jvp``, ``jvps``, ``quadratic_forms``, ``divergence``, ``output_a
               in ``derivatives``
 scores        ``scores``: ``NetworkScore``, ``EpsScore``, ``DenoiserScore``, ``EDMDenoiser`` and
               ``EnergyScore`` of other models; ``GaussianMixture`` and ``Parzen``, exact
+likelihood    ``log_likelihood``, ``bits_per_dim``, ``dequantize``: in ``evaluation``, with
+              ``auroc``, ``paired_difference``
 evaluation    ``evaluation``: ``frechet_distance``, ``sliced_wasserstein``, ``energy_distance``,
-              ``nearest_distance``; ``fisher_divergence``, ``sliced_fisher_divergence``;
-              ``bits_per_dim``, ``dequantize``, ``quantize``; ``auroc``, ``paired_difference``
+              ``nearest_distance``; ``fisher_divergence``, ``sliced_fisher_divergence``
 processes     ``sde``: ``VE``, ``VP``, ``SubVP``, ``Cosine``, ``DDPM``, ``RectifiedFlow``, any
               object with alpha(t) and sigma(t); ``ProcessScore``; ``conversions``, ``grids``
 networks      ``nn``: ``ScoreMLP``, ``ScoreConvNet``, ``EMA``; ``shared`` marks an argument that is
@@ -62,6 +63,7 @@ from fastscore.evaluation import (
     bits_per_dim,
     dequantize,
     fisher_divergence,
+    log_likelihood,
     sliced_fisher_divergence,
 )
 from fastscore.losses import (
@@ -116,6 +118,7 @@ __all__ = [
     "langevin",
     "langevin_step_size",
     "load_checkpoint",
+    "log_likelihood",
     "losses",
     "nn",
     "noise_scales",

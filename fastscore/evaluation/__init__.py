@@ -1,17 +1,21 @@
-"""How good a model or its samples are: Fisher divergences, distances of samples, bits, outliers.
+"""How good a model or its samples are: likelihoods, bits, outliers, distances of samples.
 
 ============================  ====================================================================
+``log_likelihood``            the log density of each sample, by the probability flow
+``prior_mismatch``            what the published prior is off by, of Gaussian data
+``bits_per_dim``              bits per dimension, from log densities of dequantised data
+``dequantize``, ``quantize``  discrete data made continuous by uniform noise, and back
+``auroc``                     how well a score tells outliers, with its standard error
+``paired_difference``         of two models on the same samples, with its standard error
 ``fisher_divergence``         of a model's score from a known one
 ``sliced_fisher_divergence``  the same along random projections
 ``frechet_distance``          of two sets of samples: their means and covariances
 ``sliced_wasserstein``        of two sets of samples: all of their distribution, along directions
 ``energy_distance``           of two sets of samples: all of their distribution, by their distances
 ``nearest_distance``          from samples to the nearest data: are they copies?
-``bits_per_dim``              of discrete data, from log densities of the dequantised
-``dequantize``, ``quantize``  discrete data made continuous by uniform noise, and back
-``auroc``                     how well a score tells outliers, with its standard error
-``paired_difference``         of two models on the same samples, with its standard error
 ============================  ====================================================================
+
+What they return: ``LogLikelihood``, floats and pairs.
 
 >>> import torch, fastscore
 >>> x = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
@@ -19,6 +23,7 @@
 8.0
 """
 
+from fastscore.evaluation._prior import prior_mismatch
 from fastscore.evaluation.bits import bits_per_dim, dequantize, quantize
 from fastscore.evaluation.distances import (
     energy_distance,
@@ -27,17 +32,21 @@ from fastscore.evaluation.distances import (
     sliced_wasserstein,
 )
 from fastscore.evaluation.fisher import fisher_divergence, sliced_fisher_divergence
+from fastscore.evaluation.likelihood import LogLikelihood, log_likelihood
 from fastscore.evaluation.outliers import auroc, paired_difference
 
 __all__ = [
+    "LogLikelihood",
     "auroc",
     "bits_per_dim",
     "dequantize",
     "energy_distance",
     "fisher_divergence",
     "frechet_distance",
+    "log_likelihood",
     "nearest_distance",
     "paired_difference",
+    "prior_mismatch",
     "quantize",
     "sliced_fisher_divergence",
     "sliced_wasserstein",
