@@ -12,7 +12,7 @@ derivatives   ``jvp``, ``jvps``, ``quadratic_forms``, ``divergence``, ``output_a
 scores        ``scores``: ``NetworkScore``, ``EpsScore``, ``DenoiserScore``, ``EDMDenoiser`` and
               ``EnergyScore`` of other models; ``GaussianMixture`` and ``Parzen``, exact
 likelihood    ``log_likelihood``, ``bits_per_dim``, ``dequantize``: in ``evaluation``, with
-              ``auroc``, ``paired_difference``
+              ``discrete_log_likelihood``, ``energy_spread``, ``auroc``, ``paired_difference``
 evaluation    ``evaluation``: ``frechet_distance``, ``sliced_wasserstein``, ``energy_distance``,
               ``nearest_distance``; ``fisher_divergence``, ``sliced_fisher_divergence``
 processes     ``sde``: ``VE``, ``VP``, ``SubVP``, ``Cosine``, ``DDPM``, ``RectifiedFlow``, any
