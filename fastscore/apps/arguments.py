@@ -69,6 +69,12 @@ def model_kwargs_of(
     return given
 
 
+def with_hint(error: TypeError) -> TypeError:
+    """The same, and how it is said on the command line what else a network takes."""
+    hint = " (on the command line: --with NAME=VALUE)" if "model_kwargs=" in str(error) else ""
+    return TypeError(f"{error}{hint}")
+
+
 def load_own(fn: str, path: str, build: bool | str, device: torch.device) -> fastscore.Checkpoint:
     """The checkpoint; a builder is looked for in the current directory too, as Python does."""
     here = os.getcwd()

@@ -22,7 +22,15 @@ from fastscore._support.checks import (
 )
 from fastscore._support.extras import require_all
 from fastscore._support.files import prepare_file, whole_file
-from fastscore.apps.arguments import add_build, add_progress, add_with, load_own, model_kwargs_of
+from fastscore.apps.arguments import (
+    add_build,
+    add_progress,
+    add_with,
+    load_own,
+    model_kwargs_of,
+    with_hint,
+)
+from fastscore.apps.evaluate import add_evaluate
 from fastscore.apps.info import format_info, info
 from fastscore.apps.progress import shows_progress
 from fastscore.checkpoint._checkpoint import SAMPLERS
@@ -98,6 +106,8 @@ def parser() -> argparse.ArgumentParser:
     add_progress(command)
     command.set_defaults(run=run_sample)
 
+    add_evaluate(commands)
+
     command = commands.add_parser("bench", help="time every op beside its peers")
     command.add_argument(
         "--op", action="append", metavar="OP", help="an op or a family, may be repeated (all)"
@@ -170,8 +180,7 @@ def run_sample(args: argparse.Namespace) -> None:
             **settings,
         )
     except TypeError as error:
-        hint = " (on the command line: --with NAME=VALUE)" if "model_kwargs=" in str(error) else ""
-        raise TypeError(f"{error}{hint}") from error
+        raise with_hint(error) from error
     if picture:
         zoom = max(1, SMALLEST_SIDE // max(shape[-2:]))
         fastscore.save_grid(out, x, value_range=value_range, zoom=zoom)
