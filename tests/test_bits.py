@@ -150,6 +150,22 @@ def test_also_at_the_ends_of_the_boxes(
     assert torch.equal(place.round().long(), number)
 
 
+@pytest.mark.parametrize("levels", [3, 17, 256, 65536])
+@pytest.mark.parametrize("data_range", [*RANGES, (-0.3, 0.1), (1000.0, 1255.0), (-0.7, 0.2)])
+def test_an_edge_belongs_to_the_box_above_it(levels: int, data_range: tuple[float, float]) -> None:
+    """To the last bit of float64, where a division may round across it."""
+    lo, hi = data_range
+    number = torch.arange(1, levels)
+    edge = (lo + ((hi - lo) * number.double()) / levels)[:, None]
+    below = torch.nextafter(edge, torch.tensor(-math.inf).double())
+    step = (hi - lo) / (levels - 1)
+    for x, expected in ((edge, number), (below, number - 1)):
+        got = (quantize(x, levels, data_range) - lo) / step
+        assert torch.equal(got.round().long()[:, 0], expected)
+    ends = quantize(torch.tensor([[lo], [hi]]).double(), levels, data_range)
+    assert ends.flatten().tolist() == [lo, hi]
+
+
 def test_a_coarse_range_is_refused_and_one_less_coarse_kept() -> None:
     with pytest.raises(ValueError, match=r"data_range must be one on which torch.float32 can tell"):
         dequantize(torch.zeros(1, 1, dtype=torch.int64), 65536, (1000.0, 1001.0))

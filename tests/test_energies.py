@@ -61,14 +61,16 @@ def test_the_normaliser_of_a_gaussian(sde: Any, offset: float) -> None:
     assert found.spread < 1e-3
 
 
-def test_where_the_flow_begins_is_where_the_energy_is_taken() -> None:
-    """Of an energy that knows no lower noise level than 0.5."""
+@pytest.mark.parametrize("sde", PROCESSES, ids=lambda p: type(p).__name__)
+def test_where_the_flow_begins_is_where_the_energy_is_taken(sde: Any) -> None:
+    """Of an energy that knows no lower noise level than 0.5, where alpha is 0.89 on VP."""
     model = EnergyScore(gaussian_energy)
     model.sigma_range = (0.5, 60.0)
-    found = energy_spread(model, points(), PROCESSES[0], prior=(0.0, math.sqrt(0.7)), **TIGHT)
+    found = energy_spread(model, points(), sde, prior=(0.0, math.sqrt(0.7)), **TIGHT)
     assert found.log_normaliser == pytest.approx(math.log(2 * math.pi * 0.95), abs=1e-3)
+    assert found.spread < 1e-3
     named = energy_spread(
-        EnergyScore(gaussian_energy), points(), PROCESSES[0], sigma_range=(0.5, 60.0),
+        EnergyScore(gaussian_energy), points(), sde, sigma_range=(0.5, 60.0),
         prior=(0.0, math.sqrt(0.7)), **TIGHT,
     )  # fmt: skip
     assert named.log_normaliser == pytest.approx(found.log_normaliser, abs=1e-9)

@@ -17,6 +17,7 @@ import fastscore
 from fastscore import Checkpoint, save_checkpoint
 from fastscore.apps.cli import main
 from fastscore.apps.evaluate import Task, evaluate, numbers
+from fastscore.apps.evaluate.report import edges_of, lines_of, save_histogram, save_numbers
 from fastscore.evaluation import auroc, discrete_log_likelihood, paired_difference
 
 NETWORKS = """
@@ -186,8 +187,6 @@ def test_samples_that_are_given_up_are_named_and_left_out(place, capsys):
     assert found.figures["data"]["failed"] == 1
     there = found.data.bits[~found.data.failed]
     assert found.figures["data"]["bits"]["mean"] == pytest.approx(float(there.mean()))
-    from fastscore.apps.evaluate.report import lines_of, save_histogram, save_numbers
-
     names = {"data": "x.npy", "against": None, "compare": None}
     lines = lines_of(found, Task(), (2,), names)
     assert lines[-1] == "  given up           1: samples 3, left out of the means"
@@ -247,6 +246,17 @@ def test_a_network_that_takes_more_says_so(place, capsys):
     assert run("labelled.safetensors", "floats.npz") == 2
     message = "model_kwargs={'label': ...} (on the command line: --with NAME=VALUE)"
     assert message in capsys.readouterr().err
+
+
+def test_bars_of_a_histogram():
+    near, far = torch.linspace(0, 1, 100), torch.linspace(9, 10, 400)
+    edges = edges_of([near, far])
+    assert (edges[0], edges[-1]) == (0, 10)
+    assert len(edges) == 201
+    assert len(edges_of([near])) == 11
+    one = edges_of([torch.ones(3), torch.ones(0)])
+    assert one[0] < 1 < one[-1]
+    assert edges_of([torch.ones(0)]) is None
 
 
 # ---- what is refused -----------------------------------------------------------------------------

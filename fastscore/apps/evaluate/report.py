@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy
-import torch
+from torch import Tensor
 
 from fastscore._support.extras import require
 from fastscore._support.files import whole_file
 from fastscore.apps.evaluate.numbers import FN, Evaluation, Likelihoods, Task
+
+FEWEST_BARS, MOST_BARS = 10, 200
 
 
 def plus_minus(found: Mapping[str, float | None] | None, digits: int = 4) -> str:
@@ -105,22 +107,32 @@ def save_histogram(path: Path, found: Evaluation, task: Task, names: Mapping[str
     figure = matplotlib_figure.Figure(figsize=(6, 3.5), layout="constrained")
     parts = {"data": found.data, "against": found.against, "compare": found.compare}
     shown = {name: of.bits[~of.failed].cpu() for name, of in parts.items() if of is not None}
-    together = torch.cat(list(shown.values()))
-    axes = figure.add_subplot()
-    if len(together):
-        lo, hi = float(together.min()), float(together.max())
-        # Of each about as many bars as the root of its samples; the same for all, to be compared.
-        count = max(10, min(100, round(math.sqrt(max(map(len, shown.values()))))))
-        edges = numpy.linspace(lo, hi if hi > lo else lo + 1, count + 1)
+    axes, edges = figure.add_subplot(), edges_of(list(shown.values()))
+    if edges is not None:
         for name, bits in shown.items():
-            label = _label(name, names)
-            axes.hist(bits.numpy(), edges, density=True, alpha=0.6, label=label)
+            axes.hist(bits.numpy(), edges, density=True, alpha=0.6, label=_label(name, names))
         axes.legend(frameon=False)
     unit = "no levels: of the density itself" if task.levels is None else f"{task.levels} levels"
     axes.set_xlabel(f"bits per dimension ({unit})")
     axes.set_ylabel("part of the samples per bit")
     with whole_file(path) as partial, partial.open("wb") as file:
         figure.savefig(file, format="png", dpi=150)
+
+
+def edges_of(parts: Sequence[Tensor]) -> numpy.ndarray | None:
+    """The edges of bars that all parts share; None of no numbers.
+
+    Of each part as many bars as the root of its numbers, or more: so few are wide, and many narrow.
+    """
+    ends = [(float(part.min()), float(part.max()), len(part)) for part in parts if len(part)]
+    if not ends:
+        return None
+    lo, hi = min(end[0] for end in ends), max(end[1] for end in ends)
+    widths = [(high - low) / math.sqrt(n) for low, high, n in ends if high > low]
+    if not widths:
+        lo, hi, widths = lo - 0.5, hi + 0.5, [0.1]
+    count = min(MOST_BARS, max(FEWEST_BARS, math.ceil((hi - lo) / min(widths))))
+    return numpy.linspace(lo, hi, count + 1)
 
 
 def _label(name: str, names: Mapping[str, Any]) -> str:
