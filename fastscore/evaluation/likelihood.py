@@ -74,6 +74,13 @@ class LogLikelihood:
         evaluations: how many calls of the model, int64.
         failed: True for samples that were given up.
         exact: whether the divergence was exact.
+
+    Example:
+        >>> import torch, fastscore
+        >>> mixture, sde = fastscore.scores.GaussianMixture([1.0], [0.0], 1.0), fastscore.sde.VE()
+        >>> found = fastscore.log_likelihood(mixture, torch.zeros(2), sde)
+        >>> found.log_prob.shape, found.exact, bool(found.stderr.any())
+        (torch.Size([2]), True, False)
     """
 
     log_prob: Tensor

@@ -224,8 +224,9 @@ def times_for(
             expected = f"later than the end of sampling, t = {last:.4g}"
             fail(fn, "t_start", expected, f"{first:.4g} (where the model's range ends, or given)")
         if float(process.noise_level(last)) <= 0:
-            expected = "a process with noise where its flow ends (from its t_min denoise leads to "
-            expected += "the data, and without any these have no density)"
+            expected = "a process with noise at its t_min: from there denoise leads to the data"
+            if t_end is not None:
+                expected = "a process with noise at its t_eps: without any, data have no density"
             fail(fn, "sde", expected, f"none at t = {last:g}")
         return time_grid(fn, process, grid, points, first, last)
     times = time_grid(fn, process, grid)
