@@ -11,7 +11,8 @@ derivatives   ``jvp``, ``jvps``, ``quadratic_forms``, ``divergence``, ``output_a
               in ``derivatives``
 scores        ``scores``: ``NetworkScore``, ``EpsScore``, ``DenoiserScore``, ``EDMDenoiser`` and
               ``EnergyScore`` of other models; ``GaussianMixture`` and ``Parzen``, exact
-likelihood    ``log_likelihood``, the log density of each sample: in ``evaluation``
+likelihood    ``log_likelihood``, ``bits_per_dim``, ``dequantize``: in ``evaluation``, with
+              ``discrete_log_likelihood``, ``energy_spread``, ``auroc``, ``paired_difference``
 evaluation    ``evaluation``: ``frechet_distance``, ``sliced_wasserstein``, ``energy_distance``,
               ``nearest_distance``; ``fisher_divergence``, ``sliced_fisher_divergence``
 processes     ``sde``: ``VE``, ``VP``, ``SubVP``, ``Cosine``, ``DDPM``, ``RectifiedFlow``, any
@@ -59,6 +60,8 @@ from fastscore._support.signatures import show_as_written
 from fastscore.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fastscore.derivatives import divergence, jvp, jvps, output_and_divergence, quadratic_forms
 from fastscore.evaluation import (
+    bits_per_dim,
+    dequantize,
     fisher_divergence,
     log_likelihood,
     sliced_fisher_divergence,
@@ -99,8 +102,10 @@ __all__ = [
     "SamplerState",
     "ScoreMatchingLoss",
     "annealed_langevin",
+    "bits_per_dim",
     "checkpoint",
     "consistent_annealed_langevin",
+    "dequantize",
     "derivatives",
     "divergence",
     "dsm_loss",

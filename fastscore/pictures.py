@@ -13,8 +13,8 @@ from torch import Tensor
 from fastscore._support.checks import (
     check_int,
     check_number,
-    check_sequence,
     check_tensor,
+    check_value_range,
     describe,
     fail,
 )
@@ -86,17 +86,6 @@ def save_grid(
     sheet = sheet.repeat(zoom, axis=0).repeat(zoom, axis=1)
     with whole_file(file) as partial:
         image.fromarray(sheet.squeeze(-1) if sheet.shape[-1] == 1 else sheet).save(partial, "PNG")
-
-
-def check_value_range(fn: str, arg: str, value_range: Any) -> tuple[float, float]:
-    """A pair of finite numbers, the first below the second."""
-    check_sequence(fn, arg, value_range, "two numbers, (lo, hi)")
-    if len(value_range) != 2:
-        fail(fn, arg, "two numbers, (lo, hi)", value_range)
-    lo, hi = (check_number(fn, arg, end) for end in value_range)
-    if not lo < hi:
-        fail(fn, arg, "a pair (lo, hi) with lo < hi", (lo, hi))
-    return lo, hi
 
 
 def is_image_shape(shape: tuple[int, ...]) -> bool:

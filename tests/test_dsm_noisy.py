@@ -349,6 +349,6 @@ def test_bad_arguments() -> None:
 
 
 def test_streams_of_their_own() -> None:
-    assert (Stream.TIME, Stream.DROP) == (6, 7)
+    assert (Stream.TIME, Stream.DROP, Stream.DEQUANTIZE) == (6, 7, 8)
     drawn = [fastscore.random.normal(make_key(0), (1, 8), stream=s) for s in Stream]
     assert len({data_bytes(z) for z in drawn}) == len(Stream)

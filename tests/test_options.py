@@ -11,7 +11,14 @@ from samplers import gaussian_score
 from typing_extensions import Unpack
 
 import fastscore
-from fastscore._support.options import Option, declared, takes_options, with_options
+from fastscore._support.common_options import SeedOptions
+from fastscore._support.options import (
+    Option,
+    declared,
+    hands_on_to,
+    takes_options,
+    with_options,
+)
 from fastscore.derivatives.hutchinson import DivergenceOptions
 from fastscore.losses._options import DrawOptions, LossOptions
 from fastscore.losses._sde_options import SDEDrawOptions, SDELossOptions
@@ -33,6 +40,7 @@ FUNCTIONS: list[tuple[Callable[..., Any], list[type]]] = [
     (fastscore.SSMLoss, [LossOptions, SSMOptions]),
     (fastscore.ScoreMatchingLoss, [LossOptions, ScoreMatchingOptions]),
     (fastscore.divergence, [DivergenceOptions]),
+    (fastscore.dequantize, [SeedOptions]),
 ]
 
 
@@ -93,6 +101,23 @@ def test_options_are_filled_in_listed_and_refused() -> None:
         area(2, sice=3)
     with pytest.raises(TypeError, match=r"^area: there is no option 'zzz'$"):
         area(2, zzz=3)
+
+
+@hands_on_to(area)
+def volume(height: int, **options: int) -> int:
+    """By the area."""
+    return height * area(3, **options)
+
+
+def test_options_of_another_function_are_handed_on_or_refused() -> None:
+    assert volume(2) == 18
+    assert volume(2, size=5, scale=2) == 60
+    expected = "(height: int, *, scale: int = 1, size: int = 3) -> int"
+    assert str(inspect.signature(volume)) == expected
+    with pytest.raises(
+        TypeError, match=r"^volume: there is no option 'sice' \(did you mean 'size'"
+    ):
+        volume(2, sice=3)
 
 
 @pytest.mark.parametrize("doc", [None, "No section.", "Args:\n    x: one."])

@@ -60,6 +60,19 @@ assert_type(
 )
 fastscore.divergence(model, x, 0.5, returns_stderr=True)  # error: call-overload
 
+# Likelihoods
+levels = fastscore.dequantize(torch.zeros(3, 2, dtype=torch.uint8), 17, seed=1)
+assert_type(levels, Tensor)
+fastscore.dequantize(levels, 17, sed=1)  # error: call-arg
+assert_type(fastscore.bits_per_dim(torch.zeros(3), (2,), 17, (-1, 1)), Tensor)
+sde = fastscore.sde.VE()
+bits = fastscore.evaluation.discrete_log_likelihood(model, x, sde, levels=17, probes=2, seed=1)
+assert_type(bits, fastscore.evaluation.DiscreteLikelihood)
+assert_type(bits.mean_bits, float)
+assert_type(fastscore.evaluation.auroc(bits.bits, bits.bits).stderr, float)
+assert_type(fastscore.evaluation.paired_difference(bits.bits, bits.bits).mean, float)
+assert_type(fastscore.evaluation.energy_spread(model, x, sde).spread, float)
+
 # Random numbers: of a seed, or of a key.
 assert_type(fastscore.random.normal((3, 2), seed=1), Tensor)
 assert_type(fastscore.random.normal(shape=(3, 2), dtype=torch.float64), Tensor)

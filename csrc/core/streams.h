@@ -14,6 +14,7 @@ enum class Stream : uint32_t {
   kInit = 5,
   kTime = 6,
   kDrop = 7,
+  kDequantize = 8,
 };
 
 }  // namespace fastscore

@@ -191,6 +191,17 @@ def check_number(
     return number
 
 
+def check_value_range(fn: str, arg: str, value_range: Any) -> tuple[float, float]:
+    """A pair of finite numbers, the first below the second."""
+    check_sequence(fn, arg, value_range, "two numbers, (lo, hi)")
+    if len(value_range) != 2:
+        fail(fn, arg, "two numbers, (lo, hi)", value_range)
+    lo, hi = (check_number(fn, arg, end) for end in value_range)
+    if not lo < hi:
+        fail(fn, arg, "a pair (lo, hi) with lo < hi", (lo, hi))
+    return lo, hi
+
+
 def check_sigmas(fn: str, sigmas: Any, *, minimum_levels: int = 1) -> Tensor:
     """Noise scales: 1-D, positive, finite, strictly decreasing. Synchronises with the device.
 

@@ -94,6 +94,37 @@ def takes_options(kind: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorate
 
 
+def hands_on_to(other: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Give a function of ``**options`` that it hands on the keywords of the one that takes them.
+
+    An unknown name is a TypeError that says so, before any work. The signature lists them all, with
+    their defaults; what they mean stands in the other's docstring.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+        own = list(signature.parameters.values())[:-1]
+        names = {p.name for p in own}
+        keywords = [
+            p
+            for p in inspect.signature(other).parameters.values()
+            if p.kind is p.KEYWORD_ONLY and p.name not in names
+        ]
+        known = names | {p.name for p in keywords}
+        name = public_name(function)
+
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            refuse_unknown(name, known, kwargs)
+            return function(*args, **kwargs)
+
+        parameters = sorted([*own, *keywords], key=lambda p: p.kind)
+        set_signature(checked, parameters, signature.return_annotation)
+        return checked
+
+    return decorate
+
+
 def documents(kind: type) -> Callable[[C], C]:
     """List the options of ``kind`` in the docstring of a class that takes them."""
 

@@ -33,3 +33,5 @@ class Stream(IntEnum):
     """The times of a loss in continuous time."""
     DROP = 7
     """Which conditions are dropped in training."""
+    DEQUANTIZE = 8
+    """The noise that spreads discrete data over the boxes of their levels."""

@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy
-import torch
 from torch import Tensor
 
 import fastscore
-from fastscore._support.checks import check_choice, check_device_there, check_int, fail
+from fastscore._support.checks import (
+    check_choice,
+    check_device_there,
+    check_int,
+    check_value_range,
+    fail,
+)
 from fastscore._support.extras import require_all
 from fastscore._support.files import prepare_file, whole_file
+from fastscore.apps.arguments import (
+    add_build,
+    add_progress,
+    add_with,
+    load_own,
+    model_kwargs_of,
+    with_hint,
+)
+from fastscore.apps.evaluate import add_evaluate
 from fastscore.apps.info import format_info, info
 from fastscore.apps.progress import shows_progress
 from fastscore.checkpoint._checkpoint import SAMPLERS
-from fastscore.pictures import check_value_range, is_image_shape
+from fastscore.pictures import is_image_shape
 
 SMALLEST_SIDE = 32  # pixels: smaller images are enlarged to about this size
 
@@ -66,15 +79,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="how many, for a sampler that has them (annealed ones: --set steps_per_sigma=N)",
     )
-    command.add_argument(
-        "--with",
-        dest="given",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE[,VALUE...]",
-        help="what else the network takes, such as label=3; of several values each sample gets one "
-        "in turn; may be repeated",
-    )
+    add_with(command)
     command.add_argument(
         "--set",
         dest="settings",
@@ -97,17 +102,11 @@ def parser() -> argparse.ArgumentParser:
         metavar=("LO", "HI"),
         help="values that are black and white in OUT.png (default: 0 1)",
     )
-    command.add_argument(
-        "--build",
-        nargs="?",
-        const=True,
-        default=False,
-        metavar="PACKAGE.MODULE:FUNCTION",
-        help="for a network of your own (put it last): call the function that makes it; without a "
-        "name the one that the file names (only if you trust the file)",
-    )
+    add_build(command)
     add_progress(command)
     command.set_defaults(run=run_sample)
+
+    add_evaluate(commands)
 
     command = commands.add_parser("bench", help="time every op beside its peers")
     command.add_argument(
@@ -119,15 +118,6 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--out", default="bench", help="directory of the JSON (default: bench)")
     command.set_defaults(run=run_benchmarks)
     return root
-
-
-def add_progress(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--progress",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="progress bars (default: where tqdm is installed and there is a terminal)",
-    )
 
 
 def run_info(_: argparse.Namespace) -> None:
@@ -162,7 +152,7 @@ def run_sample(args: argparse.Namespace) -> None:
     picture = out.suffix == ".png"
     require_all(fn, {"safetensors": "safetensors"} | ({"PIL": "pillow"} if picture else {}))
     progress = shows_progress(fn, args.progress)
-    checkpoint = load_own(args.checkpoint, args.build, device)
+    checkpoint = load_own(fn, args.checkpoint, args.build, device)
     sampler = checkpoint.sampler if args.sampler is None else args.sampler
     settings = settings_of(fn, args.settings, sampler)
     if args.steps is not None:
@@ -190,33 +180,13 @@ def run_sample(args: argparse.Namespace) -> None:
             **settings,
         )
     except TypeError as error:
-        hint = " (on the command line: --with NAME=VALUE)" if "model_kwargs=" in str(error) else ""
-        raise TypeError(f"{error}{hint}") from error
+        raise with_hint(error) from error
     if picture:
         zoom = max(1, SMALLEST_SIDE // max(shape[-2:]))
         fastscore.save_grid(out, x, value_range=value_range, zoom=zoom)
     else:
         save_array(out, x)
     print(f"wrote {args.n} samples to {out}")
-
-
-def model_kwargs_of(
-    fn: str, entries: Sequence[str], n: int, device: torch.device
-) -> dict[str, Tensor]:
-    """NAME=VALUE,VALUE as tensors (n,), the values in turn: int64, or float32 where one isn't."""
-    given = {}
-    for entry in entries:
-        name, _, values = entry.partition("=")
-        whole = all(value.strip().lstrip("+-").isdecimal() for value in values.split(","))
-        try:
-            numbers = [(int if whole else float)(value) for value in values.split(",")]
-        except ValueError:
-            numbers = []
-        if not name.isidentifier() or not numbers:
-            fail(fn, "--with", "NAME=VALUE or NAME=VALUE,VALUE,... of numbers", repr(entry))
-        tensor = torch.tensor(numbers, dtype=torch.int64 if whole else torch.float32, device=device)
-        given[name] = tensor.repeat(-(-n // len(tensor)))[:n]
-    return given
 
 
 def settings_of(fn: str, entries: Sequence[str], sampler: str) -> dict[str, Any]:
@@ -248,21 +218,6 @@ def check_steps(
         way += "another sampler: --sampler probability_flow --steps N"
         fail(fn, "--steps", f"{expected}of {levels} noise levels ({way})", steps)
     return check_int(fn, "--steps", steps, minimum=1)
-
-
-def load_own(path: str, build: bool | str, device: torch.device) -> fastscore.Checkpoint:
-    """The checkpoint; a builder is looked for in the current directory too, as Python does."""
-    here = os.getcwd()
-    if build and here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        return fastscore.load_checkpoint(path, build=build, device=device)
-    except ValueError as error:
-        if "model must be given" in str(error) or "build must be the name" in str(error):
-            expected = "given as --build MODULE:FUNCTION, which makes the network (or --build alone"
-            expected += ", for a file that was saved with builder=)"
-            raise ValueError(f"sample: --build must be {expected}: {error}") from error
-        raise
 
 
 def save_array(path: Path, samples: Tensor) -> None:

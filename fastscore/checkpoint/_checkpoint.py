@@ -261,18 +261,26 @@ def call_of(
         fail(fn, "sde", f"None for {name}, which takes no process", sde)
     refuse_missing(fn, checkpoint, name, sde)
     if name in CONTINUOUS:
-        process = process_of(checkpoint) if sde is None else as_process(fn, sde)
-        other = sde is not None and process != checkpoint.process
-        model, call = model_for(checkpoint, in_time=not other)
-        if call.get("conditioning") == "time":
-            call["time_scale"] = checkpoint.time_scale
-        if call.get("conditioning") == "index" and checkpoint.sigmas is not None:
-            call["sigmas"] = checkpoint.sigmas
-        call["sigma_range"] = known_range(fn, checkpoint)
-        return (model, process), {**settings, **call}
+        on_process, call = in_time(fn, checkpoint, sde)
+        return on_process, {**settings, **call}
     model, call = model_for(checkpoint, in_time=False)
     args = (model,) if name == "langevin" else (model, checkpoint.sigmas)
     return args, {**settings, **call}
+
+
+def in_time(
+    fn: str, checkpoint: Checkpoint, sde: Any = None
+) -> tuple[tuple[Any, Process], dict[str, Any]]:
+    """Model and process of what runs in continuous time, and how the model is called."""
+    process = process_of(checkpoint) if sde is None else as_process(fn, sde)
+    other = sde is not None and process != checkpoint.process
+    model, call = model_for(checkpoint, in_time=not other)
+    if call.get("conditioning") == "time":
+        call["time_scale"] = checkpoint.time_scale
+    if call.get("conditioning") == "index" and checkpoint.sigmas is not None:
+        call["sigmas"] = checkpoint.sigmas
+    call["sigma_range"] = known_range(fn, checkpoint)
+    return (model, process), call
 
 
 def model_for(checkpoint: Checkpoint, *, in_time: bool) -> tuple[Any, dict[str, Any]]:

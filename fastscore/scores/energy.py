@@ -103,14 +103,27 @@ class EnergyScore(Adapter):
 
         What else is given by name goes to the energy.
         """
-        check_floating("EnergyScore", "x", x, min_dim=1)
-        level: tuple[Tensor, ...] = ()
-        if not self.sigma_optional:
-            if sigma is None:
-                fail("EnergyScore", "sigma", "given for an energy that takes one", None)
-            level = self._conditioned(as_sigma("EnergyScore", x, sigma))
+        level = self._level(x, sigma)
         gradient = self._functional_gradient if _needs_functional() else self._gradient
         return -gradient(x, level, model_kwargs)
+
+    def values(self, x: Tensor, sigma: Tensor | float | None = None, **model_kwargs: Any) -> Tensor:
+        """The energy itself, one number of each sample, (batch,); arguments as of the score.
+
+        >>> model = EnergyScore(lambda x, sigma: 0.5 * x.square().sum(1) / sigma**2)
+        >>> model.values(torch.ones(2, 2), torch.tensor([1.0, 2.0]))
+        tensor([1.0000, 0.2500])
+        """
+        return self._values(x, self._level(x, sigma), model_kwargs).reshape(len(x))
+
+    def _level(self, x: Tensor, sigma: Tensor | float | None) -> tuple[Tensor, ...]:
+        """What the energy is given beside x, checked."""
+        check_floating("EnergyScore", "x", x, min_dim=1)
+        if self.sigma_optional:
+            return ()
+        if sigma is None:
+            fail("EnergyScore", "sigma", "given for an energy that takes one", None)
+        return self._conditioned(as_sigma("EnergyScore", x, sigma))
 
     def _values(self, x: Tensor, level: tuple[Tensor, ...], model_kwargs: dict[str, Any]) -> Tensor:
         with explained("EnergyScore", self.energy, x, self.net_conditioning, model_kwargs):
