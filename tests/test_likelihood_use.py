@@ -216,7 +216,7 @@ def test_memory_does_not_grow_with_the_steps(solver: str, divergence: str) -> No
 
     peak(True)
     few, many = peak(True), peak(False)
-    assert many <= 1.05 * few
+    assert many <= 1.15 * few  # where some have arrived, those that have not are held twice
 
 
 # ---- networks of real life -----------------------------------------------------------------------

@@ -146,11 +146,11 @@ def log_likelihood(
     That is the density at x of what the flow draws at ``sde.t_eps`` (at the lowest noise level that
     the model knows, where that is higher), without denoising: of data with that little noise.
 
-    What is known of the flow costs nothing: with y = x/alpha, s = sigma/alpha and about three times
-    the data's standard deviation d (``sigma_data``, right to a factor of four or so), it is integrated
-    as u = y/sqrt(s^2 + d^2), which does not move where all is noise, nor where data N(0, d^2) are
-    all, over theta = atan sqrt(s/d). Each sample has steps of its own and leaves when it has
-    arrived. The integral is taken with the weights of the same method, in float64.
+    What is known of the flow costs nothing: with y = x/alpha, s = sigma/alpha and d three times the
+    data's standard deviation (``sigma_data``, right to a factor of four or so), it is integrated as
+    u = y/sqrt(s^2 + d^2), which hardly moves where noise is all or where the data are, over
+    theta = atan sqrt(s/d). Each sample has steps of its own and leaves when it has arrived. The
+    integral is taken with the weights of the same method, in float64.
 
     Args:
         model: as in :func:`fastscore.reverse_sde`, all ways of calling. A function of x alone for

@@ -8,9 +8,9 @@ standard deviation that is nearly as good as with that itself.
 Of a divergence along the way there is more to see at low noise, where x hardly moves: theta may be
 atan of a root of s/d.
 
-On mixtures of ten Gaussians theta = atan(s/d) took the fewest calls of the model of what was tried, at about the
-same errors: u over log s, x over the time of VP, y over log s and y over s took more. A guessed
-first step spares two more calls.
+On mixtures of ten Gaussians theta = atan(s/d) took the fewest calls of the model of what was tried,
+at about the same errors: u over log s, x over the time of VP, y over log s and y over s took more.
+A guessed first step spares two more calls.
 """
 
 from __future__ import annotations

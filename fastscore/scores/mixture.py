@@ -14,6 +14,8 @@ from fastscore._support.sums import tree_sum
 from fastscore.conditioning import as_sigma
 from fastscore.scores._common import check_points, float_tensor, sampling_generator
 
+MOST_PAIRS = 64  # components whose distances from one another are worth taking
+
 
 class GaussianMixture(nn.Module):
     """A Gaussian mixture, perturbed by noise of any level: log density, score and samples.
@@ -88,6 +90,7 @@ class GaussianMixture(nn.Module):
         self.register_buffer("variances", variance.clone())
         self.data_shape = tuple(mean.shape[1:])
         self._has_density = bool((variance > 0).all())
+        self._variance_seen: tuple[Any, bool] = (None, False)
 
     def log_prob(self, x: Tensor, sigma: Tensor | float | None = None) -> Tensor:
         """The log density of the mixture perturbed by noise of level ``sigma``.
@@ -112,7 +115,7 @@ class GaussianMixture(nn.Module):
 
     def score(self, x: Tensor, sigma: Tensor | float | None = None) -> Tensor:
         """The gradient of ``log_prob`` with respect to ``x``: same arguments, shape of ``x``."""
-        return self._score("GaussianMixture.score", x, sigma)
+        return self._score(x, *self._components("GaussianMixture.score", x, sigma))
 
     def forward(self, x: Tensor, sigma: Tensor | float | None = None) -> Tensor:
         """``score``, so that the mixture is called like any score model."""
@@ -145,15 +148,38 @@ class GaussianMixture(nn.Module):
             tensor([-0.7500], dtype=torch.float64)
         """
         fn = "GaussianMixture.output_and_divergence"
-        score = self._score(fn, x, sigma)
-        logits, offset, variance = self._components(fn, x, sigma, torch.float64, tree_sum)
+        parts = self._components(fn, x, sigma)
+        score, size = self._score(x, *parts), parts[1].shape[2]
+        by_pairs = self._shares_variance() and len(self.means) <= min(size, MOST_PAIRS)
+        if not by_pairs:
+            parts = self._components(fn, x, sigma, torch.float64, tree_sum)
+        logits, offset, variance = (part.double() for part in parts)
         weight = (logits - logits.detach().amax(1, keepdim=True)).exp()
-        posterior = (weight / tree_sum(weight, 1).unsqueeze(1)).unsqueeze(2)
-        pull = offset / variance
-        mean = tree_sum(posterior * pull, 1).unsqueeze(1)
-        spread = tree_sum(tree_sum(posterior * (pull - mean).square(), 1), 1)
-        stiffness = tree_sum(variance.reciprocal(), 2) * (offset.shape[2] / variance.shape[2])
-        return score, spread - tree_sum(posterior.squeeze(2) * stiffness, 1)
+        posterior = weight / tree_sum(weight, 1).unsqueeze(1)
+        if by_pairs:
+            one = variance[:, 0, 0]
+            return score, self._spread_of_pairs(posterior) / one.square() - size / one
+        pull, shares = offset / variance, posterior.unsqueeze(2)
+        mean = tree_sum(shares * pull, 1).unsqueeze(1)
+        spread = tree_sum(tree_sum(shares * (pull - mean).square(), 1), 1)
+        stiffness = tree_sum(variance.reciprocal(), 2) * (size / variance.shape[2])
+        return score, spread - tree_sum(posterior * stiffness, 1)
+
+    def _shares_variance(self) -> bool:
+        """Whether all components have one variance: looked at once, until it is written to."""
+        variances = self.variances
+        now = None if variances.is_inference() else (id(variances), variances._version)
+        if now is None or self._variance_seen[0] != now:
+            one = variances.dim() == 1 and bool((variances == variances[0]).all())
+            self._variance_seen = now, one
+        return self._variance_seen[1]
+
+    def _spread_of_pairs(self, posterior: Tensor) -> Tensor:
+        """The variance of mu_k under the posterior (batch, K): of distances between the means."""
+        means = self._flat_means().double()
+        squares = tree_sum((means.unsqueeze(1) - means).square(), 2)
+        near = tree_sum(posterior.unsqueeze(1) * squares, 2)
+        return tree_sum(posterior * near, 1) / 2
 
     def sample(
         self,
@@ -201,8 +227,7 @@ class GaussianMixture(nn.Module):
         """Shape (K, 1) for isotropic components, (K, elements) for diagonal ones."""
         return self.variances.reshape(len(self.variances), -1)
 
-    def _score(self, fn: str, x: Tensor, sigma: Tensor | float | None) -> Tensor:
-        logits, offset, variance = self._components(fn, x, sigma)
+    def _score(self, x: Tensor, logits: Tensor, offset: Tensor, variance: Tensor) -> Tensor:
         posterior = logits.softmax(1).unsqueeze(2)
         return (posterior * (offset / variance)).sum(1).reshape(x.shape).to(x.dtype)
 
