@@ -340,7 +340,7 @@ def test_the_demo_without_a_bar_needs_no_tqdm(tmp_path, capsys, monkeypatch):
 def test_what_is_missing_is_said_at_once_and_first(checkpoint, tmp_path, capsys, monkeypatch):
     nothing_done(monkeypatch)
     monkeypatch.setattr("fastscore.apps.demo.run.load_digits", lambda: pytest.fail("work done"))
-    without(monkeypatch, "safetensors", "PIL", "sklearn")
+    without(monkeypatch, "safetensors", "PIL", "sklearn", "matplotlib")
     assert main(["sample", str(checkpoint), "-o", str(tmp_path / "a.png")]) == 2
     needs = "needs safetensors and pillow: pip install safetensors pillow\n"
     assert capsys.readouterr().err == f"fastscore sample: {needs}"
@@ -348,8 +348,9 @@ def test_what_is_missing_is_said_at_once_and_first(checkpoint, tmp_path, capsys,
     assert "needs safetensors: pip install safetensors\n" in capsys.readouterr().err
     assert main(["demo", "--out", str(tmp_path / "demo")]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("fastscore demo: needs scikit-learn, safetensors and pillow: ")
-    assert error.endswith(": pip install scikit-learn safetensors pillow\n")
+    needed = "scikit-learn, safetensors, pillow and matplotlib"
+    assert error.startswith(f"fastscore demo: needs {needed}: ")
+    assert error.endswith(": pip install scikit-learn safetensors pillow matplotlib\n")
     assert not (tmp_path / "demo").exists()
 
 

@@ -16,6 +16,7 @@ import fastscore
 from fastscore._support.checks import check_int
 from fastscore._support.extras import require_all
 from fastscore._support.files import prepare_directory
+from fastscore.apps.demo import likelihood
 from fastscore.apps.demo.data import LEVELS, as_digits, load_digits
 from fastscore.apps.demo.samplers import Way, compare, row_of, save_rows, table
 from fastscore.apps.demo.timing import dsm_seconds, langevin_seconds
@@ -24,7 +25,7 @@ from fastscore.apps.progress import Bar, shows_progress
 from fastscore.evaluation.bits import dequantize
 from fastscore.evaluation.distances import frechet_distance, nearest_distance
 
-SIGMA_MIN = 0.01
+SIGMA_MIN = 0.01  # a sixth of the box of a level
 BATCH = 64
 LEARNING_RATE = 4e-3
 STEPS_PER_SIGMA = 3
@@ -34,7 +35,12 @@ FLOW_SIGMA_MIN = (
 SAMPLES, SHOWN = 1024, 256
 EMA_DECAY = 0.999
 ZOOM = 4
-PACKAGES = {"sklearn": "scikit-learn", "safetensors": "safetensors", "PIL": "pillow"}
+PACKAGES = {
+    "sklearn": "scikit-learn",
+    "safetensors": "safetensors",
+    "PIL": "pillow",
+    "matplotlib": "matplotlib",
+}
 Say = Callable[[str], None]
 
 
@@ -85,16 +91,19 @@ def run_demo(
     progress: bool | None = None,
     say: Say = print,
 ) -> dict[str, Any]:
-    """Train a score network on handwritten digits and draw samples by every kind of sampler.
+    """Train a score network on handwritten digits, draw samples by every kind, tell how likely.
 
     Writes samples.png (by annealed Langevin dynamics), path.png (from noise to digit across its
-    levels), samplers.png (a row for each sampler), checkpoint.safetensors and figures.json to
-    ``out``; returns what stands in the JSON.
+    levels), samplers.png (a row for each sampler), likelihood.png (how the bits per dimension of
+    digits and of other pictures are spread), likeliest.png (held-out digits that take the fewest
+    bits, over those that take the most), checkpoint.safetensors and figures.json to ``out``;
+    returns what stands in the JSON.
 
     Args:
         out: directory; made if its parent exists.
         iterations: training steps.
-        samples: how many to draw by each sampler.
+        samples: how many to draw by each sampler; and of how many pictures of each kind to tell
+            the likelihood, up to the number of digits held out.
         seed: governs the network's start, the batches and all noise.
         progress: show progress bars; by default where tqdm is there, on a terminal.
         say: where the report goes.
@@ -154,6 +163,11 @@ def run_demo(
     way = torch.cat([normalised(path[:, :shown].flatten(0, 1)), drawn[:shown]])
     fastscore.save_grid(directory / "path.png", 1 - way, columns=shown, zoom=ZOOM)
 
+    likely, bits = likelihood.likelihoods(
+        checkpoint, data, held_out, count=samples, seed=seed, progress=bars
+    )
+    likelihood.save_pictures(directory, held_out, bits)
+
     figures = {
         "training_seconds": training,
         "sampling_seconds": seconds,
@@ -163,6 +177,7 @@ def run_demo(
         "samples": samples,
         "quality": quality(drawn, data, held_out),
         "samplers": rows,
+        "likelihood": likely,
         "total_seconds": time.perf_counter() - begin,
         "machine": info(),
     }
@@ -223,9 +238,9 @@ def report(figures: dict[str, Any], directory: Path, say: Say) -> None:
     say("median distance to the nearest training digit:")
     say(f"  samples {q['nearest_samples']:.2f}, held-out digits {q['nearest_real']:.2f}")
     say("the same network by other samplers, and their Fréchet distance to held-out digits:")
-    for line in table(figures["samplers"]):
+    for line in (*table(figures["samplers"]), *likelihood.report(figures["likelihood"])):
         say(line)
     say(
-        "wrote samples.png, path.png, samplers.png, checkpoint.safetensors and figures.json to "
-        f"{directory}/"
+        "wrote samples.png, path.png, samplers.png, likelihood.png, likeliest.png, "
+        f"checkpoint.safetensors and figures.json to {directory}/"
     )
