@@ -8,8 +8,8 @@ included, since some packages can't be asked for the same number. The same with 
 the Frechet distance to held-out ones after as many evaluations as each side takes.
 
 Run: python benchmarks/continuous.py [--out benchmarks/results] [--quick]
-         [--checkpoint demo/checkpoint.safetensors] [--jobs NAME ...] [--parts time quality]
-Writes continuous.json. Without a checkpoint the demo's network is trained first. Packages that are
+         [--jobs NAME ...] [--parts time quality]
+Writes continuous.json. The network of digits, as they are, is trained first. Packages that are
 not installed (pip install "fastscore[peers]") are left out, and the JSON says so.
 """
 
@@ -333,12 +333,8 @@ def judge(
         }
 
 
-def digits_network(checkpoint: str | None, held_in: Tensor) -> tuple[nn.Module, Levels]:
-    """The demo's network and its levels."""
-    if checkpoint is not None:
-        loaded = fastscore.load_checkpoint(checkpoint)
-        sigmas = loaded.sigmas
-        return loaded.model, Levels(float(sigmas.min()), float(sigmas.max()))
+def digits_network(held_in: Tensor) -> tuple[nn.Module, Levels]:
+    """The demo's network, trained on digits as they are, and its levels."""
     sigmas = fastscore.noise_scales(held_in, sigma_min=SIGMA_MIN)
     model, _ = train(held_in, sigmas, iterations=ITERATIONS, seed=0, progress=False)
     return model, Levels(float(sigmas[-1]), float(sigmas[0]))
@@ -349,7 +345,6 @@ def main() -> None:
     parser.add_argument("--out", default="benchmarks/results")
     parser.add_argument("--quick", action="store_true", help="few turns: to see that it runs")
     parser.add_argument("--turns", type=int, default=21, help="of each side of a job")
-    parser.add_argument("--checkpoint", help="of the demo; without it the network is trained")
     parser.add_argument("--jobs", nargs="+", help="names of jobs or packages")
     parser.add_argument("--parts", nargs="+", default=["time", "quality"])
     args = parser.parse_args()
@@ -357,7 +352,7 @@ def main() -> None:
     where = prepare_process()
     turns, samples, seeds = (3, 128, 1) if args.quick else (args.turns, 1024, 5)
     held_in, held_out = load_digits()
-    digits, levels = digits_network(args.checkpoint, held_in)
+    digits, levels = digits_network(held_in)
     jobs = [job for job in JOBS if not args.jobs or {job.name, job.package} & set(args.jobs)]
     result: dict[str, Any] = {"time": [], "quality": []}
     torch.manual_seed(0)

@@ -2,7 +2,8 @@
 
 Three problems, a panel of the figure each:
 
-- digits: the demo's network, trained as the demo trains it; Frechet distance to held-out digits;
+- digits: the demo's network, on digits as they are (the demo's own learns them dequantised, and its
+  file is no network of these); Frechet distance to held-out digits;
 - plane: eight Gaussians of unequal weights on a circle off the origin, with their exact score;
 - mixture: ten Gaussians in 64 dimensions at the means of the ten digits, with their exact score.
 
@@ -11,7 +12,7 @@ same of other true samples is the floor. States are drawn about the mean of the 
 but in the runs called "from zero", which start from noise alone.
 
 Run: python benchmarks/quality.py [--out benchmarks/results] [--problem P] [--jobs 2]
-     [--minutes M] [--checkpoint FILE] [--quick]
+     [--minutes M] [--quick]
 Writes quality.json, a row for each run, and quality.png. Each run is in the file once it is made,
 and is not made again: a run of this script that was stopped, or whose minutes were over, goes on
 where it was (with --minutes 0 it draws what is there). All of it takes about half an hour on two
@@ -192,15 +193,12 @@ def make(job: Row, network: str | None) -> Row:
     return {**job, **levels, "evaluations": evaluations, "seconds": seconds, "values": values}
 
 
-def trained(iterations: int, checkpoint: str | None, file: str) -> str:
-    """Write the demo's network to ``file``, trained or as it was; what tells it from others."""
+def trained(iterations: int, file: str) -> str:
+    """Train the digits' network and write it to ``file``; what tells it from others."""
     torch.set_num_threads(1)
     data, _ = load_digits()
-    if checkpoint is not None:
-        model = fastscore.load_checkpoint(checkpoint).model
-    else:
-        sigmas = fastscore.noise_scales(data, sigma_min=SIGMA_MIN)
-        model, _ = train(data, sigmas, iterations=iterations, seed=0, progress=False)
+    sigmas = fastscore.noise_scales(data, sigma_min=SIGMA_MIN)
+    model, _ = train(data, sigmas, iterations=iterations, seed=0, progress=False)
     state = model.state_dict()
     torch.save(state, file)
     digest = hashlib.sha256()
@@ -401,7 +399,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="benchmarks/results")
     parser.add_argument("--problem", choices=PROBLEMS, action="append", help="this one alone")
-    parser.add_argument("--checkpoint", help="of the demo, whose network is not trained again")
     parser.add_argument("--jobs", type=int, default=2, help="processes, of a thread each")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no run after so many")
     parser.add_argument("--quick", action="store_true", help="small sizes: to see that it runs")
@@ -442,7 +439,7 @@ def main() -> None:
         }
         training = None
         if jobs.get("digits") and time.monotonic() < until:
-            training = pool.submit(trained, iterations, args.checkpoint, network)
+            training = pool.submit(trained, iterations, network)
         for row in made(pool, jobs, training, network, until, args.jobs):
             if row["problem"] == "digits" and training is not None:
                 own = training.result()

@@ -1,6 +1,5 @@
 """The command line: info, demo, sample."""
 
-import json
 import os
 import subprocess
 import sys
@@ -13,7 +12,6 @@ from PIL import Image
 import fastscore
 from fastscore import Checkpoint, save_checkpoint
 from fastscore.apps.cli import main, model_kwargs_of
-from fastscore.apps.demo import run_demo
 from fastscore.apps.info import info
 
 
@@ -342,7 +340,7 @@ def test_the_demo_without_a_bar_needs_no_tqdm(tmp_path, capsys, monkeypatch):
 def test_what_is_missing_is_said_at_once_and_first(checkpoint, tmp_path, capsys, monkeypatch):
     nothing_done(monkeypatch)
     monkeypatch.setattr("fastscore.apps.demo.run.load_digits", lambda: pytest.fail("work done"))
-    without(monkeypatch, "safetensors", "PIL", "sklearn")
+    without(monkeypatch, "safetensors", "PIL", "sklearn", "matplotlib")
     assert main(["sample", str(checkpoint), "-o", str(tmp_path / "a.png")]) == 2
     needs = "needs safetensors and pillow: pip install safetensors pillow\n"
     assert capsys.readouterr().err == f"fastscore sample: {needs}"
@@ -350,8 +348,9 @@ def test_what_is_missing_is_said_at_once_and_first(checkpoint, tmp_path, capsys,
     assert "needs safetensors: pip install safetensors\n" in capsys.readouterr().err
     assert main(["demo", "--out", str(tmp_path / "demo")]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("fastscore demo: needs scikit-learn, safetensors and pillow: ")
-    assert error.endswith(": pip install scikit-learn safetensors pillow\n")
+    needed = "scikit-learn, safetensors, pillow and matplotlib"
+    assert error.startswith(f"fastscore demo: needs {needed}: ")
+    assert error.endswith(": pip install scikit-learn safetensors pillow matplotlib\n")
     assert not (tmp_path / "demo").exists()
 
 
@@ -390,34 +389,3 @@ def test_demo_to_a_missing_or_read_only_directory(tmp_path, capsys, monkeypatch)
     (tmp_path / "file").touch()
     assert main(["demo", "--out", str(tmp_path / "file")]) == 2
     assert "is not a directory" in capsys.readouterr().err
-
-
-@pytest.mark.filterwarnings("ignore:.*at the highest noise level")
-def test_demo_writes_what_it_says(tmp_path):
-    out = tmp_path / "demo"
-    said = []
-    figures = run_demo(out, iterations=2, samples=4, progress=False, say=said.append)
-    pictures = {"samples.png", "path.png", "samplers.png"}
-    assert {path.name for path in out.iterdir()} == pictures | {
-        "checkpoint.safetensors",
-        "figures.json",
-    }
-    assert json.loads((out / "figures.json").read_text()) == figures
-    assert figures["quality"]["frechet_real"] < figures["quality"]["frechet_noise"]
-    assert min(figures["library_part"].values()) > 0
-    assert Image.open(out / "path.png").size[0] == (4 * 9 + 1) * 4
-    rows = figures["samplers"]
-    assert [row["evaluations"] for row in rows] == [106, 39, 35, 19, 20, 12, 8, 12, 12]
-    assert Image.open(out / "samplers.png").size == (168 + 4 * 36 + 2 * 4, len(rows) * 36 + 4)
-    for row in rows:
-        assert any(f"{row['name']:<24} {row['evaluations']:11d}" in line for line in said)
-        assert row["frechet_distance"] > figures["quality"]["frechet_real"]
-    assert rows[0]["frechet_distance"] == figures["quality"]["frechet_samples"]
-    assert any("1500 digits" in line for line in said)
-    loaded = fastscore.load_checkpoint(out / "checkpoint.safetensors")
-    assert loaded.process == fastscore.sde.VE(0.02, float(loaded.sigmas[0]))
-    few = loaded.sample(4, seed=0, sampler=rows[4]["sampler"], **rows[4]["settings"])
-    assert few.shape == (4, 1, 8, 8)
-    drawn = tmp_path / "more.png"
-    sample = ["sample", str(out / "checkpoint.safetensors"), "-n", "2", "-o", str(drawn)]
-    assert main([*sample, "--no-progress"]) == 0

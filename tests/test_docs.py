@@ -8,6 +8,8 @@ import inspect
 import json
 import pkgutil
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,7 +100,7 @@ def test_the_figures_of_the_example_are_those_that_were_measured():
 
 def test_the_table_of_the_demo_is_what_it_wrote():
     found = json.loads((README.parent / "benchmarks/results/demo.json").read_text())
-    rows = re.findall(r"\| (\d+) \| (\d\.\d) \| (\d\.\d\d) \|\n", README.read_text())
+    rows = re.findall(r"\| (\d+) \| (\d+\.\d) \| (\d\.\d\d) \|\n", README.read_text())
     expected = [
         (str(row["evaluations"]), f"{row['seconds']:.1f}", f"{row['frechet_distance']:.2f}")
         for row in found["samplers"]
@@ -108,6 +110,16 @@ def test_the_table_of_the_demo_is_what_it_wrote():
         f"(Training digits themselves: {found['quality']['frechet_real']:.2f};"
         in README.read_text()
     )
+    rows = re.findall(r"\| ([a-z -]+) \| (\d\.\d{3}) ± (\d\.\d{3}) \|\n", README.read_text())
+    assert rows == [
+        (name, f"{row['bits']:.3f}", f"{row['stderr']:.3f}")
+        for name, row in found["likelihood"]["bits_per_dim"].items()
+    ]
+    for name, area in found["likelihood"]["auroc"].items():
+        assert f"{name} {area['value']:.3f} ± {area['stderr']:.3f}" in README.read_text()
+    # And everything else that benchmarks/readme_demo.py writes there.
+    script = README.parent / "benchmarks/readme_demo.py"
+    subprocess.run([sys.executable, str(script), "--check"], check=True)
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"])

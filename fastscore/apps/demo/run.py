@@ -16,14 +16,16 @@ import fastscore
 from fastscore._support.checks import check_int
 from fastscore._support.extras import require_all
 from fastscore._support.files import prepare_directory
-from fastscore.apps.demo.data import load_digits
+from fastscore.apps.demo import likelihood
+from fastscore.apps.demo.data import LEVELS, as_digits, load_digits
 from fastscore.apps.demo.samplers import Way, compare, row_of, save_rows, table
 from fastscore.apps.demo.timing import dsm_seconds, langevin_seconds
 from fastscore.apps.info import info
 from fastscore.apps.progress import Bar, shows_progress
+from fastscore.evaluation.bits import dequantize
 from fastscore.evaluation.distances import frechet_distance, nearest_distance
 
-SIGMA_MIN = 0.01
+SIGMA_MIN = 0.01  # a sixth of the box of a level
 BATCH = 64
 LEARNING_RATE = 4e-3
 STEPS_PER_SIGMA = 3
@@ -33,14 +35,28 @@ FLOW_SIGMA_MIN = (
 SAMPLES, SHOWN = 1024, 256
 EMA_DECAY = 0.999
 ZOOM = 4
-PACKAGES = {"sklearn": "scikit-learn", "safetensors": "safetensors", "PIL": "pillow"}
+PACKAGES = {
+    "sklearn": "scikit-learn",
+    "safetensors": "safetensors",
+    "PIL": "pillow",
+    "matplotlib": "matplotlib",
+}
 Say = Callable[[str], None]
 
 
 def train(
-    data: Tensor, sigmas: Tensor, *, iterations: int, seed: int, progress: bool
+    data: Tensor,
+    sigmas: Tensor,
+    *,
+    iterations: int,
+    seed: int,
+    progress: bool,
+    levels: int | None = None,
 ) -> tuple[torch.nn.Module, list[float]]:
-    """A score network's moving average after ``iterations`` steps of Adam, and the losses."""
+    """A score network's moving average after ``iterations`` steps of Adam, and the losses.
+
+    Data of so many ``levels`` are dequantised, anew in each batch; None takes them as they are.
+    """
     torch.manual_seed(seed)
     model = fastscore.nn.ScoreConvNet(channels=1, image_size=8)
     # Twice as fast on a CPU. PyTorch's overloads of Module.to leave this argument out.
@@ -50,8 +66,10 @@ def train(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, iterations)
     loss_fn = fastscore.DSMLoss(sigmas)
     losses: list[float] = []
-    for _ in (bar := Bar(iterations, "training", progress)):
+    for step in (bar := Bar(iterations, "training", progress)):
         batch = data[torch.randint(len(data), (BATCH,))]
+        if levels is not None:
+            batch = dequantize(batch, levels, seed=seed, draw=step)
         loss = loss_fn(model, batch)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -73,16 +91,19 @@ def run_demo(
     progress: bool | None = None,
     say: Say = print,
 ) -> dict[str, Any]:
-    """Train a score network on handwritten digits and draw samples by every kind of sampler.
+    """Train a score network on handwritten digits, draw samples by every kind, tell how likely.
 
     Writes samples.png (by annealed Langevin dynamics), path.png (from noise to digit across its
-    levels), samplers.png (a row for each sampler), checkpoint.safetensors and figures.json to
-    ``out``; returns what stands in the JSON.
+    levels), samplers.png (a row for each sampler), likelihood.png (how the bits per dimension of
+    digits and of other pictures are spread), likeliest.png (held-out digits that take the fewest
+    bits, over those that take the most), checkpoint.safetensors and figures.json to ``out``;
+    returns what stands in the JSON.
 
     Args:
         out: directory; made if its parent exists.
         iterations: training steps.
-        samples: how many to draw by each sampler.
+        samples: how many to draw by each sampler; and of how many pictures of each kind to tell
+            the likelihood, up to the number of digits held out.
         seed: governs the network's start, the batches and all noise.
         progress: show progress bars; by default where tqdm is there, on a terminal.
         say: where the report goes.
@@ -106,7 +127,9 @@ def run_demo(
     )
 
     start = time.perf_counter()
-    model, losses = train(data, sigmas, iterations=iterations, seed=seed, progress=bars)
+    model, losses = train(
+        data, sigmas, iterations=iterations, seed=seed, progress=bars, levels=LEVELS
+    )
     training = time.perf_counter() - start
     sampling: dict[str, Any] = {"steps_per_sigma": STEPS_PER_SIGMA}
     process = fastscore.sde.VE(FLOW_SIGMA_MIN, float(sigmas[0]))
@@ -115,12 +138,13 @@ def run_demo(
     say(f"trained for {iterations} steps in {training:.1f} s, loss {_tail_mean(losses):.2f}")
 
     start = time.perf_counter()
-    levels = torch.linspace(0, len(sigmas) - 1, 12).round().long().tolist()
+    shown_levels = torch.linspace(0, len(sigmas) - 1, 12).round().long().tolist()
     drawn, path = fastscore.annealed_langevin(
-        model, sigmas, num_samples=samples, seed=seed, trajectory=levels, progress=bars,
+        model, sigmas, num_samples=samples, seed=seed, trajectory=shown_levels, progress=bars,
         **sampling,
     )  # fmt: skip
     seconds = time.perf_counter() - start
+    drawn = as_digits(drawn)
     evaluations = len(sigmas) * STEPS_PER_SIGMA + 1
     say(f"drew {samples} samples in {seconds:.1f} s ({evaluations} steps)")
 
@@ -139,6 +163,11 @@ def run_demo(
     way = torch.cat([normalised(path[:, :shown].flatten(0, 1)), drawn[:shown]])
     fastscore.save_grid(directory / "path.png", 1 - way, columns=shown, zoom=ZOOM)
 
+    likely, bits = likelihood.likelihoods(
+        checkpoint, data, held_out, count=samples, seed=seed, progress=bars
+    )
+    likelihood.save_pictures(directory, held_out, bits)
+
     figures = {
         "training_seconds": training,
         "sampling_seconds": seconds,
@@ -148,6 +177,7 @@ def run_demo(
         "samples": samples,
         "quality": quality(drawn, data, held_out),
         "samplers": rows,
+        "likelihood": likely,
         "total_seconds": time.perf_counter() - begin,
         "machine": info(),
     }
@@ -182,14 +212,13 @@ def library_part(data: Tensor, sigmas: Tensor, drawn: Tensor, iterations: int) -
 
 def quality(drawn: Tensor, data: Tensor, held_out: Tensor) -> dict[str, float]:
     """Samples against held-out digits, and the same of as many that are real."""
-    clean = drawn.clamp(0, 1)
-    count = len(clean)  # fewer are further away, whatever they are
+    count = len(drawn)  # fewer are further away, whatever they are
     uniform = torch.rand(held_out.shape, generator=torch.Generator().manual_seed(0))
     return {
-        "frechet_samples": frechet_distance(clean, held_out),
+        "frechet_samples": frechet_distance(drawn, held_out),
         "frechet_real": frechet_distance(data[:count], held_out),
         "frechet_noise": frechet_distance(uniform[:count], held_out),
-        "nearest_samples": nearest_distance(clean, data),
+        "nearest_samples": nearest_distance(drawn, data),
         "nearest_real": nearest_distance(held_out, data),
     }
 
@@ -209,9 +238,9 @@ def report(figures: dict[str, Any], directory: Path, say: Say) -> None:
     say("median distance to the nearest training digit:")
     say(f"  samples {q['nearest_samples']:.2f}, held-out digits {q['nearest_real']:.2f}")
     say("the same network by other samplers, and their Fréchet distance to held-out digits:")
-    for line in table(figures["samplers"]):
+    for line in (*table(figures["samplers"]), *likelihood.report(figures["likelihood"])):
         say(line)
     say(
-        "wrote samples.png, path.png, samplers.png, checkpoint.safetensors and figures.json to "
-        f"{directory}/"
+        "wrote samples.png, path.png, samplers.png, likelihood.png, likeliest.png, "
+        f"checkpoint.safetensors and figures.json to {directory}/"
     )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import fastscore
 from fastscore._support.extras import require
+from fastscore.apps.demo.data import as_digits, dequantised_mean
 from fastscore.apps.progress import Bar
 from fastscore.evaluation.distances import frechet_distance
 
@@ -55,14 +56,14 @@ def ways(mean: Tensor) -> list[Way]:
 def row_of(
     way: Way, evaluations: int, seconds: float, drawn: Tensor, held_out: Tensor
 ) -> dict[str, Any]:
-    """What is reported of samples that were drawn in one way."""
+    """What is reported of digits that were drawn in one way."""
     return {
         "name": way.name,
         "sampler": way.sampler,
         "settings": {n: v for n, v in way.settings.items() if not isinstance(v, Tensor)},
         "evaluations": evaluations,
         "seconds": seconds,
-        "frechet_distance": frechet_distance(drawn.clamp(0, 1), held_out),
+        "frechet_distance": frechet_distance(drawn, held_out),
     }
 
 
@@ -77,7 +78,7 @@ def compare(
 ) -> tuple[list[dict[str, Any]], list[Tensor]]:
     """What is reported of each way, and its digits."""
     rows, digits = [], []
-    chosen = ways(data.mean(0))
+    chosen = ways(dequantised_mean(data))
     for number in (bar := Bar(len(chosen), "samplers", progress)):
         way = chosen[number]
         bar.say(sampler=way.name)
@@ -85,6 +86,7 @@ def compare(
             start = time.perf_counter()
             drawn = checkpoint.sample(samples, sampler=way.sampler, seed=seed, **way.settings)
             seconds = time.perf_counter() - start
+        drawn = as_digits(drawn)
         rows.append(row_of(way, len(calls), seconds, drawn, held_out))
         digits.append(drawn)
     return rows, digits
