@@ -71,12 +71,6 @@ def by_probes(score: Score, probes: Tensor, *, again: bool = False) -> ScoreAndD
     return evaluate
 
 
-def rademacher(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Numbers that are 1 or -1."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 2, shape, generator=generator).to(dtype) * 2 - 1
-
-
 # ---- the field ---------------------------------------------------------------------------------
 
 
@@ -183,8 +177,10 @@ class Scaled(InTime):
 # ---- the solvers -------------------------------------------------------------------------------
 
 
-def solve_scipy(flow: InTime, x: Tensor, *, rtol: float, atol: float) -> LogLikelihoods:
-    """scipy's RK45, as score_sde does: float64 on the host, the batch as one long state."""
+def solve_scipy(
+    flow: InTime, x: Tensor, *, rtol: float, atol: float, method: str = "RK45"
+) -> LogLikelihoods:
+    """scipy's, by default RK45, as score_sde does: float64 on the host, the batch as one state."""
     from scipy.integrate import solve_ivp
 
     first = flow.begin(x)
@@ -195,7 +191,7 @@ def solve_scipy(flow: InTime, x: Tensor, *, rtol: float, atol: float) -> LogLike
         return found.flatten().double().cpu().numpy()
 
     start = first.flatten().double().cpu().numpy()
-    found = solve_ivp(slope, flow.span, start, method="RK45", rtol=rtol, atol=atol)
+    found = solve_ivp(slope, flow.span, start, method=method, rtol=rtol, atol=atol)
     end = torch.from_numpy(found.y[:, -1].copy()).reshape(first.shape)
     return _shared(flow, end)
 
@@ -249,6 +245,14 @@ def log_likelihood_score_sde(
     field = by_probes(score, probe[None], again=True)
     flow = InTime(field, process, x.shape, SCORE_SDE_EPS)
     return solve_scipy(flow, x, rtol=SCORE_SDE_TOLERANCE, atol=SCORE_SDE_TOLERANCE)
+
+
+def reference(
+    field: ScoreAndDivergence, process: Process, x: Tensor, *, spread: float, tolerance: float
+) -> LogLikelihoods:
+    """By scipy's method of order 8, in float64, from ``process.t_eps`` on."""
+    flow = Scaled(field, process, x.shape, process.t_eps, spread=spread)
+    return solve_scipy(flow, x.double(), rtol=tolerance, atol=tolerance, method="DOP853")
 
 
 SOLVERS = {
