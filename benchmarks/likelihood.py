@@ -137,7 +137,8 @@ def ours(divergence: str, name: str, tolerance: float | None = None, **options: 
         found = fastscore.log_likelihood(
             problem.score, problem.x, problem.process, divergence=kind, seed=SEED, **options
         )
-        return peers.LogLikelihoods(found.log_prob, found.evaluations, passes=0)
+        passes = int(found.evaluations.max())
+        return peers.LogLikelihoods(found.log_prob, found.evaluations, passes)
 
     return Way("fastscore", f"fastscore, {name}", divergence, tolerance, run)
 
@@ -164,7 +165,7 @@ def ways(problem: Problem) -> Iterator[Way]:
 # ---- the problems ------------------------------------------------------------------------------
 
 
-def mixture_problem() -> Problem:
+def mixture_problem(samples: int) -> Problem:
     from sklearn.datasets import load_digits as labelled
 
     data = labelled()
@@ -173,7 +174,7 @@ def mixture_problem() -> Problem:
     means = torch.stack([images[labels == k].mean(0) for k in range(10)])
     variance = float((images - means[labels]).square().mean())
     mixture = fastscore.scores.GaussianMixture([0.1] * 10, means.float(), variance)
-    x = mixture.sample(SAMPLES, seed=0, sigma=MIXTURE_RANGE[0])
+    x = mixture.sample(samples, seed=0, sigma=MIXTURE_RANGE[0])
     spread = math.sqrt(float((images - images.mean(0)).square().mean()))
     about = {"variance_of_a_component": variance, "spread": spread, "components": 10}
     field = functools.partial(score_and_divergence, means, variance)
@@ -195,7 +196,7 @@ def score_and_divergence(
     return score, mean - y.shape[1] / width[:, 0] - score.square().sum(1)
 
 
-def digits_problem(checkpoint: str | None, iterations: int) -> Problem:
+def digits_problem(samples: int, checkpoint: str | None, iterations: int) -> Problem:
     """The demo's network and held-out digits, dequantised once."""
     held_in, held_out = load_digits()
     if checkpoint is not None:
@@ -207,7 +208,7 @@ def digits_problem(checkpoint: str | None, iterations: int) -> Problem:
     process = sde.VE(float(sigmas.min()), float(sigmas.max()))
     u = torch.rand(held_out.shape, generator=torch.Generator().manual_seed(0))
     grid = (held_out * (LEVELS - 1)).round().clamp(0, LEVELS - 1)
-    x = ((grid + u) / LEVELS)[:SAMPLES]
+    x = ((grid + u) / LEVELS)[:samples]
     spread = float((held_in - held_in.mean(0)).square().mean().sqrt())
     about = {"checkpoint": checkpoint is not None, "spread": spread}
     return Problem("digits", model.requires_grad_(False), process, x, spread, about=about)
@@ -298,8 +299,8 @@ def versions() -> dict[str, str | None]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="benchmarks/results")
-    parser.add_argument("--quick", action="store_true", help="one turn: to see that it runs")
-    parser.add_argument("--turns", type=int, default=7, help="of each way")
+    parser.add_argument("--quick", action="store_true", help="few samples, one turn: does it run")
+    parser.add_argument("--turns", type=int, default=5, help="of each way")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--checkpoint", help="of the demo; without it the network is trained")
     parser.add_argument("--problems", nargs="+", default=["mixture", "digits"])
@@ -308,13 +309,13 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     out = prepare_directory("likelihood", args.out)
     where = prepare_process()
-    turns, iterations = (1, 100) if args.quick else (args.turns, ITERATIONS)
+    turns, samples, iterations = (1, 16, 100) if args.quick else (args.turns, SAMPLES, ITERATIONS)
     result: dict[str, Any] = {"problems": {}, "rows": []}
     for name in args.problems:
         if name == "mixture":
-            problem = mixture_problem()
+            problem = mixture_problem(samples)
         else:
-            problem = digits_problem(args.checkpoint, iterations)
+            problem = digits_problem(samples, args.checkpoint, iterations)
         print(f"{name}: the reference took {problem.reference.passes} evaluations", flush=True)
         first, *others = ways(problem)
         chosen = [way for way in others if not args.packages or way.package in args.packages]
@@ -324,6 +325,7 @@ def main() -> None:
             "process": repr(problem.process),
             "samples": len(problem.x),
             "shape": list(problem.x.shape[1:]),
+            "mean_log_prob": float(problem.reference.log_prob.mean()),
             "reference_evaluations": problem.reference.passes,
             "reference_tolerance": REFERENCE_TOLERANCE,
         }
