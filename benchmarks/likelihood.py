@@ -151,6 +151,7 @@ def ways(problem: Problem) -> Iterator[Way]:
     yield ours(divergence, "as it comes")
     for tolerance in TOLERANCES:
         yield ours(divergence, "rk45", tolerance, solver="rk45")
+    yield ours(divergence, "rk23", TOLERANCES[1], solver="rk23")
     if divergence == "exact":
         yield ours("probe", "as it comes")
     yield solver("scipy", divergence, "t", at)

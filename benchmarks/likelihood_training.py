@@ -142,8 +142,8 @@ def main() -> None:
     held_in, held_out = load_digits()
     data_std = fastscore.nn.ScoreConvNet.for_data(held_in).data_std
     x = dequantised(held_out, torch.Generator().manual_seed(0))
-    key = fastscore.random.key(1)
-    probes = fastscore.ops.projections(key, x.shape, PROBES, distribution="rademacher")
+    signs = torch.randint(0, 2, (PROBES, *x.shape), generator=torch.Generator().manual_seed(1))
+    probes = signs.float() * 2 - 1
     found: dict[Way, list[Tensor]] = {way: [] for way in WAYS}
     rows: list[dict[str, Any]] = []
     for seed in range(args.seeds):

@@ -268,7 +268,7 @@ def test_log_likelihood_against_scipy(points: Tensor, process: sde.Process) -> N
     flow = likelihood.InTime(field, process, x.shape, process.t_eps)
     theirs = likelihood.solve_scipy(flow, x, rtol=1e-7, atol=1e-7)
     ours = fastscore.log_likelihood(MIXTURE, x, process, divergence="exact", rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(ours.log_prob, theirs.log_prob, rtol=0, atol=1e-3)
+    torch.testing.assert_close(ours.log_prob, theirs.log_prob, rtol=0, atol=2e-4)
 
 
 def test_log_likelihood_against_score_sde(points: Tensor) -> None:
@@ -280,4 +280,4 @@ def test_log_likelihood_against_score_sde(points: Tensor) -> None:
     ours = fastscore.log_likelihood(
         MIXTURE, points, VE, divergence="hutchinson", seed=SEED, rtol=1e-5, atol=1e-5
     )
-    torch.testing.assert_close(ours.log_prob, theirs.log_prob, rtol=0, atol=5e-3)
+    torch.testing.assert_close(ours.log_prob, theirs.log_prob, rtol=0, atol=2e-3)
