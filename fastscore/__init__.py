@@ -11,6 +11,7 @@ derivatives   ``jvp``, ``jvps``, ``quadratic_forms``, ``divergence``, ``output_a
               in ``derivatives``
 scores        ``scores``: ``NetworkScore``, ``EpsScore``, ``DenoiserScore``, ``EDMDenoiser`` and
               ``EnergyScore`` of other models; ``GaussianMixture`` and ``Parzen``, exact
+likelihood    ``log_likelihood``, the log density of each sample: in ``evaluation``
 evaluation    ``evaluation``: ``frechet_distance``, ``sliced_wasserstein``, ``energy_distance``,
               ``nearest_distance``; ``fisher_divergence``, ``sliced_fisher_divergence``
 processes     ``sde``: ``VE``, ``VP``, ``SubVP``, ``Cosine``, ``DDPM``, ``RectifiedFlow``, any
@@ -57,7 +58,11 @@ from fastscore._support.moved import keep_old_names
 from fastscore._support.signatures import show_as_written
 from fastscore.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fastscore.derivatives import divergence, jvp, jvps, output_and_divergence, quadratic_forms
-from fastscore.evaluation import fisher_divergence, sliced_fisher_divergence
+from fastscore.evaluation import (
+    fisher_divergence,
+    log_likelihood,
+    sliced_fisher_divergence,
+)
 from fastscore.losses import (
     DSMLoss,
     ScoreMatchingLoss,
@@ -108,6 +113,7 @@ __all__ = [
     "langevin",
     "langevin_step_size",
     "load_checkpoint",
+    "log_likelihood",
     "losses",
     "nn",
     "noise_scales",

@@ -45,6 +45,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from fastscore._support.alike import hypot_everywhere
 from fastscore._support.checks import (
     check_callable,
     check_choice,
@@ -372,7 +373,7 @@ def as_score(prediction: str, output: Tensor, x: Tensor, sigma: Tensor) -> Tenso
     dtype = torch.promote_types(torch.promote_types(output.dtype, x.dtype), torch.float32)
     output, x, level = output.to(dtype), x.to(dtype), level.to(dtype)
     if prediction == "v":
-        norm = torch.hypot(level, torch.ones_like(level))
+        norm = per_sample(hypot_everywhere(sigma.to(dtype), 1.0), x)
         return -output / (level * norm) - x / norm.square()
     if prediction != "x0":
         fail("as_score", "prediction", "one of noise levels", repr(prediction))

@@ -90,8 +90,10 @@ def divergence(
         sphere        2d/(d+2) (|A|_F^2 - tr(A)^2/d)
 
     All projections are carried through the model in one pass (:func:`fastscore.jvps`). ``"exact"``
-    takes a closed form for multilayer perceptrons of one or two hidden layers and one tangent for
-    each dimension for everything else, as :func:`fastscore.losses.score_matching_loss` does.
+    asks a model that knows its divergence (:func:`fastscore.derivatives.known_divergence`), as
+    mixtures, Parzen estimates and adapters around them do; it takes a closed form for multilayer
+    perceptrons of one or two hidden layers and one tangent for each dimension for everything else,
+    as :func:`fastscore.losses.score_matching_loss` does.
 
     Args:
         model: the vector field, called ``model(x)``, or ``model(x, sigma)`` when sigma is given;

@@ -17,6 +17,7 @@ from fastscore._support.known import known_of
 from fastscore._support.once import marked_once, only_once, refuse
 from fastscore._support.reach import Statistics, modules_of, same_statistics
 from fastscore._support.rewind import Rewind
+from fastscore._support.sums import tree_sum
 from fastscore._support.tangents import refuse_tangents
 from fastscore._support.warn import warn_caller
 from fastscore.derivatives.call import Call
@@ -24,6 +25,7 @@ from fastscore.derivatives.closed_form import NoClosedForm, jacobian
 from fastscore.derivatives.forward.api import dual_output
 from fastscore.derivatives.forward.tensor import DualTensor
 from fastscore.derivatives.forward.whole import differentiable_to_third_order, warn_of_no_graph
+from fastscore.derivatives.known import Keeping, known_divergence
 from fastscore.derivatives.mixing import SampleSigns, refuse_mixed_samples
 from fastscore.ops._library import sum_dtype
 
@@ -142,8 +144,9 @@ def output_and_trace(
 ) -> tuple[Tensor, Tensor]:
     """The model's output and the exact trace of its Jacobian at each sample.
 
-    In closed form where there is one (:mod:`fastscore.derivatives.closed_form`), else by tangents
-    along the unit vectors (:func:`trace_by_unit_vectors`).
+    Of a model that knows its own (:mod:`fastscore.derivatives.known`), what that says; in closed
+    form where there is one (:mod:`fastscore.derivatives.closed_form`); else by tangents along the
+    unit vectors (:func:`trace_by_unit_vectors`).
 
     Args:
         call: of a model whose samples do not depend on one another.
@@ -159,6 +162,13 @@ def output_and_trace(
             another (:class:`fastscore.derivatives.mixing.MixedSamples`).
         NoClosedForm: with ``closed``, where there is none.
     """
+    if (method := known_divergence(call.model)) is not None:
+        keeping = Keeping(method)
+        output = call._replace(model=keeping).output(x)
+        trace = keeping.checked(call.fn, x).to(sum_dtype(output.dtype))
+        # Its gradient is taken on trust, not that it has none.
+        if trace.requires_grad or not (torch.is_grad_enabled() and output.requires_grad):
+            return output, trace
     refuse_mixed_samples(call.fn, call.model)
     kept = Statistics(call.model)
     try:
@@ -178,7 +188,9 @@ def trace_by_unit_vectors(
     """As :func:`output_and_trace`, always as the sum of e_i' J e_i over the unit vectors e_i.
 
     The time grows with the number of dimensions d; the memory with ``chunk_size``, also while
-    gradients are recorded, for the backward pass computes each chunk again.
+    gradients are recorded, for the backward pass computes each chunk again. The terms are added in
+    float64, in an order that hangs on d alone: what a sample gets does not hang on the batch that
+    it is in, nor on the chunks, as far as its derivatives don't.
     """
     refuse_mixed_samples(call.fn, call.model)
     dimensions = math.prod(x.shape[1:])
@@ -201,10 +213,10 @@ def trace_by_unit_vectors(
             refuse_mixed_samples(call.fn, call.model, found=True)
         along = torch.arange(len(indices), device=x.device)
         diagonal = products[: len(indices)].reshape(len(indices), len(x), dimensions)
-        diagonal = signs.applied_to(diagonal[along, :, indices])
-        return output, diagonal.sum(0, dtype=sum_dtype(output.dtype))
+        return output, signs.applied_to(diagonal[along, :, indices])
 
-    output, trace = of_chunk(0)
+    output, diagonal = of_chunk(0)
+    parts = [diagonal]
 
     def of_another(start: int) -> Tensor:
         with same_statistics(call.model):  # which the first chunk has moved for this batch
@@ -212,11 +224,11 @@ def trace_by_unit_vectors(
 
     for start in range(chunk, dimensions, chunk):
         if torch.is_grad_enabled():
-            part = checkpoint(of_another, start, use_reentrant=False)
+            parts.append(checkpoint(of_another, start, use_reentrant=False))
         else:
-            part = of_another(start)
-        trace = trace + part
-    return output, trace
+            parts.append(of_another(start))
+    trace = tree_sum(torch.cat(parts).double(), 0)
+    return output, (trace + 0.0).to(sum_dtype(output.dtype))  # a sample's sign leaves no -0
 
 
 def unit_vectors(x: Tensor, indices: Tensor) -> Tensor:

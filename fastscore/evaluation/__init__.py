@@ -1,6 +1,8 @@
-"""How good a model or its samples are: Fisher divergences, and distances between samples.
+"""How good a model or its samples are: likelihoods, Fisher divergences, distances of samples.
 
 ============================  ====================================================================
+``log_likelihood``            the log density of each sample, by the probability flow
+``prior_mismatch``            what the published prior is off by, of Gaussian data
 ``fisher_divergence``         of a model's score from a known one
 ``sliced_fisher_divergence``  the same along random projections
 ``frechet_distance``          of two sets of samples: their means and covariances
@@ -15,6 +17,7 @@
 8.0
 """
 
+from fastscore.evaluation._prior import prior_mismatch
 from fastscore.evaluation.distances import (
     energy_distance,
     frechet_distance,
@@ -22,12 +25,16 @@ from fastscore.evaluation.distances import (
     sliced_wasserstein,
 )
 from fastscore.evaluation.fisher import fisher_divergence, sliced_fisher_divergence
+from fastscore.evaluation.likelihood import LogLikelihood, log_likelihood
 
 __all__ = [
+    "LogLikelihood",
     "energy_distance",
     "fisher_divergence",
     "frechet_distance",
+    "log_likelihood",
     "nearest_distance",
+    "prior_mismatch",
     "sliced_fisher_divergence",
     "sliced_wasserstein",
 ]

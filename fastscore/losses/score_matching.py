@@ -105,8 +105,10 @@ def score_matching_loss(
 
     The trace is a closed form for a multilayer perceptron of one or two hidden layers, with noise
     levels, skip connections and scalings (:mod:`fastscore.derivatives.closed_form`): one more pass
-    through the middle layer, whatever the dimension. For any other model it is the sum of e_i'J e_i
-    over the unit vectors e_i, whose time grows with the dimension, in chunks that bound the memory.
+    through the middle layer, whatever the dimension. A model that knows its own divergence
+    (:mod:`fastscore.derivatives.known`) is asked for it. For any other model it is the sum of
+    e_i'J e_i over the unit vectors e_i, whose time grows with the dimension, in chunks that bound
+    the memory.
 
     Args:
         model: called ``model(x)`` or, with ``sigmas``, ``model(x, sigma)``; returns the score in

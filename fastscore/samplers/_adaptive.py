@@ -1,20 +1,17 @@
-"""The adaptive solver of the probability flow: order 5(4), every sample with its own steps."""
+"""The adaptive solvers of the probability flow: every sample with its own steps."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor
 
-from fastscore._support.checks import check_choice, check_int, check_number, fail, per_sample
+from fastscore._support.checks import per_sample
 from fastscore._support.model_kwargs import Shared, rebuilt
 from fastscore._support.warn import warn_caller
-from fastscore._support.wrappers import said_by
-from fastscore.samplers._angle import DATA_SCALE, Angle
+from fastscore.samplers._angle import Angle, Nodes
 from fastscore.samplers._batches import Batches
 from fastscore.samplers._controller import (
     ARRIVED,
@@ -26,14 +23,13 @@ from fastscore.samplers._controller import (
     Control,
     first_step,
 )
-from fastscore.samplers._frame import Frame
 from fastscore.samplers._graph import capture
-from fastscore.samplers._inputs import check_clamp
 from fastscore.samplers._loop import Course, stopped_by, surroundings
-from fastscore.samplers._plan import OPEN, Callback, Plan
+from fastscore.samplers._plan import Callback, Plan
 from fastscore.samplers._runge_kutta import (
     DORMAND_PRINCE,
     StagedChain,
+    Tableau,
     coefficients_of,
     matrix,
     rk_advance_,
@@ -42,11 +38,9 @@ from fastscore.samplers._runge_kutta import (
 )
 from fastscore.samplers._state import SamplerState
 
-STAGES = len(DORMAND_PRINCE.nodes)
-CALLS = STAGES - 1  # of the model, for a step: the first slope is the last of the step before
-DEFAULTS: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-3, "max_steps": 10_000, "failed": "raise"}
+NAMED = 5  # of the samples that have failed
 REASONS = {
-    TOO_SMALL: "its step, in atan(s/{scale:g}), has fallen to {h:.1e}",
+    TOO_SMALL: "its step, in the angle of the noise level, has fallen to {h:.1e}",
     NO_NUMBER: "the model returns NaN or infinity",
     TOO_MANY: "it has not arrived",
 }
@@ -61,6 +55,8 @@ class Method:
     max_steps: int
     denoise: bool
     returns_failed: bool
+    tableau: Tableau = DORMAND_PRINCE
+    equal_steps: int | None = None  # so many, without step control
 
 
 @dataclass
@@ -70,6 +66,8 @@ class AdaptiveChain(StagedChain):
     What is per sample is held twice: of the samples that are still moving, and of all.
     """
 
+    carried: ClassVar[tuple[str, ...]] = ()  # what else steps change: attributes (n, ...)
+    told_by: ClassVar[str] = "return_state=True"  # where a user finds which have failed
     method: Method = field(kw_only=True)
     angle: Angle = field(kw_only=True)
     control: Control = field(init=False)
@@ -79,6 +77,7 @@ class AdaptiveChain(StagedChain):
     all_x: Tensor = field(init=False)
     all_first: Tensor | None = field(init=False, default=None)
     all_control: Control = field(init=False)
+    all_carried: dict[str, Tensor] = field(init=False, default_factory=dict)
     failed: Tensor | None = field(init=False, default=None)  # (B,) bool, at the end of the run
 
     def __post_init__(self) -> None:
@@ -89,14 +88,18 @@ class AdaptiveChain(StagedChain):
             self.angle.of_time(self.angle.first),
             self.angle.of_time(self.angle.last),
         )
-        h = first_step(self.end - self.begin, m.rtol, m.atol)
+        span, tableau = self.end - self.begin, m.tableau
+        h = first_step(span, m.rtol, m.atol, tableau.order)
+        self.equal_step = None if m.equal_steps is None else span / m.equal_steps
+        h = h if self.equal_step is None else self.equal_step
         device = self.x.device
         self.all_x, self.new = self.x, torch.empty_like(self.x)
         self.all_control = self.control = Control.start(len(self.x), self.begin, h, device)
         self.all_known = self.known, self.mask, self.known_noise, self.unknown
         self.all_kwargs, self.whole_batches = self.model_kwargs, self.batches
-        nodes = torch.tensor(DORMAND_PRINCE.nodes, dtype=torch.float64, device=device)
-        self.nodes, self.weights_of = nodes.unsqueeze(-1), matrix(DORMAND_PRINCE, device)
+        nodes = torch.tensor(tableau.nodes, dtype=torch.float64, device=device)
+        self.nodes, self.weights_of = nodes.unsqueeze(-1), matrix(tableau, device)
+        self.stages, self.at_the_end = len(tableau.nodes), tableau.nodes.count(1.0)
 
     def take_up(self, state: SamplerState) -> None:
         """Go on from where another run has come to."""
@@ -115,7 +118,7 @@ class AdaptiveChain(StagedChain):
         nodes = self.angle.nodes(self.control.tau.unsqueeze(0))
         self.tell(nodes.told[0].to(self.x.dtype), nodes.label_at(0))
         self.keep()
-        self.first = self.output_at(self.x, nodes.data_at(0)).clone()
+        self.first = self.asked(0, self.x, nodes).clone()
         self.control.evaluations.add_(1)
 
     def captured_step(self) -> None:
@@ -124,28 +127,47 @@ class AdaptiveChain(StagedChain):
         self.keep()
 
     def take_step(self) -> None:
-        """Six calls of the model; where the error is small enough, x moves."""
+        """A call of the model at each stage but the first; where the error is small, x moves.
+
+        The first stage's output is that of the last one in the step before.
+        """
         h, final, moving = self.control.next(self.end)
         tau = self.control.tau + self.nodes * h
-        tau[-2:].masked_fill_(final, self.end)
+        tau[-self.at_the_end :].masked_fill_(final, self.end)
         at = self.angle.nodes(tau)
         told = at.told.to(self.x.dtype)
         g = torch.cat([at.g, at.g[-1:]])
-        table = coefficients_of(DORMAND_PRINCE, self.weights_of, h, at.p, at.q, g)
+        table = coefficients_of(self.method.tableau, self.weights_of, h, at.p, at.q, g)
         base = self.unknown_part(self.x)
         self.keep(self.first)
-        for stage in range(1, STAGES):
-            w = self.stage if stage < STAGES - 1 else self.new
+        last = self.stages - 1
+        for stage in range(1, self.stages):
+            w = self.stage if stage < last else self.new
             rk_stage(base, self.kept, table[stage, :, : stage + 1].contiguous(), out=w)
             if self.mask is not None:
                 self.with_known(w, at.known_at(stage))
-            if stage == STAGES - 1:
+            if stage == last:
                 self.clamp_state(w, at.alpha[-1], tau[-1])
             self.tell(told[stage], at.label_at(stage))
-            self.output_at(w, at.data_at(stage))
+            self.asked(stage, w, at)
         error = self.error_of(base, table[-1], at.g[0] / at.g[-1], at.alpha[-1])
-        accepted = self.control.after(h, tau[-1], error, final, moving, CALLS)
+        error = self.judged(error, h, at)
+        accepted = self.control.after(
+            h, tau[-1], error, final, moving, last, self.method.tableau.order, self.equal_step
+        )
         rk_advance_(self.x, self.first, self.new, self.kept[-1], accepted)
+        self.moved(accepted)
+
+    def asked(self, stage: int, w: Tensor, at: Nodes) -> Tensor:
+        """The model's output at a stage, whose place among the nodes that is."""
+        return self.output_at(w, at.data_at(stage))
+
+    def judged(self, error: Tensor, h: Tensor, at: Nodes) -> Tensor:
+        """The error of each sample's step, by all that is to be as exact as x."""
+        return error
+
+    def moved(self, accepted: Tensor) -> None:
+        """What goes on beside x, of the samples whose step is accepted."""
 
     def error_of(self, base: Tensor, e: Tensor, ratio: Tensor, alpha: Tensor) -> Tensor:
         """RMS of the error over the tolerance, of each sample, in the units of y.
@@ -184,12 +206,15 @@ class AdaptiveChain(StagedChain):
         self.all_first[self.live] = self.first
         for name, tensor in self.control.tensors().items():
             self.all_control.tensors()[name][self.live] = tensor
+        for name, tensor in self.all_carried.items():
+            tensor[self.live] = getattr(self, name)
 
     def keep_only(self, rows: Tensor) -> None:
         """Of the samples in the chain, those at these places stay."""
         self.store()
         if self.live is None:
             self.all_x, self.all_first, self.all_control = self.x, self.first, self.control
+            self.all_carried = {name: getattr(self, name) for name in self.carried}
             self.live = rows
         else:
             self.live = self.live[rows]
@@ -201,6 +226,8 @@ class AdaptiveChain(StagedChain):
         self.x, self.first = self.x[rows], self.first[rows]
         self.stage, self.new = torch.empty_like(self.x), torch.empty_like(self.x)
         self.control = self.control.chosen(rows)
+        for name in self.carried:
+            setattr(self, name, getattr(self, name)[rows])
         self.known, self.mask, self.known_noise, self.unknown = (
             None if tensor is None else tensor[self.live] for tensor in self.all_known
         )
@@ -263,13 +290,12 @@ class AdaptiveChain(StagedChain):
         control = self.all_control
         row = int((control.status.cpu() >= TOO_SMALL).nonzero()[0])
         tau = control.tau[row : row + 1]
-        t, s = self.angle.times(tau), tau.tan() * self.angle.scale
-        number = self.sample_offset + row if self.samples is None else int(self.samples[row])
+        t, s = self.angle.times(tau), self.angle.level_of(tau)
         status, h = int(control.status[row]), float(control.h[row])
-        why = REASONS[status].format(h=abs(h), scale=self.angle.scale)
+        why = REASONS[status].format(h=abs(h))
         m = self.method
         raise RuntimeError(
-            f"{self.fn}: sample {number} can't meet its tolerances (rtol={m.rtol:g}, "
+            f"{self.fn}: sample {self.number_of(row)} can't meet its tolerances (rtol={m.rtol:g}, "
             f"atol={m.atol:g}) at t = {float(t):.6g}, where s = {float(s):.6g}, in step {done}: "
             f'{why}. failed="return" returns the others.'
         )
@@ -304,6 +330,7 @@ class AdaptiveChain(StagedChain):
             self.refuse(done)
         if self.live is not None:  # everybody is in again
             self.x, self.control = self.all_x, self.all_control
+            vars(self).update(self.all_carried)
             self.model_kwargs, self.batches = self.all_kwargs, self.whole_batches
             self.known, self.mask, self.known_noise, self.unknown = self.all_known
             self.stage = torch.empty_like(self.x)
@@ -337,13 +364,22 @@ class AdaptiveChain(StagedChain):
             torch.where(mask, known, self.x, out=self.x)
         assert self.failed is not None
         self.x.masked_fill_(per_sample(self.failed, self.x), torch.nan)
-        count = int(self.failed.sum())
-        if count:
-            warn_caller(
-                f"{self.fn}: {count} of {len(self.x)} samples can't meet their tolerances, and are "
-                "NaN; return_state=True tells which, in failed.",
-                UserWarning,
-            )
+        if bool(self.failed.any()):
+            self.warn_of_failed(self.failed.nonzero()[:, 0].tolist())
+
+    def warn_of_failed(self, rows: list[int]) -> None:
+        """Say how many samples are given up, and the first of them."""
+        first = ", ".join(str(self.number_of(row)) for row in rows[:NAMED])
+        first += ", ..." if len(rows) > NAMED else ""
+        warn_caller(
+            f"{self.fn}: {len(rows)} of {len(self.all_x)} samples can't meet their tolerances, and "
+            f"are NaN (number {first}); {self.told_by} tells which, in failed.",
+            UserWarning,
+        )
+
+    def number_of(self, row: int) -> int:
+        """The number of a sample."""
+        return self.sample_offset + row if self.samples is None else int(self.samples[row])
 
     def kappa(self) -> Tensor:
         """By which x is multiplied in the state, of all samples."""
@@ -386,74 +422,3 @@ def gathered(kwargs: dict[str, Any], batch: int, index: Tensor) -> dict[str, Any
         return Shared(value) if changed is value and not isinstance(value, Shared) else changed
 
     return {name: walk(value) for name, value in kwargs.items()}
-
-
-def method_of(
-    fn: str, *, rtol: float, atol: float, max_steps: int, failed: str, denoise: bool
-) -> Method:
-    """The settings, checked."""
-    rtol = check_number(fn, "rtol", rtol, minimum=0.0)
-    atol = check_number(fn, "atol", atol, positive=True)
-    max_steps = check_int(fn, "max_steps", max_steps, minimum=1)
-    check_choice(fn, "failed", failed, ("raise", "return"))
-    return Method(rtol, atol, max_steps, denoise, returns_failed=failed == "return")
-
-
-@dataclass
-class AdaptivePlan(Plan):
-    """A plan of a run that has as many steps as it takes."""
-
-    def recorded(self, fn: str, trajectory: Sequence[int] | None) -> list[int] | None:
-        """No trajectory."""
-        if trajectory is not None:
-            expected = 'None with solver="rk45", whose samples are not at the same time'
-            fail(fn, "trajectory", expected, trajectory)
-        return None
-
-
-def adaptive_plan(
-    fn: str,
-    model: Any,
-    frame: Frame,
-    t: Tensor,
-    method: Method,
-    options: dict[str, Any],
-    *,
-    from_start: bool,
-) -> Plan:
-    """The plan of a run with step control from one time to another: most is found on the way."""
-    clip = check_clamp(fn, options["clip_denoised"], "clip_denoised")
-    scale = said_by(model, "sigma_data")
-    if scale is not None:
-        check_number(fn, "the model's sigma_data", scale, positive=True)
-    first, last = t.tolist()
-    angle = Angle(frame, first, last, clip != OPEN, DATA_SCALE if scale is None else float(scale))
-    process = frame.process
-    s = process.noise_level(t)
-    alpha, own_alpha = process.alpha(t), frame.alpha(t, s)
-    own, of_state = frame.output_coefficients(t, s)
-    variance = float((own_alpha * s).square()[0])
-    start = float((alpha * s)[0])
-    return AdaptivePlan(
-        torch.zeros(1, 4, dtype=torch.float64),
-        frame.told(t, s)[:1],
-        steps=method.max_steps,
-        steps_per_level=method.max_steps,
-        init_scale=start,
-        known_scale=start,
-        known_part=float(alpha[0]),
-        step_size=f"rtol={method.rtol:g}, atol={method.atol:g}",
-        conditioning=frame.conditioning,
-        records_steps=True,
-        labels=frame.labels(s[:1]),
-        scales=frame.scale(t, s).tolist(),
-        clip=clip,
-        known_table=torch.zeros(1, 4, dtype=torch.float64),
-        continuous=True,
-        returns_state=bool(options["return_state"]),
-        carries_history=True,
-        prior=(variance, float(own[0]), float(of_state[0]), float(s[0])) if from_start else None,
-        init_mean=options["init_mean"],
-        make_chain=partial(AdaptiveChain, method=method, angle=angle),
-        graph_by_itself=False,
-    )

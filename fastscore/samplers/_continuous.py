@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 from torch import Tensor
 
@@ -24,10 +24,10 @@ Grid = str | Sequence[float] | Tensor
 SLACK = 1e-6  # a level that is so little outside the model's range is at its end
 
 
-class ContinuousOptions(SamplerOptions, total=False):
-    """Keyword arguments of every sampler in continuous time."""
+class NetworkInTime(TypedDict, total=False):
+    """How a network is called along a process, and what it returns."""
 
-    conditioning: Annotated[  # there are more ways than with levels alone
+    conditioning: Annotated[
         str | None,
         Option(
             None,
@@ -82,6 +82,14 @@ class ContinuousOptions(SamplerOptions, total=False):
             process has.""",
         ),
     ]
+
+
+class ContinuousOptions(SamplerOptions, NetworkInTime, total=False):
+    """Keyword arguments of every sampler in continuous time.
+
+    There are more ways to call a model, and more that it may return, than with levels alone.
+    """
+
     init_mean: Annotated[
         Tensor | float | None,
         Option(
@@ -192,15 +200,19 @@ def times_for(
     grid: Grid,
     points: int | None,
     t_start: float,
+    t_end: float | None = None,
 ) -> Tensor:
-    """The times of a run, falling, on the part of the process that the model knows: float64."""
+    """The times of a run, falling, on the part of the process that the model knows: float64.
+
+    To ``t_end``, or to where sampling stops.
+    """
     process = frame.process
     t_start = check_number(fn, "t_start", t_start, positive=True)
     if t_start > 1:
         fail(fn, "t_start", "at most 1", t_start)
     if t_start < 1 and x is None:
         fail(fn, "x", f"given, the state at t_start={t_start}", None)
-    first, last = min(t_start, process.t_max), process.t_min
+    first, last = min(t_start, process.t_max), process.t_min if t_end is None else t_end
     known = sigma_range_for(fn, model, frame)
     if isinstance(grid, str):
         if known is not None:
@@ -212,7 +224,8 @@ def times_for(
             expected = f"later than the end of sampling, t = {last:.4g}"
             fail(fn, "t_start", expected, f"{first:.4g} (where the model's range ends, or given)")
         if float(process.noise_level(last)) <= 0:
-            expected = "a process with noise at its t_min: from there denoise leads to the data"
+            expected = "a process with noise where its flow ends (from its t_min denoise leads to "
+            expected += "the data, and without any these have no density)"
             fail(fn, "sde", expected, f"none at t = {last:g}")
         return time_grid(fn, process, grid, points, first, last)
     times = time_grid(fn, process, grid)
@@ -243,17 +256,25 @@ def part_within(
         expected = f"one that knows some of the process's noise levels, {lo:.4g} to {hi:.4g}"
         fail(fn, "model", expected, f"a sigma_range of {known[0]:.4g} to {known[1]:.4g}")
     return (
-        min(first, time_within(process, known[1], first)),
-        max(last, time_within(process, known[0], last)),
+        min(first, time_within(process, known[1], first, (lo, hi))),
+        max(last, time_within(process, known[0], last, (lo, hi))),
     )
 
 
-def time_within(process: Process, level: float, otherwise: float) -> float:
-    """When the noise level is ``level``; ``otherwise`` where the process ends before or is near."""
+def time_within(
+    process: Process, level: float, otherwise: float, levels: tuple[float, float] | None = None
+) -> float:
+    """When the noise level is ``level``; ``otherwise`` where that is near, or not in ``levels``.
+
+    Which are those that sampling has, unless others are given.
+    """
     s = float(process.noise_level(otherwise))
     if abs(s - level) < SLACK * level:
         return otherwise
-    lo, hi = (float(process.noise_level(t)) for t in (process.t_min, process.t_max))
+    if levels is None:
+        lo, hi = (float(process.noise_level(t)) for t in (process.t_min, process.t_max))
+    else:
+        lo, hi = levels
     return float(process.time_of(level)) if lo < level < hi else otherwise
 
 

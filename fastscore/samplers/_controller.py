@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-ORDER = 5
 SAFETY = 0.9
 BETA = 0.04  # how much the error of the step before counts
 LEAST, MOST = 0.2, 10.0  # by what a step may change
@@ -20,9 +19,9 @@ SMALLEST = 1e-10  # a step over the distance from 0: no time passes in less
 RUNNING, ARRIVED, AT_DATA, TOO_SMALL, NO_NUMBER, TOO_MANY = range(6)  # the last three: failed
 
 
-def first_step(span: float, rtol: float, atol: float) -> float:
-    """A guess that costs nothing: the local error goes with the fifth power of the step."""
-    return span * min(0.3, 0.8 * (rtol + atol) ** (1 / ORDER))
+def first_step(span: float, rtol: float, atol: float, order: int) -> float:
+    """A guess that costs nothing: the error estimate goes with this power of the step."""
+    return span * min(0.3, 0.8 * (rtol + atol) ** (1 / order))
 
 
 @dataclass
@@ -57,22 +56,34 @@ class Control:
         return h.masked_fill_(~moving, 0.0), final, moving
 
     def after(
-        self, h: Tensor, tau: Tensor, error: Tensor, final: Tensor, moving: Tensor, calls: int
+        self,
+        h: Tensor,
+        tau: Tensor,
+        error: Tensor,
+        final: Tensor,
+        moving: Tensor,
+        calls: int,
+        order: int,
+        equal_step: float | None,
     ) -> Tensor:
         """Take in what steps to ``tau`` have come to; returns which are accepted.
+
+        Equal steps are accepted whatever their error, if that is a number.
 
         Gustafsson's PI controller (Hairer and Wanner 1996, section IV.2), by operations whose
         results do not hang on the sample's place in the batch.
         """
         finite = error < torch.inf
-        accepted = moving & (error <= 1)
+        accepted = moving & (finite if equal_step is not None else error <= 1)
         refused = ~accepted
         log = error.clamp_min(LEAST_ERROR).log_()
         gain = (self.last + log * 0.75).mul_(BETA).masked_fill_(refused, 0.0)
-        factor = (gain - log / ORDER).exp_().mul_(SAFETY).clamp_(LEAST, MOST)
+        factor = (gain - log / order).exp_().mul_(SAFETY).clamp_(LEAST, MOST)
         factor = torch.where(self.rejected | refused, factor.clamp_max(1.0), factor)
         following = h * factor.masked_fill_(~finite, NOT_FINITE)
         stuck = moving & (following.abs() < self.tau * SMALLEST)
+        if equal_step is not None:
+            following, stuck = torch.full_like(h, equal_step), moving & ~finite
         self.status.masked_fill_(stuck, TOO_SMALL)
         self.status.masked_fill_(stuck & ~finite, NO_NUMBER)
         self.status.masked_fill_(accepted & final, ARRIVED)

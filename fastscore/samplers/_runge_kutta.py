@@ -23,6 +23,7 @@ from fastscore.samplers._loop import Chain
 from fastscore.samplers._plan import OPEN
 
 __all__ = [
+    "BOGACKI_SHAMPINE",
     "CLASSICAL",
     "DORMAND_PRINCE",
     "StagedChain",
@@ -48,6 +49,7 @@ class Tableau:
     nodes: tuple[float, ...]
     weights: tuple[tuple[float, ...], ...]
     error: tuple[float, ...] = ()
+    order: int = 4  # with which power of the step its error, or the estimate of that, goes
 
 
 CLASSICAL = Tableau(
@@ -68,6 +70,15 @@ DORMAND_PRINCE = Tableau(
         (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
     ),
     (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40),
+    order=5,
+)
+
+# Bogacki and Shampine 1989, of order 3(2), in the same way.
+BOGACKI_SHAMPINE = Tableau(
+    (0.0, 1 / 2, 3 / 4, 1.0),
+    ((1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
+    (-5 / 72, 1 / 12, 1 / 9, -1 / 8),
+    order=3,
 )
 
 

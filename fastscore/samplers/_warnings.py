@@ -35,28 +35,39 @@ class FirstLook:
         chain.adjust = self.own
         if self.own is not None:
             self.own(chain, output)
-        variance, of_output, of_state, _ = self.prior
         if chain.second is not None:
             return  # a guided score is another one
-        size = chain.x.square().sum(dtype=torch.float64)
-        along = (chain.x * output).sum(dtype=torch.float64)
-        self.share = -variance * (of_output * along + of_state * size) / size
+        self.share = share_of_noise(chain.x, output, self.prior)
         if chain.x.device.type == "cpu":
             self.warn()
 
     def warn(self) -> None:
         """Say so once where the score is far from what it must be."""
         share, self.share = self.share, None
-        least, most = FROM_HIGH if self.prior[-1] >= HIGH else FROM_LOW
-        if share is None or least < float(share) < most:
-            return
-        warn_caller(
-            f"{self.chain.fn}: at the highest noise level, where the score is about that of noise "
-            f"alone, -x/sigma^2, the model's is {float(share):.3g} times that. It may be called "
-            "otherwise than it was trained, or return something else than is assumed: see "
-            f"conditioning (here {self.chain.conditioning!r}), time_scale and prediction.",
-            UserWarning,
-        )
+        if share is not None:
+            warn_of_share(self.chain, float(share), self.prior)
+
+
+def share_of_noise(x: Tensor, output: Tensor, prior: Prior) -> Tensor:
+    """The mean of <x, score> over that of <x, -x/sigma^2>, of states x and the model's outputs."""
+    variance, of_output, of_state, _ = prior
+    size = x.square().sum(dtype=torch.float64)
+    along = (x * output).sum(dtype=torch.float64)
+    return -variance * (of_output * along + of_state * size) / size
+
+
+def warn_of_share(chain: Chain, share: float, prior: Prior) -> None:
+    """Say that it is far from what it must be, where it is."""
+    least, most = FROM_HIGH if prior[-1] >= HIGH else FROM_LOW
+    if least < share < most:
+        return
+    warn_caller(
+        f"{chain.fn}: at the highest noise level, where the score is about that of noise "
+        f"alone, -x/sigma^2, the model's is {share:.3g} times that. It may be called "
+        "otherwise than it was trained, or return something else than is assumed: see "
+        f"conditioning (here {chain.conditioning!r}), time_scale and prediction.",
+        UserWarning,
+    )
 
 
 def warn_of_divergence(fn: str, x: Tensor, start: Tensor | None, steps: int, plan: Plan) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from fastscore._support.checks import check_choice, check_number, fail, fail_type
-from fastscore.samplers._adaptive import DEFAULTS, adaptive_plan, method_of
+from fastscore.samplers._adaptive_plan import DEFAULTS, adaptive_plan, method_of
 from fastscore.samplers._continuous import (
     ContinuousOptions,
     Grid,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from fastscore._support.alike import hypot_everywhere
 from fastscore._support.buffers import ExactBuffers
 from fastscore._support.checks import (
     check_callable,
@@ -26,6 +28,7 @@ from fastscore.conditioning import (
     prediction_of,
     sigma_range_of,
 )
+from fastscore.derivatives.known import METHOD, OF_ADAPTERS, Keeping, Known, known_divergence
 
 
 class Wrapper(ExactBuffers):
@@ -62,6 +65,28 @@ class Wrapper(ExactBuffers):
     def _own_range(self) -> tuple[float, float] | None:
         """The range that it knows of where its network says none."""
         return None
+
+    @property
+    def output_and_divergence(self) -> Known:
+        """As ``forward``, with the divergence of the output in float64, (batch,), beside it.
+
+        There where the network that this is made around knows its own
+        (:mod:`fastscore.derivatives.known`), and not otherwise.
+
+        Example:
+            >>> import torch, fastscore
+            >>> hasattr(NetworkScore(fastscore.nn.ScoreMLP(2)), "output_and_divergence")
+            False
+            >>> mixture = fastscore.scores.GaussianMixture([1.0], [[0.0, 0.0]], 3.0)
+            >>> score, divergence = NetworkScore(mixture).output_and_divergence(torch.ones(1, 2), 1)
+            >>> divergence
+            tensor([-0.5000], dtype=torch.float64)
+        """
+        method, of_adapter = known_divergence(self.inner), getattr(self, OF_ADAPTERS, None)
+        if method is None or of_adapter is None:
+            raise AttributeError(METHOD)  # nn.Module says which one has none
+        found: Known = partial(of_adapter, method)
+        return found
 
     def convention(self) -> dict[str, Any]:
         """How the model is called and what it returns, in plain values."""
@@ -189,18 +214,43 @@ class NetworkScore(Adapter):
 
         What else is given by name goes to the network.
         """
+        return self._score(self.net, x, sigma, model_kwargs)
+
+    def _score(
+        self,
+        net: Callable[..., Tensor],
+        x: Tensor,
+        sigma: Tensor | float,
+        model_kwargs: dict[str, Any],
+    ) -> Tensor:
         name = type(self).__name__
         check_floating(name, "x", x, min_dim=1)
         level = as_sigma(name, x, sigma)
         index = self._index(level)
         seen = _scaled(x, level) if self.net_prediction == "v" else x
-        output = call_model(name, self.net, seen, level, index, self.net_conditioning, model_kwargs)
+        output = call_model(name, net, seen, level, index, self.net_conditioning, model_kwargs)
         return as_score(self.net_prediction, output, x, level).to(x.dtype)
+
+    def _with_divergence(
+        self, method: Known, x: Tensor, sigma: Tensor | float, **model_kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The score and its divergence, of a network's ``output_and_divergence``."""
+        name, net = type(self).__name__, Keeping(method)
+        score = self._score(net, x, sigma, model_kwargs)
+        found = net.checked(name, x).double()
+        level, elements = as_sigma(name, x, sigma).double(), math.prod(x.shape[1:])
+        if self.net_prediction == "eps":
+            return score, -found / level
+        if self.net_prediction == "x0":
+            return score, (found - elements) / level.square()
+        if self.net_prediction == "v":  # of what it sees, x/n
+            return score, -(found / level + elements) / (level.square() + 1)
+        return score, found
 
 
 def _scaled(x: Tensor, level: Tensor) -> Tensor:
     """x/sqrt(1 + sigma^2), which a network of v sees: as in every process."""
-    return (x / per_sample(torch.hypot(level, torch.ones_like(level)), x)).to(x.dtype)
+    return (x / per_sample(hypot_everywhere(level, 1.0), x)).to(x.dtype)
 
 
 def _prediction(fn: str, net: Any, given: str | None) -> str:

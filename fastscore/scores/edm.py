@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from fastscore._support.alike import hypot_everywhere
 from fastscore._support.checks import check_floating, check_number, fail, per_sample
 from fastscore._support.wrappers import said_by
 from fastscore.conditioning import as_sigma, call_model
+from fastscore.derivatives.known import Keeping, Known
 from fastscore.scores.adapters import Wrapper
 
 
@@ -41,6 +43,7 @@ class EDMDenoiser(Wrapper):
     Example:
         A raw network that returns 0 leaves the best guess from x alone, for data of N(0, sd^2):
 
+        >>> import torch
         >>> denoiser = EDMDenoiser(lambda x, noise: torch.zeros_like(x))
         >>> denoiser(torch.ones(2, 1), torch.tensor([0.5, 1.0]))
         tensor([[0.5000],
@@ -74,13 +77,33 @@ class EDMDenoiser(Wrapper):
         Differences are taken in 32 bits at least; the result has x's dtype. What else is given by
         name goes to the network.
         """
+        return self._data(self.net, x, sigma, model_kwargs)
+
+    def _data(
+        self,
+        net: Callable[..., Tensor],
+        x: Tensor,
+        sigma: Tensor | float,
+        model_kwargs: dict[str, Any],
+    ) -> Tensor:
         name = type(self).__name__
         check_floating(name, "x", x, min_dim=1)
         level = as_sigma(name, x, sigma)
-        norm = torch.hypot(level, torch.full_like(level, self.sigma_data))
+        norm = hypot_everywhere(level, self.sigma_data)
         seen = (x / per_sample(norm, x)).to(x.dtype)
         noise = level.log() / 4
-        output = call_model(name, self.net, seen, noise, noise, "sigma", model_kwargs)
+        output = call_model(name, net, seen, noise, noise, "sigma", model_kwargs)
         skip = per_sample((self.sigma_data / norm).square(), x)
         out = per_sample(level * (self.sigma_data / norm), x)
         return (skip * x + out * output).to(x.dtype)
+
+    def _with_divergence(
+        self, method: Known, x: Tensor, sigma: Tensor | float, **model_kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """D and its divergence, of the raw network's ``output_and_divergence``."""
+        name, net = type(self).__name__, Keeping(method)
+        data = self._data(net, x, sigma, model_kwargs)
+        level, elements = as_sigma(name, x, sigma).double(), math.prod(x.shape[1:])
+        variance = level.square() + self.sigma_data**2
+        found = level * self.sigma_data * net.checked(name, x).double()  # c_out c_in = sigma sd/n^2
+        return data, (self.sigma_data**2 * elements + found) / variance

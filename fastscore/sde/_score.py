@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastscore._support.alike import alike_everywhere
 from fastscore._support.checks import check_floating, per_sample
 from fastscore.conditioning import as_sigma, call_model
+from fastscore.derivatives.known import Keeping, Known
 from fastscore.scores.adapters import Wrapper
 from fastscore.sde._frame import Frame, Y, index_levels
 from fastscore.sde._given import as_process
@@ -128,20 +131,48 @@ class ProcessScore(Wrapper):
 
         What else is given by name goes to the network.
         """
+        return self._score(self.net, x, sigma, model_kwargs)[0]
+
+    def _score(
+        self,
+        net: Callable[..., Tensor],
+        x: Tensor,
+        sigma: Tensor | float,
+        model_kwargs: dict[str, Any],
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """The score, and the numbers of which it is: alpha, A and B of A output + B w, w = alpha x.
+
+        For the score of w, that of y being alpha times it; in float64.
+        """
         name = type(self).__name__
         check_floating(name, "x", x, min_dim=1)
         level = as_sigma(name, x, sigma)
-        how, s = self.net_conditioning, level.double()
-        time = self.process.time_of(s)
-        alpha = self._frame.alpha(time, s)
-        of_output, of_w = self._frame.score_coefficients(time, alpha, alpha * s)
+        how, frame = self.net_conditioning, self._frame
+
+        def numbers(s: Tensor) -> tuple[Tensor, ...]:
+            time = self.process.time_of(s)
+            alpha = frame.alpha(time, s)
+            return time, alpha, *frame.score_coefficients(time, alpha, alpha * s)
+
+        time, alpha, of_output, of_w = alike_everywhere(numbers, level.double())
         seen = _times(x, alpha).to(x.dtype)  # w = alpha_w y
         index = level if self.levels is None else self._index(level)
         told = (time * self.time_scale).to(level.dtype)
-        output = call_model(name, self.net, seen, level, index, how, model_kwargs, time=told)
-        if self._frame.kind == Y and self.net_prediction == "score":
-            return output.to(x.dtype)  # of y already
-        return (_times(output, alpha * of_output) + _times(x, alpha.square() * of_w)).to(x.dtype)
+        output = call_model(name, net, seen, level, index, how, model_kwargs, time=told)
+        of_what = alpha, of_output, of_w
+        if frame.kind == Y and self.net_prediction == "score":
+            return output.to(x.dtype), of_what  # of y already
+        score = _times(output, alpha * of_output) + _times(x, alpha.square() * of_w)
+        return score.to(x.dtype), of_what
+
+    def _with_divergence(
+        self, method: Known, x: Tensor, sigma: Tensor | float, **model_kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The score and its divergence, of a network's ``output_and_divergence``."""
+        net = Keeping(method)
+        score, (alpha, of_output, of_w) = self._score(net, x, sigma, model_kwargs)
+        found = net.checked(type(self).__name__, x).double()
+        return score, alpha.square() * (of_output * found + of_w * math.prod(x.shape[1:]))
 
     def _index(self, level: Tensor) -> Tensor:
         """Of the network's level that is nearest."""
