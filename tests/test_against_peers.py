@@ -1,11 +1,13 @@
-"""Samplers in continuous time against those of other packages, at the same noise.
+"""Samplers and likelihoods in continuous time against those of other packages, at the same noise.
 
-What each package visits is said with its function in ``fastscore.apps.bench.peers.continuous``. A
-package that is not installed is skipped: ``pip install fastscore[peers]`` is all of them.
+What each package visits is said with its function in ``fastscore.apps.bench.peers.continuous``, how
+the flow is integrated in that of ``likelihood`` there. A package that is not installed is skipped:
+``pip install fastscore[peers]`` is all of them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy
@@ -16,7 +18,7 @@ from torch import Tensor
 
 import fastscore
 from fastscore import ops, sde
-from fastscore.apps.bench.peers import continuous
+from fastscore.apps.bench.peers import continuous, likelihood
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 SIGMA_MIN, SIGMA_MAX = 0.01, 20.0
@@ -196,3 +198,86 @@ def test_rk45_against_torchode(flow_ends: tuple[Tensor, Tensor]) -> None:
     ours = fastscore.probability_flow(MIXTURE, VE, x, solver="rk45", rtol=1e-5, atol=1e-5)
     theirs = continuous.sample_torchode(MIXTURE, x, SIGMA_MIN, SIGMA_MAX, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-4)
+
+
+# ---- likelihoods -------------------------------------------------------------------------------
+
+PROCESSES = [VE, sde.VP()]
+
+
+def gaussian_log_prob(z: Tensor, mean: float, std: float) -> Tensor:
+    constant = z.shape[1] * math.log(2 * math.pi * std**2)
+    return -(((z - mean) / std).square().sum(1) + constant) / 2
+
+
+def flow_of(
+    coordinate: str, field: likelihood.ScoreAndDivergence, process: sde.Process, x: Tensor
+) -> likelihood.InTime:
+    """From score_sde's first time; the spread is wrong by a factor of 2."""
+    begin = likelihood.SCORE_SDE_EPS
+    if coordinate == "scaled":
+        return likelihood.Scaled(field, process, x.shape, begin, spread=0.6)
+    return likelihood.InTime(field, process, x.shape, begin)
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=lambda process: type(process).__name__)
+@pytest.mark.parametrize("coordinate", ["time", "scaled"])
+@pytest.mark.parametrize("package", likelihood.SOLVERS)
+def test_likelihoods_of_peers_are_those_of_a_gaussian(
+    package: str, coordinate: str, process: sde.Process
+) -> None:
+    """Of N(m, v I): what the flow takes to the prior N(0, sigma^2), not to N(alpha m, ...)."""
+    pytest.importorskip("scipy" if package == "scipy" else package)
+    mean, variance, elements = 0.5, 0.09, 5
+    begin, end = likelihood.SCORE_SDE_EPS, process.t_max
+    first, last = (float(process.noise_level(t)) for t in (begin, end))
+    alpha, last_alpha = (float(process.alpha(t)) for t in (begin, end))
+
+    def field(y: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        width = variance + sigma.square()
+        return (mean - y) / width[:, None], -elements / width
+
+    generator = torch.Generator().manual_seed(1)
+    x = alpha * (mean + 0.3 * torch.randn(12, elements, generator=generator))
+    flow = flow_of(coordinate, field, process, x)
+    found = likelihood.SOLVERS[package](flow, x, rtol=1e-5, atol=1e-5)
+
+    width, last_width = math.hypot(0.3, first), math.hypot(0.3, last)
+    z = last_alpha * (mean + (x.double() / alpha - mean) * last_width / width)
+    expected = gaussian_log_prob(z, 0.0, float(process.sigma(end)))
+    expected += elements * math.log(last_alpha * last_width / (alpha * width))
+    torch.testing.assert_close(found.log_prob, expected, rtol=0, atol=2e-3)
+    assert found.evaluations.shape == (12,)
+    assert int(found.evaluations.max()) <= found.passes
+
+
+@pytest.fixture(scope="module")
+def points() -> Tensor:
+    return MIXTURE.sample(24, seed=2)
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=lambda process: type(process).__name__)
+def test_log_likelihood_against_scipy(points: Tensor, process: sde.Process) -> None:
+    """score_sde's RK45, with the exact divergence, in float64 and a hundred times as strict."""
+    pytest.importorskip("scipy")
+    x = points.double()
+
+    def field(y: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        return MIXTURE(y, sigma), fastscore.divergence(MIXTURE, y, sigma, method="exact")
+
+    flow = likelihood.InTime(field, process, x.shape, process.t_eps)
+    theirs = likelihood.solve_scipy(flow, x, rtol=1e-7, atol=1e-7)
+    ours = fastscore.log_likelihood(MIXTURE, x, process, divergence="exact", rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ours.log_prob, theirs.log_prob, rtol=0, atol=2e-4)
+
+
+def test_log_likelihood_against_score_sde(points: Tensor) -> None:
+    """Its way as it is, with the one probe that this library draws."""
+    pytest.importorskip("scipy")
+    key = fastscore.random.key(SEED)
+    (probe,) = ops.projections(key, points.shape, 1, distribution="rademacher")
+    theirs = likelihood.log_likelihood_score_sde(MIXTURE, points, VE, probe=probe)
+    ours = fastscore.log_likelihood(
+        MIXTURE, points, VE, divergence="hutchinson", seed=SEED, rtol=1e-5, atol=1e-5
+    )
+    torch.testing.assert_close(ours.log_prob, theirs.log_prob, rtol=0, atol=2e-3)
