@@ -95,9 +95,9 @@ def test_likelihoods_of_a_network_that_is_known():
         off = (dequantize(x, 17, seed=3) - mean).double().flatten(1).square().sum(1)
         nats = off / spread / 2 + 32 * math.log(2 * math.pi * spread)
         exact = nats / (64 * math.log(2)) + math.log2(17)
-        assert (bits[name] - exact).abs().max() < 1e-3
+        assert (bits[name] - exact).abs().max() < 3e-3
         row = figures["bits_per_dim"][name]
-        assert row["bits"] == pytest.approx(float(exact.mean()), abs=1e-3)
+        assert row["bits"] == pytest.approx(float(exact.mean()), abs=3e-3)
         assert row["stderr"] == pytest.approx(float(exact.std()) / 30**0.5, abs=1e-3)
     pairs = bits[likelihood.SHUFFLED][:, None] > bits[likelihood.HELD_OUT]
     area = figures["auroc"][likelihood.SHUFFLED]["value"]

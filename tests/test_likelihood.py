@@ -215,8 +215,9 @@ class Coupled(torch.nn.Module):
 
 def test_probes_are_without_bias_and_know_their_error() -> None:
     model, x, process = Coupled().double(), randn(8, 12, dtype=torch.float64), sde.VE(0.01, 20.0)
-    exact = log_likelihood(model, x, process, divergence="exact")
-    found = log_likelihood(model, x, process, probes=400, divergence="hutchinson", seed=0)
+    alike: dict[str, Any] = {"log_prob_atol": None}  # the same steps
+    exact = log_likelihood(model, x, process, divergence="exact", **alike)
+    found = log_likelihood(model, x, process, probes=400, divergence="hutchinson", seed=0, **alike)
     assert exact.exact
     assert not found.exact
     torch.testing.assert_close(found.latent, exact.latent, rtol=0, atol=1e-6)
@@ -224,7 +225,7 @@ def test_probes_are_without_bias_and_know_their_error() -> None:
     assert error.abs().max() < 3.5
     assert error.square().mean() < 2.5
     few = [
-        log_likelihood(model, x, process, probes=4, divergence="hutchinson", seed=i)
+        log_likelihood(model, x, process, probes=4, divergence="hutchinson", seed=i, **alike)
         for i in range(40)
     ]
     spread = torch.stack([each.log_prob for each in few]).std(0)
@@ -355,6 +356,18 @@ def test_the_divergence_is_not_asked_where_its_weight_is_nothing() -> None:
 
     log_likelihood(model, x, process, steps=4, divergence="hutchinson", seed=0)
     assert len(passes) == 1 + 5 * 4
+
+
+def test_a_sample_that_does_not_move_is_as_exact_as_others() -> None:
+    """The step control sees the density too: at a mode there is no error of x to go by."""
+    process, mean = sde.VE(0.01, 50.0), torch.full((2, 64), 3.0, dtype=torch.float64)
+    mixture = GaussianMixture([1.0], torch.full((1, 64), 3.0), 0.1).double()
+    how: dict[str, Any] = {"prior": (3.0, 0.1**0.5)}
+    exact = at_t_eps(process, mean, 3.0, 0.1)
+    found = log_likelihood(mixture, mean, process, **how)
+    assert (found.log_prob - exact).abs().max() / 64 < 1e-3
+    blind = log_likelihood(mixture, mean, process, log_prob_atol=None, **how)
+    assert (blind.log_prob - exact).abs().max() / 64 > 1e-3
 
 
 def test_a_guess_of_the_spread_changes_the_cost_and_not_the_result() -> None:
