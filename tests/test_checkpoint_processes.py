@@ -289,3 +289,20 @@ def test_repr_says_the_process() -> None:
     )
     text = repr(Checkpoint(Net(), VP(), conditioning="sigma"))
     assert text.endswith("probability_flow(), conditioning='sigma')")
+
+
+def test_log_densities_of_what_is_stored(path: Path) -> None:
+    """As the function itself, called as the network wants it: of noise levels, and of a process."""
+    torch.manual_seed(0)
+    x, net = torch.randn(4, 2), fastscore.nn.ScoreMLP(2, hidden=(8, 8))
+    save_checkpoint(path, Checkpoint(net, SIGMAS))
+    found = load_checkpoint(path).log_likelihood(x)
+    expected = fastscore.log_likelihood(net, x, VE(0.1, 2.0), sigma_range=(0.1, 2.0))
+    torch.testing.assert_close(found.log_prob, expected.log_prob)
+    timed = InTime()
+    checkpoint = saved(path, timed, VP(), time_scale=7.0)
+    expected = fastscore.log_likelihood(timed, x, VP(), conditioning="time", time_scale=7.0)
+    torch.testing.assert_close(checkpoint.log_likelihood(x).log_prob, expected.log_prob)
+    bare = Checkpoint(net, None, {"step_size": 0.1, "steps": 3}, sampler="langevin")
+    with pytest.raises(ValueError, match=r"Checkpoint.log_likelihood: sigmas must be given for a "):
+        bare.log_likelihood(x)

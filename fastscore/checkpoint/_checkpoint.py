@@ -20,6 +20,7 @@ from fastscore._support.checks import (
 )
 from fastscore._support.wrappers import said_by, unwrapped
 from fastscore.conditioning import conditioning_of, prediction_of, sigma_range_of, time_scale_of
+from fastscore.evaluation import LogLikelihood, log_likelihood
 from fastscore.nn import EMA
 from fastscore.samplers import (
     annealed_langevin,
@@ -80,7 +81,7 @@ class Checkpoint:
             ``conditioning``, ``prediction`` or ``time_scale`` other than the model's own.
 
     Example:
-        >>> import fastscore
+        >>> import torch, fastscore
         >>> net = fastscore.nn.ScoreMLP(2, hidden=(8,))
         >>> sigmas = fastscore.geometric_sigmas(1.0, 0.1, 4)
         >>> checkpoint = fastscore.Checkpoint(net, sigmas, {"steps_per_sigma": 3})
@@ -88,6 +89,8 @@ class Checkpoint:
         Checkpoint(ScoreMLP, 4 sigmas from 1 to 0.1, annealed_langevin(steps_per_sigma=3))
         >>> checkpoint.sample(5, seed=0).shape
         torch.Size([5, 2])
+        >>> checkpoint.log_likelihood(torch.zeros(5, 2)).log_prob.shape
+        torch.Size([5])
 
         The same network in twelve calls, by another sampler; and a network of a process:
 
@@ -246,6 +249,28 @@ class Checkpoint:
             settings["shape"] = (count, *self.data_shape)
         return SAMPLERS[name](*args, **settings)
 
+    def log_likelihood(
+        self, x: Tensor, *, sde: Process | Any | None = None, **options: Any
+    ) -> LogLikelihood:
+        """The log density of each sample under the network: :func:`fastscore.log_likelihood`.
+
+        Args:
+            x: data, (batch, ...).
+            sde: another process than the checkpoint has, as in :meth:`sample`.
+            options: more keywords of :func:`fastscore.log_likelihood` (``probes``, ``seed``).
+
+        Returns:
+            A :class:`fastscore.evaluation.LogLikelihood`, whose ``log_prob`` is in nats.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as :func:`fastscore.log_likelihood`; a network of
+                neither a process nor noise levels.
+        """
+        fn = "Checkpoint.log_likelihood"
+        refuse_no_process(fn, self, "a density", sde)
+        on_process, call = in_time(fn, self, sde)
+        return log_likelihood(on_process[0], x, on_process[1], **{**call, **options})
+
 
 FIELDS = tuple(entry.name for entry in fields(Checkpoint))
 
@@ -318,15 +343,21 @@ def refuse_missing(fn: str, checkpoint: Checkpoint, sampler: str, sde: Any = Non
     """That a sampler has the noise levels or the process that it runs on."""
     sigmas, process = checkpoint.sigmas, checkpoint.process if sde is None else sde
     if sampler in CONTINUOUS:
-        if process is None and (sigmas is None or len(sigmas) < 2):
-            expected = f"given for {sampler=}, two noise levels or more or a process"
-            fail(fn, "sigmas", expected, None if sigmas is None else "one noise level")
+        refuse_no_process(fn, checkpoint, f"{sampler=}", sde)
     elif sampler != "langevin" and sigmas is None:
         expected = f"given for {sampler=}"
         if process is not None:
             way = " and ".join(map(repr, CONTINUOUS))
             expected += f", which does not run on a process ({way} do)"
         fail(fn, "sigmas", expected, None)
+
+
+def refuse_no_process(fn: str, checkpoint: Checkpoint, what: str, sde: Any = None) -> None:
+    """That there is a process, or levels enough to make one."""
+    sigmas, process = checkpoint.sigmas, checkpoint.process if sde is None else sde
+    if process is None and (sigmas is None or len(sigmas) < 2):
+        expected = f"given for {what}, two noise levels or more or a process"
+        fail(fn, "sigmas", expected, None if sigmas is None else "one noise level")
 
 
 def levels_and_process(fn: str, sigmas: Any, process: Any) -> tuple[Tensor | None, Process | None]:
