@@ -184,7 +184,8 @@ def log_likelihood(
             shape, for N(alpha mean, alpha^2 std^2 + sigma^2), which is nearer to what the flow
             leads to (:func:`fastscore.evaluation.prior_mismatch`).
         sigma_data: about the data's standard deviation; by default what the model's own attribute
-            says, else 0.5. It changes the number of evaluations, not the result.
+            says, else that of ``prior``, else 0.5. It changes the number of evaluations, not the
+            result.
         chunk_size: how many samples are on their way at a time; by default as many as have 4
             million elements. What comes out does not depend on it.
         progress: show a progress bar of samples (needs tqdm).
@@ -234,6 +235,7 @@ def log_likelihood(
     frame = Frame.asked(fn, model, process, dict(options))
     end, begin = times_for(fn, model, frame, x, "log", 2, 1.0, process.t_eps).tolist()
     moments = check_prior(fn, prior, x.shape[1:], x.device)
+    spread = data_scale(fn, model, sigma_data, otherwise=float(moments[1].square().mean().sqrt()))
     key = random.make_key(fn, options["seed"], device=x.device, generator=options["generator"])
     samples, offset = options["samples"], options["sample_offset"]
     random.check_numbering(fn, key, samples, offset, len(x), x.device)
@@ -241,7 +243,7 @@ def log_likelihood(
         fn,
         model,
         frame,
-        Angle(frame, begin, end, False, SCALE * data_scale(fn, model, sigma_data), ROOT),
+        Angle(frame, begin, end, False, SCALE * spread, ROOT),
         method,
         Divergence(fn, divergence, probes, distribution),
         Prior.at(process, end, *moments),

@@ -44,13 +44,13 @@ class AdaptivePlan(Plan):
         return None
 
 
-def data_scale(fn: str, model: Any, given: float | None = None) -> float:
-    """About the data's standard deviation: as given, as the model says, or a guess."""
+def data_scale(fn: str, model: Any, given: float | None = None, *, otherwise: float = 0.0) -> float:
+    """About the data's standard deviation: as given, as the model says, otherwise, or a guess."""
     if given is not None:
         return check_number(fn, "sigma_data", given, positive=True)
     scale = said_by(model, "sigma_data")
     if scale is None:
-        return DATA_SCALE
+        return otherwise if otherwise > 0 else DATA_SCALE
     return check_number(fn, "the model's sigma_data", scale, positive=True)
 
 
