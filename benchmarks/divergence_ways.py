@@ -25,7 +25,7 @@ from fastscore.apps.bench.machine import prepare_process
 from fastscore.apps.bench.measure import quantiles
 from fastscore.apps.info import info
 from fastscore.derivatives.call import Call
-from fastscore.derivatives.projections import Batch, Slicing, forward, reverse
+from fastscore.derivatives.projections import Batch, Slicing, forward, reverse_alone
 
 PROBES = (1, 2, 4)
 
@@ -80,7 +80,7 @@ def measure(net: nn.Module, shape: tuple[int, ...], batch: int, probes: int, tur
     slicing = Slicing(probes, "rademacher")
     ways = {
         "plain": lambda: net(x, sigma),
-        "reverse": lambda: reverse(job, slicing),
+        "reverse": lambda: reverse_alone(job, slicing),
         "dual": lambda: forward(job, slicing),
     }
     a, b = (ways[name]().vjv for name in ("reverse", "dual"))  # type: ignore[union-attr]

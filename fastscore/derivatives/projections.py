@@ -27,6 +27,7 @@ from fastscore.derivatives.forward.tensor import DualTensor
 from fastscore.derivatives.mixing import values_depend_on_one_another
 from fastscore.derivatives.traces import (
     has_energy,
+    output_and_products_alone,
     output_and_pullback,
     sum_over_sample,
     warn_of_flat_energy,
@@ -97,6 +98,13 @@ def reverse(batch: Batch, slicing: Slicing) -> Terms:
     jtv = torch.stack([pullback(v) for v in vs])
     warn_of_flat_energy(batch.call, score, jtv)
     return _from_products(score, jtv, batch, slicing)  # v'(J'v) = v'J v
+
+
+def reverse_alone(batch: Batch, slicing: Slicing) -> Terms:
+    """As :func:`reverse`, of values that are not differentiated again."""
+    vs = _draw(batch, slicing)
+    score, jtv = output_and_products_alone(batch.call, batch.x, vs)
+    return _from_products(score, jtv, batch, slicing)
 
 
 def finite_difference(batch: Batch, slicing: Slicing) -> Terms:

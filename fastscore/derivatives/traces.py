@@ -110,6 +110,47 @@ def output_and_pullback(call: Call, x: Tensor) -> tuple[Tensor, Callable[[Tensor
     return (output if record else output.detach()), pullback
 
 
+def output_and_products_alone(call: Call, x: Tensor, vs: Tensor) -> tuple[Tensor, Tensor]:
+    """The model's output and ``J'v`` of each v, (M, *x.shape), with no graph.
+
+    That takes first derivatives alone, which fused attention and compiled code have, too. Of an
+    energy, or another model that differentiates inside, it is the second.
+    """
+    if not has_energy(call.model) and not torch._C._are_functorch_transforms_active():
+        kept = Statistics(call.model)
+        try:
+            return _products_of_first_order(call, x, vs)
+        except RuntimeError:  # no second derivative; an error of the model's own comes again
+            kept.restore()
+    with torch.no_grad():
+        output, pullback = output_and_pullback(call, x)
+        return output, torch.stack([pullback(v) for v in vs])
+
+
+def _products_of_first_order(call: Call, x: Tensor, vs: Tensor) -> tuple[Tensor, Tensor]:
+    refuse_tangents(call.fn, (x,))
+    with recording():
+        point, call = recordable(x).detach().requires_grad_(), call.recordable()
+        output = call.output(point)
+        if not output.requires_grad:
+            warn_of_no_graph()
+            return output, torch.zeros_like(vs)
+        products = []
+        for i, v in enumerate(vs, 1):
+            (product,) = torch.autograd.grad(
+                output,
+                point,
+                recordable(v.to(output.dtype)),
+                retain_graph=i < len(vs),
+                allow_unused=True,
+            )
+            if product is None:
+                warn_of_no_graph()
+                product = torch.zeros_like(point)
+            products.append(product)
+    return output.detach(), torch.stack(products)
+
+
 def _output_and_functional_pullback(
     call: Call, x: Tensor
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:

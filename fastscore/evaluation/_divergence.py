@@ -17,7 +17,7 @@ from fastscore.derivatives.call import Call
 from fastscore.derivatives.closed_form import NoClosedForm
 from fastscore.derivatives.known import known_divergence
 from fastscore.derivatives.mixing import differ, mixes_samples, modes_of
-from fastscore.derivatives.projections import Batch, Slicing, reverse
+from fastscore.derivatives.projections import Batch, Slicing, reverse_alone
 from fastscore.derivatives.traces import output_and_trace
 
 METHODS = ("auto", "exact", "hutchinson")
@@ -48,9 +48,8 @@ class Identity:
 class Divergence:
     """How the divergence is taken: found at the first call, and the same for the whole job.
 
-    Probes take one reverse pass each, which share the forward one: on a CPU that takes 0.9 to 1.05
-    times a dual pass's time for multilayer perceptrons, 0.65 to 0.95 for convolutions, and a third
-    for attention.
+    Probes take one reverse pass each, which share the forward one: on a CPU 0.4 to 0.9 times a
+    dual pass's time, of four probes 0.6 to 1.2 (benchmarks/divergence_ways.py).
     """
 
     fn: str
@@ -69,7 +68,7 @@ class Divergence:
             output, trace = output_and_trace(call, x)
             return output, trace.detach().double().unsqueeze(-1)
         batch = Batch(x, call, None, identity.key, samples=identity.samples)
-        found = reverse(batch, Slicing(self.probes, self.distribution))
+        found = reverse_alone(batch, Slicing(self.probes, self.distribution))
         return found.output, found.vjv.detach().double().T
 
     def first(self, call: Call, x: Tensor, identity: Identity) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fastscore._support.sums import tree_sum
 from fastscore.derivatives.call import Call
 from fastscore.evaluation._divergence import Divergence, Identity
 from fastscore.samplers._adaptive import AdaptiveChain
@@ -122,8 +123,9 @@ class LikelihoodChain(AdaptiveChain):
         error = error.masked_fill(~self.change.isfinite().all(-1), torch.inf)
         if self.tolerance is None or self.equal_step is not None:
             return error
-        off = (h * weighted(self.error_weights, fields)).abs().amax(-1)
-        return torch.maximum(error, off / (self.tolerance * self.dimensions))
+        off = h * weighted(self.error_weights, fields)
+        off = tree_sum(off, 1).abs() / (off.shape[1] * self.dimensions)
+        return torch.maximum(error, off / self.tolerance)
 
     def divergence_of(self, trace: Tensor, at: Nodes, stage: int) -> Tensor:
         """Of the field of u at a stage, (n, terms)."""

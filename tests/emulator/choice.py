@@ -8,8 +8,8 @@ import re
 WHOLE = frozenset({
     "test_closed_form", "test_divergence", "test_dsm", "test_dsm_noisy", "test_dsm_reduced",
     "test_dual", "test_dual_slope", "test_fisher", "test_gradients_off", "test_guided_steps",
-    "test_jvp", "test_jvp_layers", "test_jvp_rules", "test_langevin", "test_losses",
-    "test_mixed_samples", "test_multistep", "test_one_reverse_pass", "test_random",
+    "test_jvp", "test_jvp_layers", "test_jvp_rules", "test_langevin", "test_likelihood",
+    "test_losses", "test_mixed_samples", "test_multistep", "test_one_reverse_pass", "test_random",
     "test_runge_kutta", "test_sample_identity", "test_sampler_batches",
     "test_sampler_options", "test_samplers", "test_samples", "test_score_matching", "test_sliced",
     "test_ssm", "test_ssm_models", "test_ssm_use", "test_vmap", "test_writes",
@@ -27,6 +27,7 @@ CHOSEN = (
     r"/test_parity\.py.*float64-transposed",
     r"/test_parity\.py::test_(a_|nan_|no_)",
     r"/test_(dsm|dsm_noisy|guided_steps|langevin|losses|multistep|random|runge_kutta)\.py",
+    r"/test_likelihood\.py::test_each_device",
     r"/test_(sample_identity|sampler_options|samplers|sliced|ssm)\.py",
 )
 LEFT_OUT = r"opcheck|compile"
