@@ -103,10 +103,10 @@ class SampleSigns:
         else:
             signed = (_signs(count, products) @ given.flatten(1)).view(probe.shape)
         scale = largest(given) * count**0.5 if count else largest(given)
-        return differ(probe, self.applied_to(signed[None])[0], scale)
+        return far_apart(probe, self.applied_to(signed[None])[0], scale)
 
 
-def differ(a: Tensor, b: Tensor, scale: float) -> bool:
+def far_apart(a: Tensor, b: Tensor, scale: float) -> bool:
     epsilon = torch.finfo(a.dtype).eps
     tolerance = TOLERANCE * epsilon if epsilon < 1e-6 else HALF_TOLERANCE
     return largest(a - b) > tolerance * scale
@@ -171,7 +171,7 @@ def values_depend_on_one_another(call: Call, x: Tensor) -> bool:
             twice = call.changed(len(x), lambda value: torch.cat([value, value]))
             try:
                 together = twice.output(torch.cat([x, other]))
-                differ = differ(apart, together, largest(apart))
+                differ = far_apart(apart, together, largest(apart))
             except Exception:  # what belongs to the samples is held by the module
                 differ = True
         known[situation] = differ and not rewind.has_drawn()

@@ -16,7 +16,7 @@ from fastscore._support.rewind import Rewind
 from fastscore.derivatives.call import Call
 from fastscore.derivatives.closed_form import NoClosedForm
 from fastscore.derivatives.known import known_divergence
-from fastscore.derivatives.mixing import differ, mixes_samples, modes_of
+from fastscore.derivatives.mixing import far_apart, mixes_samples, modes_of
 from fastscore.derivatives.projections import Batch, Slicing, reverse_alone
 from fastscore.derivatives.traces import output_and_trace
 
@@ -123,7 +123,7 @@ class Divergence:
         changed = x.clone()
         changed[1::2] = 1 - 2 * x[1::2]
         again = call.output(changed)
-        if differ(output[::2], again[::2], largest(output[::2])):
+        if far_apart(output[::2], again[::2], largest(output[::2])):
             got = "one whose output for a sample changes with the others in its batch"
             fail(self.fn, "model", "one whose samples do not depend on one another", got)
         if is_module:
