@@ -19,6 +19,8 @@ from fastscore import log_likelihood, sde
 from fastscore.evaluation import LogLikelihood
 from fastscore.scores import GaussianMixture, NetworkScore, Parzen
 
+# A field of many modes is no score of noise alone, high up.
+pytestmark = pytest.mark.filterwarnings("ignore:.*at the highest noise level")
 VE = sde.VE(0.01, 20.0)
 FIELDS = ("log_prob", "log_prior", "latent", "evaluations", "failed")
 

@@ -200,6 +200,9 @@ def log_likelihood(
         TypeError: an argument of the wrong type.
         RuntimeError: tolerances that can't be met; the message names sample, time and step.
 
+    A network that is called by an index sees the nearest of its levels: its field has jumps, which
+    cost evaluations, and tolerances far below the default gain nothing.
+
     With exact scores a sample's bytes are the same alone, in any batch and any shard
     (``sample_offset``, ``samples``); with networks as far as these are the same: see
     ``batch_size``.
