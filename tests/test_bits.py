@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import numpy
@@ -340,3 +341,24 @@ def test_the_same_on_a_device(levels: int) -> None:
         assert_same_bytes(other.cpu(), y)
         back = quantize(other, levels, data_range)
         assert_same_bytes(back.cpu(), quantize(y, levels, data_range))
+
+
+def test_levels_that_are_forgotten_are_noticed() -> None:
+    """Digits of 17 levels would be squeezed into a fifteenth of the range."""
+    digits = torch.randint(17, (4, 64), generator=torch.Generator().manual_seed(0))
+    for kind in (torch.uint8, torch.int64):
+        with pytest.warns(UserWarning, match="no value above 16, of 256 levels: levels= says"):
+            dequantize(digits.to(kind), seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dequantize(digits, 17, seed=0)
+        dequantize(15 * digits, seed=0)
+
+
+def test_the_shape_of_a_batch_is_noticed() -> None:
+    with pytest.warns(UserWarning, match="is it the batch's"):
+        bits_per_dim(torch.zeros(5), (5, 64))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bits_per_dim(torch.zeros(5), (64,))
+        bits_per_dim(torch.zeros(5), (3, 64))

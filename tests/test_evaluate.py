@@ -360,3 +360,25 @@ def test_a_network_that_is_not_built_is_told_how(place, capsys, monkeypatch):
     assert main(["evaluate", "good.safetensors", "floats.npz"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("fastscore evaluate: --build must be given as --build MODULE:FUNCTION")
+
+
+def test_the_prior_of_other_data(place, capsys):
+    """Their mean and spread, dequantised, are those of the latents' prior."""
+    words = ["good.safetensors", "levels.npz", "--levels", "17"]
+    assert run(*words, "--prior", "far.npy", "--save", "far.json") == 0
+    far = json.loads(Path("far.json").read_text())
+    assert far["settings"]["prior"] == "of data"
+    data = torch.from_numpy(numpy.load("far.npy"))
+    y = fastscore.dequantize(data, 17, seed=0).double()
+    checkpoint = fastscore.load_checkpoint("good.safetensors", build=True)
+    expected = discrete_log_likelihood(
+        checkpoint.model,
+        torch.from_numpy(numpy.load("levels.npz")["x"]),
+        SDE,
+        levels=17,
+        seed=1,
+        prior=(y.mean(0), y.std(0)),
+    )
+    assert far["samples"]["bits"] == pytest.approx(expected.bits.tolist())
+    assert run(*words, "--prior", "floats.npz") == 2
+    assert "floats.npz must be on the grid" in capsys.readouterr().err

@@ -20,7 +20,9 @@ from fastscore.evaluation import LogLikelihood
 from fastscore.scores import GaussianMixture, NetworkScore, Parzen
 
 # A field of many modes is no score of noise alone, high up.
-pytestmark = pytest.mark.filterwarnings("ignore:.*at the highest noise level")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*at the highest noise level", "ignore:.*(the latents|the data's mean square)"
+)
 VE = sde.VE(0.01, 20.0)
 FIELDS = ("log_prob", "log_prior", "latent", "evaluations", "failed")
 
@@ -252,6 +254,26 @@ class OwnBuffer(Net):
         return self.kept.copy_(output)
 
 
+class SameBuffer(Net):
+    """Returns the same memory each time, also while gradients are recorded."""
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        output = super().forward(x, sigma)
+        kept = getattr(self, "kept", torch.zeros(64, 12, dtype=x.dtype)).detach()
+        kept[: len(x)] = output
+        self.kept = kept
+        return kept[: len(x)]
+
+
+class WritesToItsInput(Net):
+    """In ways that autograd can't follow back."""
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        x[:, 1:] *= x[:, :1] * 0 + 1
+        x[:, 2:].mul_(1.0)
+        return super().forward(x, sigma)
+
+
 class Differentiates(Net):
     """An energy whose gradient is taken inside."""
 
@@ -291,7 +313,18 @@ def scripted() -> Any:
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
 @pytest.mark.parametrize(
-    "make", [Net, InPlace, OwnBuffer, Differentiates, Compiled, Checkpointed, scripted]
+    "make",
+    [
+        Net,
+        InPlace,
+        OwnBuffer,
+        SameBuffer,
+        WritesToItsInput,
+        Differentiates,
+        Compiled,
+        Checkpointed,
+        scripted,
+    ],
 )
 def test_networks_of_real_life(make: Any, divergence: str) -> None:
     x = MEAN + VARIANCE**0.5 * randn(3, 12, dtype=torch.float64)
@@ -345,6 +378,21 @@ class Mixing(Net):
         return super().forward(x - 0.1 * x.mean(0), sigma)
 
 
+class PartlyDetached(Net):
+    """A score and a gradient that is taken inside, with no graph: as guidance is often written."""
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        with torch.enable_grad():
+            y = x if x.requires_grad else x.detach().requires_grad_()
+            (pull,) = torch.autograd.grad(torch.tanh(y - 0.5).square().sum(), y)
+        return super().forward(x, sigma) - 2 * pull
+
+
+class PartlyHalf(Net):
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return super().forward(x.bfloat16(), sigma).float()
+
+
 class Detached(Net):
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         return super().forward(x.detach(), sigma).detach()
@@ -376,6 +424,8 @@ class Half(Net):
         (Normed, "BatchNorm"),
         (Mixing, "depend on one another"),
         (Detached, "differentiable in x"),
+        (PartlyDetached, "differentiable in x, all of it"),
+        (PartlyHalf, "half precision"),
         (OfNumpy, "differentiable in x"),
         (WithoutGradients, "differentiable in x"),
         (Half, "half precision"),
@@ -511,6 +561,10 @@ def test_a_model_that_returns_nan_for_one_sample(what: str) -> None:
 def test_tolerances_that_cannot_be_met() -> None:
     with pytest.raises(RuntimeError, match=r"sample 0 can't meet its tolerances .* at t = "):
         log_likelihood(elementwise, randn(2, 3), VE, rtol=0.0, atol=1e-30)
+    with pytest.raises(
+        RuntimeError, match=r"atol=0.0005, log_prob_atol=1e-20\) at .* max_steps is "
+    ):
+        log_likelihood(elementwise, randn(2, 3), VE, log_prob_atol=1e-20, max_steps=40)
     with pytest.raises(RuntimeError, match=r"sample 0 can't meet .*it has not arrived"):
         log_likelihood(elementwise, randn(2, 3), VE, max_steps=2)
     with pytest.warns(UserWarning, match="2 of 2 samples"):
@@ -526,3 +580,28 @@ def test_a_model_that_is_called_otherwise_than_it_was_trained_is_noticed() -> No
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         log_likelihood(eps, randn(4, 3), sde.VE(0.01, 50.0), prediction="eps")
+
+
+def test_a_prior_that_leaves_out_the_spread_of_the_data_is_noticed() -> None:
+    score = lambda x, sigma: -x / (1 + sigma[:, None] ** 2)  # noqa: E731
+    with pytest.warns(UserWarning, match=r"the data's mean square is .* prior=\(mean, std\)"):
+        log_likelihood(score, randn(9, 16), VE, sigma_range=(0.01, 1.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        log_likelihood(score, randn(9, 16), VE, sigma_range=(0.01, 1.0), prior=(0.0, 1.0))
+
+
+def test_data_in_another_range_are_noticed() -> None:
+    x = MEAN + VARIANCE**0.5 * randn(9, 16)
+    with pytest.warns(UserWarning, match="the data may lie in another range"):
+        log_likelihood(gaussian, 255 * x, VE, prior=(MEAN, 1.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        log_likelihood(gaussian, x, VE)
+        log_likelihood(gaussian, x, sde.VP(), conditioning="sigma")
+
+
+def test_a_checkpoint_is_no_model() -> None:
+    checkpoint = fastscore.Checkpoint(fastscore.nn.ScoreMLP(3), [1.0, 0.1])
+    with pytest.raises(TypeError, match=r"a checkpoint has checkpoint\.log_likelihood"):
+        log_likelihood(checkpoint, X, VE)

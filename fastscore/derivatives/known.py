@@ -17,10 +17,12 @@ from types import FunctionType, MethodType
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules import module as hooks
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from fastscore._support.checks import describe, fail, fail_type
-from fastscore._support.wrappers import unwrapped
+from fastscore._support.wrappers import WRAPPED
 
 METHOD = "output_and_divergence"
 OF_ADAPTERS = "_with_divergence"  # what theirs is made of, for their one ``forward``
@@ -46,20 +48,31 @@ def known_divergence(model: Any) -> Known | None:
         method = None if model.args else known_divergence(model.func)
         return None if method is None else partial(method, **model.keywords)
     if isinstance(model, MethodType):
-        owner = model.__self__
-        is_call = isinstance(owner, nn.Module) and model.__name__ in ("forward", "__call__")
-        return known_divergence(owner) if is_call else None
+        owner, name = model.__self__, model.__name__
+        own = name in ("forward", "__call__") and getattr(type(owner), name, None)
+        return known_divergence(owner) if own is model.__func__ else None
     if isinstance(model, nn.Module):
         if _has_hooks(model):
             return None
-        inner = model.module if isinstance(model, AveragedModel) else unwrapped(model)
-        if inner is not model:
-            return known_divergence(inner)
-        return _method_of_module(model)
+        inner = _within(model)
+        if inner is None:
+            return _method_of_module(model)
+        # Another's subclass may do something else with the network that it wraps.
+        ours = type(model).__module__.split(".")[0] in ("torch", "fastscore")
+        return known_divergence(inner) if ours else None
     if isinstance(model, type):
         return None
-    method = vars(model).get(METHOD) if type(model) is FunctionType else _attribute(model)
-    return method if callable(method) else None
+    if type(model) is FunctionType:
+        method = vars(model).get(METHOD)
+        return method if callable(method) else None
+    return _method_of_object(model)
+
+
+def _within(model: nn.Module) -> Any:
+    """What a wrapper of training is around, one layer; None where there is none."""
+    if isinstance(model, (AveragedModel, DataParallel, DistributedDataParallel)):
+        return model.module
+    return next((model._modules[name] for name in WRAPPED if name in model._modules), None)
 
 
 def _method_of_module(model: nn.Module) -> Known | None:
@@ -77,13 +90,24 @@ def _method_of_module(model: nn.Module) -> Known | None:
     return None
 
 
+def _method_of_object(model: Any) -> Known | None:
+    """That of its own class, which is called as it is; not one that it hands on from elsewhere."""
+    for kind in type(model).__mro__:
+        if METHOD in vars(kind):
+            return _attribute(model)
+        if "__call__" in vars(kind):
+            return None
+    return None
+
+
 def _attribute(model: Any) -> Known | None:
     method: Known | None = getattr(model, METHOD, None)
     return method
 
 
 def _has_hooks(model: nn.Module) -> bool:
-    return bool(model._forward_hooks or model._forward_pre_hooks)
+    of_all = hooks._global_forward_hooks or hooks._global_forward_pre_hooks
+    return bool(model._forward_hooks or model._forward_pre_hooks or of_all)
 
 
 class Keeping:

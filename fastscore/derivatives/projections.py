@@ -78,7 +78,7 @@ def forward(batch: Batch, slicing: Slicing) -> Terms:
     x, call = batch.x, batch.call
     if has_energy(call.model):
         return reverse(batch, slicing)
-    vs = _draw(batch, slicing)
+    vs = draw(batch, slicing)
     lazy = torch.finfo(x.dtype).bits >= 32  # sums of half precision belong in float32, below
     result = dual_output(call, x, vs, lazy=lazy, transposed=True)
     if isinstance(result, DualTensor):
@@ -93,7 +93,7 @@ def forward(batch: Batch, slicing: Slicing) -> Terms:
 
 def reverse(batch: Batch, slicing: Slicing) -> Terms:
     """J'v by reverse-mode differentiation of v's, one projection after the other."""
-    vs = _draw(batch, slicing)
+    vs = draw(batch, slicing)
     score, pullback = output_and_pullback(batch.call, batch.x)
     jtv = torch.stack([pullback(v) for v in vs])
     warn_of_flat_energy(batch.call, score, jtv)
@@ -102,7 +102,7 @@ def reverse(batch: Batch, slicing: Slicing) -> Terms:
 
 def reverse_alone(batch: Batch, slicing: Slicing) -> Terms:
     """As :func:`reverse`, of values that are not differentiated again."""
-    vs = _draw(batch, slicing)
+    vs = draw(batch, slicing)
     score, jtv = output_and_products_alone(batch.call, batch.x, vs)
     return _from_products(score, jtv, batch, slicing)
 
@@ -119,7 +119,7 @@ def finite_difference(batch: Batch, slicing: Slicing) -> Terms:
     _refuse_half_precision(fn, "x", x)
     if torch.is_autocast_enabled(x.device.type):
         fail(fn, "method", f'other than "finite_difference" under autocast {LOST}', "it")
-    v = _draw(batch, slicing)
+    v = draw(batch, slicing)
     h = _step(x, slicing.epsilon) * (1.0 if batch.sigma is None else per_sample(batch.sigma, x))
     plus, minus = _two_scores(batch, h * v)
     _refuse_half_precision(fn, "model", plus)
@@ -182,7 +182,7 @@ def half_square(score: Tensor, batch_dims: int = 1) -> Tensor:
     return sum_over_sample(score.to(dtype).square(), batch_dims) / 2
 
 
-def _draw(batch: Batch, slicing: Slicing) -> Tensor:
+def draw(batch: Batch, slicing: Slicing) -> Tensor:
     """The projections v, (M, *x.shape)."""
     assert batch.key is not None
     return projections(

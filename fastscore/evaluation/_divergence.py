@@ -8,19 +8,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastscore._support.checks import fail, largest
+from fastscore._support.checks import fail, largest, per_sample
 from fastscore._support.eager import compiled_parts_run_eagerly
 from fastscore._support.inference import recordable, recording
 from fastscore._support.known import known_of
 from fastscore._support.rewind import Rewind
 from fastscore.derivatives.call import Call
 from fastscore.derivatives.closed_form import NoClosedForm
-from fastscore.derivatives.known import known_divergence
+from fastscore.derivatives.known import Keeping, known_divergence
 from fastscore.derivatives.mixing import far_apart, mixes_samples, modes_of
-from fastscore.derivatives.projections import Batch, Slicing, reverse_alone
-from fastscore.derivatives.traces import output_and_trace
+from fastscore.derivatives.projections import (
+    Batch,
+    Slicing,
+    Terms,
+    draw,
+    forward,
+    reverse_alone,
+)
+from fastscore.derivatives.traces import output_and_trace, sum_over_sample
 
 METHODS = ("auto", "exact", "hutchinson")
+# Of the comparison with differences: their step over the noise, at most, over what rounding spoils.
+STEP, MOST_STEP, ROUNDED = 0.01, 0.1, 1e3
+DISAGREE = 0.05  # smooth networks are 1e-5 to 5e-3 apart
 FEW_DIMENSIONS = 8  # of which "auto" takes the exact trace of any model
 
 
@@ -56,6 +66,8 @@ class Divergence:
     method: str  # "auto" until it is known
     probes: int
     distribution: str
+    reverses: bool = True  # whether reverse mode has not failed
+    worst: Tensor | None = None  # how far v'J v has been from differences, over its size
 
     @property
     def terms(self) -> int:
@@ -65,11 +77,27 @@ class Divergence:
     def __call__(self, call: Call, x: Tensor, identity: Identity) -> tuple[Tensor, Tensor]:
         """The model's output, and its divergence by each probe: (n, terms), float64."""
         if self.method == "exact":
+            if (method := known_divergence(call.model)) is not None:  # in float64
+                keeping = Keeping(method)
+                output = call._replace(model=keeping).output(x)
+                return output, column(keeping.checked(self.fn, x))
             output, trace = output_and_trace(call, x)
-            return output, trace.detach().double().unsqueeze(-1)
+            return output, column(trace)
         batch = Batch(x, call, None, identity.key, samples=identity.samples)
-        found = reverse_alone(batch, Slicing(self.probes, self.distribution))
+        slicing = Slicing(self.probes, self.distribution)
+        found = self.by_reverse(batch, slicing) if self.reverses else forward(batch, slicing)
         return found.output, found.vjv.detach().double().T
+
+    def by_reverse(self, batch: Batch, slicing: Slicing) -> Terms:
+        """By dual tensors, from then on, where reverse mode fails: as on writes in place."""
+        try:
+            return reverse_alone(batch, slicing)
+        except RuntimeError as error:
+            self.reverses = False
+            try:
+                return forward(batch, slicing)
+            except Exception:
+                raise error from None
 
     def first(self, call: Call, x: Tensor, identity: Identity) -> tuple[Tensor, Tensor]:
         """The same, of a model that is seen for the first time, which may be refused."""
@@ -78,6 +106,7 @@ class Divergence:
             fail(self.fn, "model", "one whose samples do not depend on one another", got)
         before = Rewind(call.model, x)
         output, found = self.chosen(call, x, identity)
+        output = output.clone()  # the model may use its memory again, below
         if before.has_drawn():
             before()
             expected = "a function of x alone, for the flow is integrated"
@@ -103,7 +132,40 @@ class Divergence:
         except NoClosedForm:
             self.method = "hutchinson"
             return self(call, x, identity)
-        return output, trace.detach().double().unsqueeze(-1)
+        return output, column(trace)
+
+    def compare(self, call: Call, x: Tensor, identity: Identity, sigma: Tensor) -> None:
+        """Take v'J v of some samples by differences, too, at points of noise sigma, (n,).
+
+        What a model computes without a graph is a constant to autograd, and would be missing in
+        silence. The result is kept on the device; :meth:`refuse_what_is_missing` looks at it.
+        """
+        batch = Batch(x, call, None, identity.key, samples=identity.samples)
+        slicing = Slicing(1, self.distribution)
+        by_reverse = self.reverses and self.method != "exact"
+        derivative = (reverse_alone if by_reverse else forward)(batch, slicing).vjv[0].double()
+        v = draw(batch, slicing)[0]
+        rounding = ROUNDED * torch.finfo(x.dtype).eps * x.abs().amax()
+        step = (STEP * sigma).clamp_min(rounding)
+        good = step <= MOST_STEP * sigma
+        along = v * per_sample(step.to(x.dtype), x)
+        ahead, behind = call.output(x + along).clone(), call.output(x - along)
+        terms = v.double() * (ahead - behind)
+        off = (sum_over_sample(terms) / (2 * step) - derivative).abs()[good].sum()
+        size = (sum_over_sample(terms.abs()) / (2 * step))[good].sum()
+        share = torch.where(off > 0, off / size, 0.0)
+        self.worst = share if self.worst is None else torch.maximum(self.worst, share)
+
+    def refuse_what_is_missing(self) -> None:
+        """That autograd and differences agree."""
+        if self.worst is None or not float(self.worst) > DISAGREE:
+            return
+        got = (
+            f"one of which v'J v by autograd and by differences are {float(self.worst):.2g} of it "
+        )
+        got += "apart (a part without a graph, as a gradient that is taken inside without "
+        got += "create_graph=True; or one in half precision)"
+        fail(self.fn, "model", "differentiable in x, all of it", got)
 
     def refuse_half(self, output: Tensor) -> None:
         """Rounding to half precision is as large as what is wanted."""
@@ -128,6 +190,11 @@ class Divergence:
             fail(self.fn, "model", "one whose samples do not depend on one another", got)
         if is_module:
             known[situation] = True
+
+
+def column(trace: Tensor) -> Tensor:
+    """(n, 1) float64, in memory of its own."""
+    return trace.detach().to(torch.float64, copy=True).unsqueeze(-1)
 
 
 def has_graph(call: Call, x: Tensor) -> bool:

@@ -22,9 +22,12 @@ from torch import Tensor
 from fastscore._support.sums import tree_sum
 from fastscore.derivatives.call import Call
 from fastscore.evaluation._divergence import Divergence, Identity
-from fastscore.samplers._adaptive import AdaptiveChain
+from fastscore.samplers._adaptive import AdaptiveChain, gathered
 from fastscore.samplers._angle import Nodes
 from fastscore.samplers._controller import NO_NUMBER
+
+COMPARED = (1, 3, 5)  # steps after which derivatives are compared: of low, middle, high noise
+FEW = 8  # samples for that
 
 
 @dataclass
@@ -40,6 +43,8 @@ class LikelihoodChain(AdaptiveChain):
     divergence: Divergence = field(kw_only=True)
     tolerance: float | None = field(kw_only=True, default=None)  # of log p, nats a dimension
     arrivals: Callable[[int], Any] | None = field(kw_only=True, default=None)
+    compares: bool = field(kw_only=True, default=False)  # derivatives with differences
+    steps_taken: int = field(init=False, default=0)
     integral: Tensor = field(init=False)  # (n, terms)
     trace: Tensor = field(init=False)  # (n, terms): of the output at x
     identity: Identity = field(init=False)  # of the samples in the chain
@@ -78,7 +83,25 @@ class LikelihoodChain(AdaptiveChain):
         self.wanted, self.found = self.with_trace[stage], None
         output = super().asked(stage, w, at)
         self.traces.append(self.found)
+        if stage == self.stages - 1 and self.compares:
+            self.steps_taken += 1
+            if self.steps_taken in COMPARED:
+                output = output.clone()
+                self.kept[-1] = output
+                self.compare(w, at.alpha[stage] * at.s[stage])
         return output
+
+    def compare(self, w: Tensor, sigma: Tensor) -> None:
+        """The derivative of a few samples, beside differences."""
+        few = torch.arange(min(len(w), FEW), device=w.device)
+        named = gathered(self.model_kwargs, len(w), few)
+        arguments = tuple(argument[few] for argument in self.arguments)
+        call = Call(self.fn, self.model, arguments, named)
+        try:
+            self.divergence.compare(call, w[few], self.identity.chosen(few), sigma[few])
+        except Exception:  # a model that takes no other batch, as one around the labels of this one
+            call = Call(self.fn, self.model, self.arguments, self.model_kwargs)
+            self.divergence.compare(call, w, self.identity, sigma)
 
     def call_model(self) -> Any:
         """The model's output; what is found of its divergence is kept."""
@@ -138,6 +161,11 @@ class LikelihoodChain(AdaptiveChain):
         self.integral.add_(self.change.masked_fill_(~taken, 0.0))
         assert self.traces[-1] is not None
         torch.where(taken, self.traces[-1], self.trace, out=self.trace)
+
+    def tolerances(self) -> str:
+        """What a step is held to, in words."""
+        own = "" if self.tolerance is None else f", log_prob_atol={self.tolerance:g}"
+        return super().tolerances() + own
 
     # ---- who is in the batch -------------------------------------------------------------------
 

@@ -34,6 +34,10 @@ class Prior(NamedTuple):
         alpha, sigma = (float(f(t)) for f in (process.alpha, process.sigma))
         return cls(alpha * mean, (alpha * std).square() + sigma**2)
 
+    def share(self, x: Tensor) -> Tensor:
+        """The mean square of each sample's deviations, over the variance: about 1 of its own."""
+        return ((x.double() - self.mean).square() / self.variance).reshape(len(x), -1).mean(1)
+
     def log_prob(self, x: Tensor) -> Tensor:
         """The log density, (batch,), float64: each sample's bytes are its own."""
         square = (x.double() - self.mean).square() / self.variance

@@ -30,9 +30,11 @@ from fastscore._support.checks import (
 )
 from fastscore._support.common_options import SeedOptions
 from fastscore._support.options import takes_options
+from fastscore._support.warn import warn_caller
 
 Range = tuple[float, float]
 UNIT: Range = (0.0, 1.0)
+BYTES, ENOUGH = 256, 64  # levels; and numbers to tell that most of them are not used
 
 _BLOCK_ELEMENTS = 2**22  # float64 numbers at a time: 32 MiB
 _ROUNDED = 1e-3  # of the distance of two levels: so far may a number be from its own
@@ -88,6 +90,12 @@ def bits_per_dim(
     fn = "bits_per_dim"
     check_floating(fn, "log_prob", log_prob)
     dims = dimensions(fn, shape)
+    if len(shape) > 1 and log_prob.shape == tuple(shape[:1]) and len(log_prob) > 1:
+        warn_caller(
+            f"{fn}: shape is that of one sample, x.shape[1:], and its first size, {shape[0]}, is "
+            "the number of log densities: is it the batch's?",
+            UserWarning,
+        )
     count, (lo, hi) = check_levels(fn, levels, data_range)
     return log_prob.detach().double() / (-dims * math.log(2)) + math.log2(count / (hi - lo))
 
@@ -101,7 +109,7 @@ def dimensions(fn: str, shape: Any) -> int:
 @takes_options(SeedOptions)
 def dequantize(
     x: Tensor,
-    levels: int = 256,
+    levels: int | None = None,
     data_range: Range = UNIT,
     *,
     draw: int = 0,
@@ -117,7 +125,8 @@ def dequantize(
         x: integers 0 ... levels - 1 of any integer dtype, uint8 say, (batch, ...); or
             floating-point numbers on the grid lo + (hi - lo) k/(levels - 1) of ``data_range``, as
             ``images / 255`` are, within a thousandth of a level, or what rounding does.
-        levels: how many there are, at least 2.
+        levels: how many there are, at least 2; by default 256, with a warning where integers are
+            all in the lower half.
         data_range: (lo, hi), of the result, and of floating-point data.
         draw: the number of the repetition, 0 to 2^32 - 1: another gives other noise.
 
@@ -147,7 +156,7 @@ def dequantize(
 def dequantized(
     fn: str,
     x: Tensor,
-    levels: int,
+    levels: int | None,
     data_range: Range,
     *,
     draw: int,
@@ -159,9 +168,9 @@ def dequantized(
 ) -> Tensor:
     """What :func:`dequantize` does, for ``fn``, which messages name; in another dtype if asked."""
     check_tensor(fn, "x", x, min_dim=1)
-    count, (lo, hi) = check_levels(fn, levels, data_range)
     if x.dtype == torch.bool or x.is_complex():
         fail(fn, "x", "integers or floating-point numbers (x.to(torch.uint8))", describe(x))
+    count, (lo, hi) = check_levels(fn, levels_of_data(fn, x, levels), data_range)
     if x.is_floating_point():
         _check_fine(fn, "x", x.dtype, count, lo, hi)
     if dtype is None:
@@ -224,6 +233,20 @@ def quantize(x: Tensor, levels: int = 256, data_range: Range = UNIT) -> Tensor:
     return out
 
 
+def levels_of_data(fn: str, x: Tensor, levels: int | None) -> int:
+    """As said, or those that bytes have; where data use few of them, a word."""
+    if levels is not None:
+        return levels
+    few = x.is_floating_point() or x.numel() < ENOUGH
+    if not few and (highest := int(x.double().max())) < BYTES // 2 - 1:
+        warn_caller(
+            f"{fn}: the data have no value above {highest}, of {BYTES} levels: levels= says how "
+            "many there are, if these are fewer.",
+            UserWarning,
+        )
+    return BYTES
+
+
 def check_levels(fn: str, levels: Any, data_range: Any) -> tuple[int, Range]:
     """At least two levels, and where they lie."""
     lo, hi = check_value_range(fn, "data_range", data_range)
@@ -250,6 +273,8 @@ def _edge(number: Tensor, levels: int, lo: float, hi: float) -> Tensor:
 
 def _check_fine(fn: str, arg: str, dtype: torch.dtype, levels: int, lo: float, hi: float) -> None:
     """Whether neighbouring levels can be told apart in a dtype."""
+    if arg == "data_range" and (hi - lo) / levels < torch.finfo(dtype).tiny:
+        fail(fn, "data_range", f"one whose {levels} boxes are no subnormal numbers", (lo, hi))
     off = torch.finfo(dtype).eps / 2 * max(abs(lo), abs(hi)) / (hi - lo) * (levels - 1)
     if off <= _FURTHEST:
         return

@@ -13,7 +13,14 @@ from fastscore import random
 from fastscore._support.checks import check_choice, check_int, check_tensor, fail
 from fastscore._support.explain import parameter_dtypes
 from fastscore._support.options import hands_on_to
-from fastscore.evaluation.bits import UNIT, Range, bits_per_dim, check_levels, dequantized
+from fastscore.evaluation.bits import (
+    UNIT,
+    Range,
+    bits_per_dim,
+    check_levels,
+    dequantized,
+    levels_of_data,
+)
 from fastscore.evaluation.likelihood import log_likelihood
 from fastscore.sde import Process
 
@@ -74,7 +81,7 @@ def discrete_log_likelihood(
     x: Tensor,
     sde: Process | Any,
     *,
-    levels: int = 256,
+    levels: int | None = None,
     data_range: Range = UNIT,
     draws: int = 1,
     average: str = "mean",
@@ -97,7 +104,7 @@ def discrete_log_likelihood(
         x: discrete data, (batch, ...): integers of 0 to levels - 1, or floating-point numbers on
             the grid of ``data_range``, see :func:`dequantize`.
         sde: the process.
-        levels: how many levels there are.
+        levels: how many there are; by default 256.
         data_range: (lo, hi), where the model expects the data.
         draws: how often each sample is dequantised, each time with noise of its own. Probes are
             the same in all draws.
@@ -124,6 +131,7 @@ def discrete_log_likelihood(
     """
     fn = "discrete_log_likelihood"
     check_tensor(fn, "x", x, min_dim=1)
+    levels = levels_of_data(fn, x, levels)
     check_levels(fn, levels, data_range)
     check_int(fn, "draws", draws, minimum=1)
     check_choice(fn, "average", average, AVERAGES)

@@ -42,18 +42,23 @@ class EnergySpread:
     @property
     def log_normaliser(self) -> float:
         """The mean of the differences."""
-        return float(self.differences.mean())
+        return float(self._there().mean())
 
     @property
     def spread(self) -> float:
         """The standard deviation of the differences."""
-        if len(self.differences) < 2:
-            fail("EnergySpread", "spread", "asked of at least two samples", len(self.differences))
-        return float(self.differences.std())
+        found = self._there()
+        if len(found) < 2:
+            fail("EnergySpread", "spread", "asked of at least two samples", len(found))
+        return float(found.std())
+
+    def _there(self) -> Tensor:
+        """Of samples that have not failed."""
+        return self.differences[~self.differences.isnan()]
 
     def __repr__(self) -> str:
         parts = [f"{len(self.differences)} samples"]
-        if len(self.differences) > 1:
+        if len(self._there()) > 1:
             parts.append(f"log_normaliser={self.log_normaliser:.4g}, spread={self.spread:.4g}")
         return f"EnergySpread({', '.join(parts)})"
 

@@ -21,14 +21,17 @@ from fastscore._support.checks import (
     check_number,
     describe,
     fail,
+    fail_type,
 )
 from fastscore._support.common_options import ModelOptions, SeedOptions
 from fastscore._support.model_kwargs import check_model_kwargs
 from fastscore._support.options import Option, takes_options
 from fastscore._support.sums import tree_sum
+from fastscore.derivatives.known import known_divergence
 from fastscore.derivatives.projections import DISTRIBUTIONS
 from fastscore.evaluation._divergence import METHODS, Divergence
 from fastscore.evaluation._flow import LikelihoodChain
+from fastscore.evaluation._looks import look_at_data, look_at_latents
 from fastscore.evaluation._prior import Prior, check_prior
 from fastscore.samplers._adaptive import gathered
 from fastscore.samplers._adaptive_plan import data_scale, method_of
@@ -37,13 +40,13 @@ from fastscore.samplers._continuous import NetworkInTime, times_for
 from fastscore.samplers._frame import Frame
 from fastscore.samplers._loop import Course, half_dtype, progress_bar_class
 from fastscore.samplers._runge_kutta import BOGACKI_SHAMPINE, DORMAND_PRINCE
-from fastscore.samplers._warnings import share_of_noise, warn_of_share
 from fastscore.sde import Process, as_process
 
 SOLVERS = {"rk45": DORMAND_PRINCE, "rk23": BOGACKI_SHAMPINE}
 # The variables u and theta: a spread that is guessed too small costs more than one that is guessed
 # too large; and where the noise is low the divergence changes by much while x hardly moves.
 SCALE, ROOT, FIRST = 3.0, 2, 0.5
+SEEN = 1000  # samples whose mean square is looked at
 CHUNK_ELEMENTS = 2**22  # of a chunk's states, where the caller does not say
 
 
@@ -127,7 +130,7 @@ def log_likelihood(
     rtol: float = 5e-4,
     atol: float = 5e-4,
     log_prob_atol: float | None = 1e-3,
-    max_steps: int = 10_000,
+    max_steps: int = 1000,
     failed: str = "raise",
     prior: tuple[Tensor | float, Tensor | float] | None = None,
     sigma_data: float | None = None,
@@ -164,7 +167,8 @@ def log_likelihood(
             ``Parzen``), multilayer perceptrons of one or two hidden layers, and in at most 8
             dimensions or as many as there are probes. Exact without a closed form takes one
             tangent for each dimension.
-        probes: for each sample; from two on there is a standard error.
+        probes: for each sample; from two on there is a standard error (of Rademacher probes in a
+            few dimensions it may be 0 by chance: they repeat; there "exact" costs no more).
         distribution: of the probes: "rademacher", "gaussian" or "sphere".
         solver: "rk45", order 5(4) (Dormand and Prince 1980), or "rk23", order 3(2) (Bogacki and
             Shampine 1989), which of smooth fields takes more evaluations for the same accuracy.
@@ -219,6 +223,8 @@ def log_likelihood(
     """
     fn = "log_likelihood"
     x = check_data(fn, x)
+    if not callable(model) and callable(getattr(model, "log_likelihood", None)):
+        fail_type(fn, "model", "callable (a checkpoint has checkpoint.log_likelihood(x))", model)
     check_callable(fn, "model", model)
     check_choice(fn, "divergence", divergence, METHODS)
     check_int(fn, "probes", probes, minimum=1)
@@ -256,9 +262,11 @@ def log_likelihood(
         check_model_kwargs(fn, options["model_kwargs"]),
         options["batch_size"],
         log_prob_atol,
-        looks=prior is None,
+        of_noise=prior is None,
     )
     job.refuse_what_is_not_finite(x)
+    if prior is None and bool((good := finite_rows(x)).any()) and x.numel():
+        look_at_data(fn, x[good][:SEEN], process, begin, end)
     with bar_of(fn, progress, len(x)) as arrivals:
         return job.run(x, chunk_size, arrivals)
 
@@ -310,7 +318,8 @@ class Job:
     model_kwargs: dict[str, Any]
     batch_size: int | None
     log_prob_atol: float | None
-    looks: bool  # whether the score at the latents is to be looked at
+    of_noise: bool  # whether the prior is noise alone
+    looked: bool = False  # whether the latents have been looked at
 
     def number_of(self, row: int) -> int:
         """The number of a sample."""
@@ -366,6 +375,7 @@ class Job:
             divergence=self.divergence,
             tolerance=self.log_prob_atol,
             arrivals=arrivals,
+            compares=not self.looked and known_divergence(self.model) is None,
         )
         chain.give_up(~good)
         end = self.method.max_steps
@@ -380,7 +390,10 @@ class Job:
             counts = zeros.long()
             return LogLikelihood(zeros, zeros, latent, counts, counts.bool(), False, zeros)
         assert chain.failed is not None
-        self.look_at(chain)
+        self.divergence.refuse_what_is_missing()
+        if not self.looked and not bool(chain.failed.all()):
+            look_at_latents(chain, latent, self.prior, of_noise=self.of_noise)
+            self.looked = True
         change, errors = mean_and_error(chain.integral)
         log_prior = self.prior.log_prob(latent)
         log_prob = log_prior + (change + chain.dimensions * self.growth())
@@ -403,22 +416,6 @@ class Job:
             math.hypot(float(process.sigma(t)), d * float(process.alpha(t))) for t in ends
         )
         return math.log(last / first)
-
-    def look_at(self, chain: LikelihoodChain) -> None:
-        """At the latents the score is about that of noise alone; looked at once."""
-        assert chain.failed is not None
-        if not self.looks or bool(chain.failed.all()):
-            return
-        self.looks = False
-        t = torch.tensor([self.angle.last], dtype=torch.float64)
-        s = self.frame.process.noise_level(t)
-        own, of_state = self.frame.output_coefficients(t, s)
-        variance = float((self.frame.alpha(t, s) * s).square())
-        prior = (variance, float(own), float(of_state), float(s))
-        arrived = ~chain.failed
-        share = float(share_of_noise(chain.x[arrived], chain.final_output()[arrived], prior))
-        if math.isfinite(share):  # not where all latents are 0
-            warn_of_share(chain, share, prior)
 
 
 def joined(parts: list[LogLikelihood]) -> LogLikelihood:

@@ -40,9 +40,10 @@ from fastscore.samplers._state import SamplerState
 
 NAMED = 5  # of the samples that have failed
 REASONS = {
-    TOO_SMALL: "its step, in the angle of the noise level, has fallen to {h:.1e}",
+    TOO_SMALL: "its step, in the angle of the noise level, has fallen to {h:.1e}; looser "
+    "tolerances or float64 may do",
     NO_NUMBER: "the model returns NaN or infinity",
-    TOO_MANY: "it has not arrived",
+    TOO_MANY: "it has not arrived, and max_steps is {max_steps}: more, or looser tolerances",
 }
 
 
@@ -293,12 +294,11 @@ class AdaptiveChain(StagedChain):
         tau = control.tau[row : row + 1]
         t, s = self.angle.times(tau), self.angle.level_of(tau)
         status, h = int(control.status[row]), float(control.h[row])
-        why = REASONS[status].format(h=abs(h))
-        m = self.method
+        why = REASONS[status].format(h=abs(h), max_steps=self.method.max_steps)
         raise RuntimeError(
-            f"{self.fn}: sample {self.number_of(row)} can't meet its tolerances (rtol={m.rtol:g}, "
-            f"atol={m.atol:g}) at t = {float(t):.6g}, where s = {float(s):.6g}, in step {done}: "
-            f'{why}. failed="return" returns the others.'
+            f"{self.fn}: sample {self.number_of(row)} can't meet its tolerances "
+            f"({self.tolerances()}) at t = {float(t):.6g}, where s = {float(s):.6g}, in step "
+            f'{done}: {why}. failed="return" returns the others.'
         )
 
     def watched(self, callback: Callback, done: int) -> bool:
@@ -373,10 +373,14 @@ class AdaptiveChain(StagedChain):
         first = ", ".join(str(self.number_of(row)) for row in rows[:NAMED])
         first += ", ..." if len(rows) > NAMED else ""
         warn_caller(
-            f"{self.fn}: {len(rows)} of {len(self.all_x)} samples can't meet their tolerances, and "
-            f"are NaN (number {first}); {self.told_by} tells which, in failed.",
+            f"{self.fn}: {len(rows)} of {len(self.all_x)} samples can't meet their tolerances, or "
+            f"met NaN, and are NaN (number {first}); {self.told_by} tells which, in failed.",
             UserWarning,
         )
+
+    def tolerances(self) -> str:
+        """What a step is held to, in words."""
+        return f"rtol={self.method.rtol:g}, atol={self.method.atol:g}"
 
     def number_of(self, row: int) -> int:
         """The number of a sample."""

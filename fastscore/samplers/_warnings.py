@@ -56,10 +56,15 @@ def share_of_noise(x: Tensor, output: Tensor, prior: Prior) -> Tensor:
     return -variance * (of_output * along + of_state * size) / size
 
 
+def is_off(share: float, prior: Prior) -> bool:
+    """Whether a score's share is far from that of noise: NaN is."""
+    least, most = FROM_HIGH if prior[-1] >= HIGH else FROM_LOW
+    return not least < share < most
+
+
 def warn_of_share(chain: Chain, share: float, prior: Prior) -> None:
     """Say that it is far from what it must be, where it is."""
-    least, most = FROM_HIGH if prior[-1] >= HIGH else FROM_LOW
-    if least < share < most:
+    if not is_off(share, prior):
         return
     warn_caller(
         f"{chain.fn}: at the highest noise level, where the score is about that of noise "

@@ -90,7 +90,6 @@ class GaussianMixture(nn.Module):
         self.register_buffer("variances", variance.clone())
         self.data_shape = tuple(mean.shape[1:])
         self._has_density = bool((variance > 0).all())
-        self._variance_seen: tuple[Any, bool] = (None, False)
 
     def log_prob(self, x: Tensor, sigma: Tensor | float | None = None) -> Tensor:
         """The log density of the mixture perturbed by noise of level ``sigma``.
@@ -151,9 +150,8 @@ class GaussianMixture(nn.Module):
         parts = self._components(fn, x, sigma)
         score, size = self._score(x, *parts), parts[1].shape[2]
         by_pairs = self._shares_variance() and len(self.means) <= min(size, MOST_PAIRS)
-        if not by_pairs:
-            parts = self._components(fn, x, sigma, torch.float64, tree_sum)
-        logits, offset, variance = (part.double() for part in parts)
+        sum_over = torch.sum if by_pairs else tree_sum
+        logits, offset, variance = self._components(fn, x, sigma, torch.float64, sum_over)
         weight = (logits - logits.detach().amax(1, keepdim=True)).exp()
         posterior = weight / tree_sum(weight, 1).unsqueeze(1)
         if by_pairs:
@@ -166,13 +164,11 @@ class GaussianMixture(nn.Module):
         return score, spread - tree_sum(posterior * stiffness, 1)
 
     def _shares_variance(self) -> bool:
-        """Whether all components have one variance: looked at once, until it is written to."""
+        """Whether all components have one variance; on a GPU, where the host would wait, not so."""
         variances = self.variances
-        now = None if variances.is_inference() else (id(variances), variances._version)
-        if now is None or self._variance_seen[0] != now:
-            one = variances.dim() == 1 and bool((variances == variances[0]).all())
-            self._variance_seen = now, one
-        return self._variance_seen[1]
+        if variances.is_cuda or variances.dim() > 1:
+            return False
+        return bool((variances == variances[0]).all())
 
     def _spread_of_pairs(self, posterior: Tensor) -> Tensor:
         """The variance of mu_k under the posterior (batch, K): of distances between the means."""

@@ -85,6 +85,12 @@ def add_evaluate(commands: Any) -> None:
     command.add_argument(
         "--compare", metavar="CHECKPOINT", help="another network: the difference on the same data"
     )
+    command.add_argument(
+        "--prior",
+        metavar="TRAIN",
+        help="a file of data whose mean and standard deviation the prior of the latents takes "
+        "(default: noise alone, as published)",
+    )
     command.add_argument("-o", "--out", metavar="OUT.png", help="histogram of bits per dimension")
     command.add_argument("--save", metavar="OUT", help=".npz or .json: the numbers of each sample")
     add_with(command)
@@ -114,10 +120,10 @@ def run_evaluate(args: argparse.Namespace) -> None:
     task = with_levels(task, args, x)
     x = prepared(args.data, x, checkpoint, task, device)
     if against is not None:
-        if against.shape[1:] != x.shape[1:]:
-            expected = f"of samples of shape {tuple(x.shape[1:])}, as those of {args.data}"
-            fail(FN, args.against, expected, tuple(against.shape[1:]))
+        check_alike(args.against, against, x, args.data)
         against = prepared(args.against, against, checkpoint, task, device)
+    if args.prior is not None:
+        task = replace(task, prior=prior_of(args, x, checkpoint, task, device))
     for path, each in ((args.checkpoint, checkpoint), (args.compare, second)):
         if each is not None:
             check_fits(path, each, x)
@@ -206,6 +212,9 @@ def with_levels(task: Task, args: argparse.Namespace, x: Tensor) -> Task:
         if x.dtype != torch.uint8:
             fail(FN, "--levels", f"given for whole numbers of {x.dtype} (bytes have 256)", None)
         task = replace(task, levels=LEVELS_OF_BYTES)
+    whole = x.is_floating_point() and bool((x == x.round()).all() and x.max() - x.min() > 1)
+    if task.levels is None and whole:
+        fail(FN, "--levels", "given for data that are whole numbers, which have no density", None)
     if task.levels is None and task.draws != 1:
         expected = "left out for data without --levels, which are not dequantised"
         fail(FN, "--draws", expected, task.draws)
@@ -236,6 +245,29 @@ def prepared(
     if bool(bad.any()):
         fail(FN, path, "finite everywhere", f"NaN or infinity in sample {int(bad.nonzero()[0])}")
     return x
+
+
+def check_alike(path: str, other: Tensor, x: Tensor, of: str) -> None:
+    """Samples of one shape."""
+    if other.shape[1:] != x.shape[1:]:
+        expected = f"of samples of shape {tuple(x.shape[1:])}, as those of {of}"
+        fail(FN, path, expected, tuple(other.shape[1:]))
+
+
+def prior_of(
+    args: argparse.Namespace,
+    x: Tensor,
+    checkpoint: fastscore.Checkpoint,
+    task: Task,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the data in a file, dequantised where they have levels."""
+    data = read_array(args.prior, 2)
+    check_alike(args.prior, data, x, args.data)
+    data = prepared(args.prior, data, checkpoint, task, device)
+    if task.levels is not None:
+        data = dequantize(data, task.levels, task.data_range, seed=0)
+    return data.double().mean(0), data.double().std(0)
 
 
 def check_fits(path: str, checkpoint: fastscore.Checkpoint, x: Tensor) -> None:

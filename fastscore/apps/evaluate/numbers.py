@@ -33,6 +33,7 @@ class Task:
     seed: int | None = None
     batch_size: int | None = None
     progress: bool = False
+    prior: tuple[Tensor, Tensor] | None = None  # mean and standard deviation of data
 
     def options(self) -> dict[str, Any]:
         """Those of :func:`log_likelihood`; samples that are given up leave the others right."""
@@ -43,6 +44,7 @@ class Task:
             "seed": self.seed,
             "batch_size": self.batch_size,
             "progress": self.progress,
+            "prior": self.prior,
         }
         return {"failed": "return"} | {n: v for n, v in options.items() if v is not None}
 

@@ -92,7 +92,9 @@ def save_numbers(path: Path, found: Evaluation, task: Task) -> None:
                 numpy.savez_compressed(file, allow_pickle=False, **arrays)
             return
         numbers = {name: [_plain(v) for v in array.tolist()] for name, array in arrays.items()}
-        record = {"figures": found.figures, "settings": vars(task), "samples": numbers}
+        settings = {n: v for n, v in vars(task).items() if n != "prior"}
+        settings["prior"] = "of noise" if task.prior is None else "of data"
+        record = {"figures": found.figures, "settings": settings, "samples": numbers}
         partial.write_text(json.dumps(record, allow_nan=False, indent=1) + "\n")
 
 
