@@ -3,7 +3,7 @@
 Run: python benchmarks/readme.py [--out benchmarks/results]
 Writes readme.json: seconds of the example, and the squared Frechet distances to held-out data of
 its samples, of data, of something else, of samples with 20 steps at each noise level, and of those
-that are drawn in continuous time.
+that are drawn in continuous time; and how likely held-out data are.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from fastscore.apps.info import info
 
 README = Path(__file__).parents[1] / "README.md"
 JUDGED = "frechet_distance"  # stands in the snippet that prints distances
-IN_TIME = (("few", "corrected", "adaptive"), ("few", "many", "annealed"))  # of the two after it
+# Of the three after it: two draw samples, the one between them says how likely data are.
+IN_TIME = (("few", "corrected", "adaptive"), (), ("few", "many", "annealed"))
 STEPS = 20
 
 
@@ -48,8 +49,12 @@ def run() -> dict[str, Any]:
         sharp = names["checkpoint"].sample(1000, seed=1, steps_per_sigma=STEPS)
         in_time = []
         for snippet, drawn in zip(snippets[judged + 1 :], IN_TIME, strict=False):
-            exec(snippet, names)
-            in_time.append({name: distance(names, name) for name in drawn})
+            with contextlib.redirect_stdout(io.StringIO()):
+                exec(snippet, names)
+            if drawn:
+                in_time.append({name: distance(names, name) for name in drawn})
+            else:
+                likely = likelihood(names)
         os.chdir(README.parent)
     values = map(float, printed.getvalue().split())
     distances = dict(zip(("samples", "data", "else"), values, strict=True))
@@ -59,7 +64,15 @@ def run() -> dict[str, Any]:
         "example_seconds": seconds[0],
         "frechet_distance": distances,
         "frechet_distance_in_time": in_time,
+        "likelihood": likely,
     }
+
+
+def likelihood(names: dict[str, Any]) -> dict[str, float]:
+    """Of held-out data, and how they are told from what is strange."""
+    found, strange = names["found"].log_prob, names["strange"].log_prob
+    area = fastscore.evaluation.auroc(-found, -strange)
+    return {"mean_log_prob": float(found.mean()), "auroc": area.value, "stderr": area.stderr}
 
 
 def distance(names: dict[str, Any], drawn: str) -> float:

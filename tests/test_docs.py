@@ -96,6 +96,9 @@ def test_the_figures_of_the_example_are_those_that_were_measured():
     ):
         shown = [f"{value:.2g}" for value in drawn.values()]
         assert words.format(*shown) in README.read_text()
+    likely = found["likelihood"]
+    words = f"{likely['mean_log_prob']:.2f} nats and {likely['auroc']:.2f} [here]"
+    assert words in README.read_text()
 
 
 def test_the_table_of_the_demo_is_what_it_wrote():
