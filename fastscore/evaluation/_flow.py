@@ -86,8 +86,9 @@ class LikelihoodChain(AdaptiveChain):
         if stage == self.stages - 1 and self.compares:
             self.steps_taken += 1
             if self.steps_taken in COMPARED:
-                output = output.clone()
-                self.kept[-1] = output
+                # The model may use the memory of what it returned again.
+                self.kept = [kept.clone() for kept in self.kept]
+                output = self.kept[-1]
                 self.compare(w, at.alpha[stage] * at.s[stage])
         return output
 

@@ -33,7 +33,7 @@ from fastscore.evaluation._divergence import METHODS, Divergence
 from fastscore.evaluation._flow import LikelihoodChain
 from fastscore.evaluation._looks import look_at_data, look_at_latents
 from fastscore.evaluation._prior import Prior, check_prior
-from fastscore.samplers._adaptive import gathered
+from fastscore.samplers._adaptive import Method, gathered
 from fastscore.samplers._adaptive_plan import data_scale, method_of
 from fastscore.samplers._angle import Angle
 from fastscore.samplers._continuous import NetworkInTime, times_for
@@ -309,7 +309,7 @@ class Job:
     model: Callable[..., Tensor]
     frame: Frame
     angle: Angle
-    method: Any
+    method: Method
     divergence: Divergence
     prior: Prior
     key: Tensor
