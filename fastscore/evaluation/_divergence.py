@@ -69,11 +69,6 @@ class Divergence:
     reverses: bool = True  # whether reverse mode has not failed
     worst: Tensor | None = None  # how far v'J v has been from differences, over its size
 
-    @property
-    def terms(self) -> int:
-        """How many values there are for each sample."""
-        return 1 if self.method == "exact" else self.probes
-
     def __call__(self, call: Call, x: Tensor, identity: Identity) -> tuple[Tensor, Tensor]:
         """The model's output, and its divergence by each probe: (n, terms), float64."""
         if self.method == "exact":
@@ -145,14 +140,15 @@ class Divergence:
         by_reverse = self.reverses and self.method != "exact"
         derivative = (reverse_alone if by_reverse else forward)(batch, slicing).vjv[0].double()
         v = draw(batch, slicing)[0]
-        rounding = ROUNDED * torch.finfo(x.dtype).eps * x.abs().amax()
-        step = (STEP * sigma).clamp_min(rounding)
-        good = step <= MOST_STEP * sigma
+        rounding = ROUNDED * torch.finfo(x.dtype).eps * x.abs().reshape(len(x), -1).amax(1)
+        step = torch.maximum(STEP * sigma, rounding.double())
         along = v * per_sample(step.to(x.dtype), x)
         ahead, behind = call.output(x + along).clone(), call.output(x - along)
         terms = v.double() * (ahead - behind)
-        off = (sum_over_sample(terms) / (2 * step) - derivative).abs()[good].sum()
+        off = (sum_over_sample(terms) / (2 * step) - derivative).abs()
+        good = (step <= MOST_STEP * sigma) & off.isfinite()  # one that fails hides no other
         size = (sum_over_sample(terms.abs()) / (2 * step))[good].sum()
+        off = off[good].sum()
         share = torch.where(off > 0, off / size, 0.0)
         self.worst = share if self.worst is None else torch.maximum(self.worst, share)
 
@@ -160,9 +156,7 @@ class Divergence:
         """That autograd and differences agree."""
         if self.worst is None or not float(self.worst) > DISAGREE:
             return
-        got = (
-            f"one of which v'J v by autograd and by differences are {float(self.worst):.2g} of it "
-        )
+        got = f"one whose v'J v by autograd and by differences are {float(self.worst):.2g} of it "
         got += "apart (a part without a graph, as a gradient that is taken inside without "
         got += "create_graph=True; or one in half precision)"
         fail(self.fn, "model", "differentiable in x, all of it", got)

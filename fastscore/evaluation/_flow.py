@@ -93,14 +93,17 @@ class LikelihoodChain(AdaptiveChain):
         return output
 
     def compare(self, w: Tensor, sigma: Tensor) -> None:
-        """The derivative of a few samples, beside differences."""
-        few = torch.arange(min(len(w), FEW), device=w.device)
+        """The derivative of a few samples, or as many as a call takes, beside differences."""
+        size = min(len(w), FEW) if self.batch_size is None else self.batch_size
+        few = torch.arange(size, device=w.device).clamp_max(len(w) - 1)
         named = gathered(self.model_kwargs, len(w), few)
         arguments = tuple(argument[few] for argument in self.arguments)
         call = Call(self.fn, self.model, arguments, named)
         try:
             self.divergence.compare(call, w[few], self.identity.chosen(few), sigma[few])
         except Exception:  # a model that takes no other batch, as one around the labels of this one
+            if self.batch_size is not None:
+                raise
             call = Call(self.fn, self.model, self.arguments, self.model_kwargs)
             self.divergence.compare(call, w, self.identity, sigma)
 
