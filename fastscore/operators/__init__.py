@@ -1,0 +1,1 @@
+"""Linear measurements y = A x + n: what is seen of the data."""
