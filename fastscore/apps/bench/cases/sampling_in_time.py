@@ -125,7 +125,7 @@ def build_adaptive(network: networks.Network) -> Callable[[Case], Work]:
                 model, PROCESS, x, solver="rk45", rtol=tolerance, atol=tolerance
             )
 
-        state = fastscore.probability_flow(
+        state: Any = fastscore.probability_flow(
             model, PROCESS, x, solver="rk45", rtol=tolerance, atol=tolerance, return_state=True
         )
         evaluations = int(state.evaluations.max())
