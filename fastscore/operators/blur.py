@@ -101,6 +101,8 @@ class Blur(LinearOperator):
 
     def _multiply(self, x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
         """x with its transform multiplied."""
+        if not x.numel():  # of which some libraries have no transform
+            return x.to(dtype)
         dims = tuple(range(-self.kernel.dim(), 0))
         product = torch.fft.rfftn(x, dim=dims) * factor
         return torch.fft.irfftn(product, s=x.shape[-len(dims) :], dim=dims).to(dtype)

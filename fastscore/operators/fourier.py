@@ -155,11 +155,15 @@ class MaskedFourier(LinearOperator):
     # ---- the transform ---------------------------------------------------------------------------
 
     def _forward(self, x: Tensor) -> Tensor:
+        if not x.numel():  # of which some libraries have no transform
+            return x + 0j
         x = torch.fft.ifftshift(x, PLANE) if self.centred else x
         y = torch.fft.fft2(x, norm="ortho")
         return torch.fft.fftshift(y, PLANE) if self.centred else y
 
     def _backward(self, y: Tensor) -> Tensor:
+        if not y.numel():
+            return y
         y = torch.fft.ifftshift(y, PLANE) if self.centred else y
         x = torch.fft.ifft2(y, norm="ortho")
         return torch.fft.fftshift(x, PLANE) if self.centred else x

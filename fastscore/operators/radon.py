@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +16,7 @@ from fastscore.operators._base import LinearOperator
 from fastscore.operators._common import check_data, check_on, check_size, levels, over, widened
 
 DENSE = 2**24  # elements of a matrix, 64 MB in float32; a larger one is kept sparse
+_BETA = ["Sparse CSR tensor support is in beta state"]  # a warning that has not been given yet
 DECOMPOSED = 1024  # rows or columns: a decomposition of about a second on one core
 
 
@@ -122,10 +125,11 @@ class Radon(LinearOperator):
         self.register_buffer(name, value.contiguous(), persistent=False)
 
     def _keep_sparse(self, end: str, matrix: Tensor, dtype: torch.dtype) -> None:
-        compressed = matrix.to_sparse_csr()
-        self._keep("crow" + end, compressed.crow_indices())
-        self._keep("col" + end, compressed.col_indices())
-        self._keep("weight" + end, compressed.values().to(dtype))
+        rows, columns = matrix.indices()
+        ends = torch.bincount(rows, minlength=matrix.shape[0]).cumsum(0)
+        self._keep("crow" + end, torch.cat([ends.new_zeros(1), ends]))
+        self._keep("col" + end, columns)
+        self._keep("weight" + end, matrix.values().to(dtype))
 
     def extra_repr(self) -> str:
         """What it was made of."""
@@ -145,10 +149,7 @@ class Radon(LinearOperator):
         end = "_t" if transposed else ""
         crow, col, weight = (getattr(self, name + end) for name in ("crow", "col", "weight"))
         shape = (len(crow) - 1, flat.shape[1])
-        matrix = torch.sparse_csr_tensor(
-            crow, col, weight.to(flat.dtype), shape, check_invariants=False
-        )
-        return (matrix @ flat.T).T
+        return (_compressed(crow, col, weight.to(flat.dtype), shape) @ flat.T).T
 
     def _checked(self, fn: str, arg: str, x: Any, shape: tuple[int, int]) -> Tensor:
         """The samples and their channels as rows."""
@@ -198,6 +199,15 @@ class Radon(LinearOperator):
         beyond = rows - within @ self.left.T
         part = over(within, r2 * self.singular.square() + noise2) @ self.left.T
         return (part + over(beyond, noise2)).reshape(y.shape).to(y.dtype)
+
+
+def _compressed(crow: Tensor, col: Tensor, weight: Tensor, shape: tuple[int, int]) -> Tensor:
+    """A sparse matrix by rows; without PyTorch's warning that they are new, once a process."""
+    with warnings.catch_warnings() if _BETA else contextlib.nullcontext():
+        if _BETA:
+            warnings.simplefilter("ignore", UserWarning)
+            _BETA.clear()
+        return torch.sparse_csr_tensor(crow, col, weight, shape, check_invariants=False)
 
 
 class _Product(torch.autograd.Function):
