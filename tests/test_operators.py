@@ -389,7 +389,7 @@ def test_a_large_radon_matrix_is_sparse_and_the_same(monkeypatch: pytest.MonkeyP
     assert half.A(x.half()).dtype == torch.float16
     assert sparse.A(x[:0]).shape == (0, 2, 11, 5)
     assert not hasattr(sparse, "solve")
-    with pytest.raises(ValueError, match="^Radon: svd must be None or False for more than 10 el"):
+    with pytest.raises(ValueError, match=r"^Radon: svd must be None or False for more than 10 el"):
         Radon(5, 7, svd=True)
 
 

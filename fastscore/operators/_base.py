@@ -157,7 +157,8 @@ class Compose(LinearOperator):
     def __init__(self, outer: Any, inner: Any) -> None:
         """See the class."""
         super().__init__()
-        self.outer, self.inner = as_operator("Compose", outer), as_operator("Compose", inner)
+        self.outer = as_operator("Compose", outer, arg="outer")
+        self.inner = as_operator("Compose", inner, arg="inner")
         self.gram = _product(said(outer, "gram"), said(inner, "gram"))
         self.cogram = _product(said(outer, "cogram"), said(inner, "cogram"))
 

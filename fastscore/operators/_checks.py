@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -102,7 +103,7 @@ def check_adjoint(
     left, right = _inner(au, v), _inner(u, back)
     scale = (_length(au) * _length(v)).clamp_min(torch.finfo(torch.float64).tiny)
     errors = (left - right).abs() / scale
-    worst = int(errors.argmax()) if not bool(errors.isnan().any()) else int(errors.isnan().argmax())
+    worst = int(errors.nan_to_num(nan=math.inf).argmax())
     error = float(errors[worst])
     if not error <= tol:
         products = f"<A u, v> = {float(left[worst]):.9g}, <u, A_adjoint v> = "

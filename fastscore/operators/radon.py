@@ -25,10 +25,10 @@ class Radon(LinearOperator):
 
     y[..., u, a] is the sum of column u of the image turned by ``angles[a]`` about its middle. A ray
     is sampled once a pixel, bilinearly, with 0 outside of the image, as by
-    ``skimage.transform.radon(image, angles, circle)``: to rounding it is the same of images of an
-    odd size, and of all with ``centre="pixel"``. The weights are kept as a matrix, dense up to 2^24
-    elements and sparse beyond (some 3 entries for each angle and pixel); so the adjoint is exactly
-    the transpose.
+    ``skimage.transform.radon(image, angles, circle)``: to rounding it is the same with
+    ``centre="pixel"``, and of images of an odd size with ``circle``. The weights are kept as a
+    matrix, dense up to 2^24 elements and sparse beyond (some 3 entries for each angle and pixel);
+    so the adjoint is exactly the transpose.
 
     With a singular value decomposition of the matrix, A_dagger and ``solve`` are exact (computed
     with in float64); without it they are not there, and conjugate gradients do.
