@@ -389,8 +389,12 @@ def test_a_large_radon_matrix_is_sparse_and_the_same(monkeypatch: pytest.MonkeyP
     assert half.A(x.half()).dtype == torch.float16
     assert sparse.A(x[:0]).shape == (0, 2, 11, 5)
     assert not hasattr(sparse, "solve")
-    with pytest.raises(ValueError, match=r"^Radon: svd must be None or False for more than 10 el"):
-        Radon(5, 7, svd=True)
+    decomposed = Radon(5, 7, circle=False, dtype=torch.float64)
+    plus = Radon(5, 7, circle=False, svd=True, dtype=torch.float64).A_dagger(y)
+    torch.testing.assert_close(decomposed.A_dagger(y), plus)
+    torch.testing.assert_close(decomposed.A(plus), y)
+    monkeypatch.setattr(radon_module, "DECOMPOSED", 10)
+    assert not hasattr(Radon(5, 7), "solve")
 
 
 def test_a_class_of_ones_own_needs_two_methods() -> None:

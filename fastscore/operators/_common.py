@@ -106,12 +106,35 @@ def levels(fn: str, y: Tensor, r2: Any, noise2: Any) -> tuple[Tensor | float, Te
     return _level(fn, "r2", r2, y), _level(fn, "noise2", noise2, y)
 
 
+def inverse_of(denominator: Tensor | float) -> Tensor | float:
+    """1/denominator, and 0 where that is 0."""
+    if not isinstance(denominator, Tensor):
+        return 1.0 / denominator if denominator else 0.0
+    there = denominator > 0
+    return torch.where(there, 1.0 / torch.where(there, denominator, 1.0), 0.0)
+
+
 def over(y: Tensor, denominator: Tensor | float) -> Tensor:
     """y/denominator, and 0 where that is 0: the pseudo-inverse of a diagonal matrix."""
-    if not isinstance(denominator, Tensor):
-        return y / denominator if denominator else torch.zeros_like(y)
-    there = denominator > 0
-    return torch.where(there, y / torch.where(there, denominator, 1.0), 0.0)
+    inverse = inverse_of(denominator)
+    if not isinstance(inverse, Tensor):
+        return y * inverse if inverse else torch.zeros_like(y)
+    return torch.where(inverse > 0, times(y, inverse), 0.0)
+
+
+def times(y: Tensor, factor: Tensor) -> Tensor:
+    """y * factor of a real factor; of complex y each part, which is less work."""
+    if not y.is_complex():
+        return y * factor
+    return torch.view_as_complex(torch.view_as_real(y.resolve_conj()) * factor.unsqueeze(-1))
+
+
+def masked_over(y: Tensor, mask: Tensor, r2: Tensor | float, noise2: Tensor | float) -> Tensor:
+    """y/(r2 + noise2) where measured, y/noise2 elsewhere; a quotient by 0 is 0."""
+    seen = r2 + noise2
+    if isinstance(seen, Tensor):
+        return over(y, torch.where(mask, seen, noise2))
+    return torch.where(mask, over(y, seen), over(y, noise2))
 
 
 def divided(fn: str, y: Any, r2: Any, noise2: Any, eigenvalue: float) -> Tensor:

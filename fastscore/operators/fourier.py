@@ -14,8 +14,11 @@ from fastscore.operators._common import (
     check_mask,
     check_mask_fits,
     check_on,
+    inverse_of,
     levels,
+    masked_over,
     over,
+    times,
     widened,
 )
 
@@ -170,10 +173,12 @@ class MaskedFourier(LinearOperator):
 
     def _opposite(self, y: Tensor) -> Tensor:
         """y(-k) at the place of k."""
-        dims = tuple(dim for dim in PLANE if y.dim() >= -dim)
-        y = torch.fft.ifftshift(y, dims) if self.centred else y
-        y = y.flip(dims).roll((1,) * len(dims), dims)
-        return torch.fft.fftshift(y, dims) if self.centred else y
+        for dim in PLANE[-y.dim() :]:
+            size = y.shape[dim]
+            middle = size // 2 if self.centred else 0
+            at = (2 * middle - torch.arange(size, device=y.device)) % size
+            y = y.index_select(dim, at)
+        return y
 
     def _split_mask(self) -> tuple[Tensor, Tensor]:
         """Where k and -k are measured, and where k alone is."""
@@ -205,17 +210,31 @@ class MaskedFourier(LinearOperator):
         fn = "MaskedFourier.solve"
         z = self._frequencies(fn, y)
         r2, noise2 = levels(fn, z, r2, noise2)
-        out = over(z, noise2)
-        if self.data != "real":
-            out = torch.where(self.mask, over(z, r2 + noise2), out)
+        if self.data == "real":
+            out = self._solve_real(z, r2, noise2)
         else:
-            both, lone = self._split_mask()
-            paired = torch.where(both, z, 0.0)
-            even = 0.5 * (paired + self._opposite(paired).conj())
-            there = over(even, r2 + noise2) + over(paired - even, noise2)
-            out = torch.where(lone, over(z, 0.5 * r2 + noise2), out)
-            out = torch.where(both, there, out)
+            out = masked_over(z, self.mask, r2, noise2)
         return self._as_output(out, self._dtype_of(y))
+
+    def _solve_real(self, z: Tensor, r2: Tensor | float, noise2: Tensor | float) -> Tensor:
+        """``solve`` for real data.
+
+        With e = (y(k) + conj y(-k))/2 of what is measured, and o = y - e, it is e/(r2 + noise2) +
+        o/noise2 where k and -k are measured; where k alone is, e = o, both over r2/2 + noise2.
+        """
+        both, lone = self._split_mask()
+        seen = torch.where(self.mask, z, 0.0)
+        even = 0.5 * (seen + self._opposite(seen).conj())
+        one, half, none = map(inverse_of, (r2 + noise2, 0.5 * r2 + noise2, noise2))
+        zero = torch.zeros((), dtype=z.real.dtype, device=z.device)
+        factors = [
+            torch.where(both, zero + of_pairs, torch.where(lone, zero + half, zero))
+            for of_pairs in (one, none)
+        ]
+        out = times(even, factors[0]) + times(seen - even, factors[1])
+        if not isinstance(none, Tensor) and not none:
+            return out
+        return torch.where(self.mask, out, over(z, noise2))
 
 
 def _joined(fn: str, arg: str, x: Any) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastscore._support.checks import fail, fail_type
@@ -20,7 +21,7 @@ from fastscore.operators._common import (
     check_size,
     divided,
     levels,
-    over,
+    masked_over,
     widened,
 )
 
@@ -85,7 +86,7 @@ class Mask(LinearOperator):
         check_mask_fits(fn, "y", self.mask, y, y.shape)
         wide = widened(y)
         r2, noise2 = levels(fn, wide, r2, noise2)
-        return torch.where(self.mask, over(wide, r2 + noise2), over(wide, noise2)).to(y.dtype)
+        return masked_over(wide, self.mask, r2, noise2).to(y.dtype)
 
 
 class Subsample(LinearOperator):
@@ -239,6 +240,9 @@ class AveragePool(LinearOperator):
         check_data(fn, "x", x, min_dim=1 + count)
         check_divides(fn, x, self.factors)
         lead = x.shape[: x.dim() - count]
+        if count == 2 and x.numel() and not x.is_complex():  # some three times faster
+            pooled = F.avg_pool2d(x.reshape(math.prod(lead), *x.shape[-2:]), self.factors)
+            return pooled.reshape(*lead, *pooled.shape[-2:])
         blocks = [
             part
             for size, factor in zip(x.shape[-count:], self.factors, strict=True)

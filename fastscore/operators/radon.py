@@ -5,19 +5,27 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from fastscore._support.checks import check_choice, check_finite, check_int, fail, fail_type
 from fastscore.operators._base import LinearOperator
-from fastscore.operators._common import check_data, check_on, check_size, levels, over, widened
+from fastscore.operators._common import (
+    check_data,
+    check_on,
+    check_size,
+    inverse_of,
+    levels,
+    over,
+    widened,
+)
 
-DENSE = 2**24  # elements of a matrix, 64 MB in float32; a larger one is kept sparse
+DENSE = 2**16  # elements up to which a dense matrix is the faster one; a larger one is kept sparse
 _BETA = ["Sparse CSR tensor support is in beta state"]  # a warning that has not been given yet
-DECOMPOSED = 1024  # rows or columns: a decomposition of about a second on one core
+DECOMPOSED = 2**30  # rows x columns x the fewer: a decomposition of about a second on one core
 
 
 class Radon(LinearOperator):
@@ -27,11 +35,11 @@ class Radon(LinearOperator):
     is sampled once a pixel, bilinearly, with 0 outside of the image, as by
     ``skimage.transform.radon(image, angles, circle)``: to rounding it is the same with
     ``centre="pixel"``, and of images of an odd size with ``circle``. The weights are kept as a
-    matrix, dense up to 2^24 elements and sparse beyond (some 3 entries for each angle and pixel);
-    so the adjoint is exactly the transpose.
+    matrix, dense if it is small and else sparse (two or three entries for each angle and pixel,
+    kept in the order of both products); so the adjoint is exactly the transpose.
 
-    With a singular value decomposition of the matrix, A_dagger and ``solve`` are exact (computed
-    with in float64); without it they are not there, and conjugate gradients do.
+    With a singular value decomposition of the matrix, A_dagger and ``solve`` are exact; without it
+    they are not there, and conjugate gradients do.
 
     Args:
         angles: in degrees; or how many, spread evenly over 180 degrees from 0 on.
@@ -40,9 +48,9 @@ class Radon(LinearOperator):
             inscribed circle is seen at some angles only. If False, as many as its diagonal is long.
         centre: "middle", that of the image; or "pixel", the pixel of index size // 2, which is off
             by half a pixel in even sizes: there a row is lost at 90 degrees with ``circle``.
-        svd: whether to decompose the matrix, when this is made: of m rows and n columns it costs
-            about 6 m n min(m, n) operations and 16 (m + n) min(m, n) bytes are kept. By default
-            where min(m, n) is at most 1024 (a second or so) and the matrix is dense.
+        svd: whether to decompose the matrix, when this is made, in float64: of m rows and n columns
+            it takes some 6 m n min(m, n) operations, and 8 (m + n) min(m, n) bytes are kept. By
+            default where m n min(m, n) is at most 2^30, a second or so on one core.
         rcond: singular values of at most ``rcond`` of the largest count as 0 in A_dagger, and in
             ``solve`` at noise2 = 0.
         dtype: in which the weights are kept; torch's default one if None. Data of another dtype
@@ -53,8 +61,7 @@ class Radon(LinearOperator):
         angles: the angles in degrees, a tuple.
 
     Raises:
-        ValueError: no angle, a size below 1, an image that is not square with ``circle``, ``svd``
-            of a matrix that is kept sparse.
+        ValueError: no angle, a size below 1, an image that is not square with ``circle``.
         TypeError: an argument of the wrong type.
 
     Example:
@@ -94,22 +101,18 @@ class Radon(LinearOperator):
         if not pixel:  # so that bins are columns at 0 degrees
             self.bins += (self.bins - width) % 2
         rows, columns, weights = _weights(self.angles, self.size, self.bins, pixel)
-        shape = (self.bins * len(self.angles), height * width)
-        small = shape[0] * shape[1] <= DENSE
-        self._dense = small
-        if svd and not small:
-            fail(fn, "svd", f"None or False for more than {DENSE} elements", f"{svd} of {shape}")
-        places = torch.stack([rows, columns])
-        sparse = torch.sparse_coo_tensor(
-            places, weights, shape, check_invariants=False, is_coalesced=False
-        ).coalesce()
-        if small:
-            self._keep("matrix", sparse.to_dense().to(dtype))
+        shape = (len(self.angles) * self.bins, height * width)
+        self._dense = shape[0] * shape[1] <= DENSE
+        if self._dense:
+            self._keep("matrix", _dense(rows, columns, weights, shape).to(dtype))
         else:
-            self._keep_sparse("", sparse, dtype)
-            self._keep_sparse("_t", sparse.t().coalesce(), dtype)
-        if svd or (svd is None and small and min(shape) <= DECOMPOSED):
-            u, s, v = torch.linalg.svd(self.matrix.double(), full_matrices=False)
+            self._keep_sparse("", rows, columns, weights.to(dtype), shape[0])
+            order = columns.argsort(stable=True)
+            entries = columns[order], rows[order], weights[order].to(dtype)
+            self._keep_sparse("_t", *entries, shape[1])
+        if svd or (svd is None and shape[0] * shape[1] * min(shape) <= DECOMPOSED):
+            whole = _dense(rows, columns, weights, shape)
+            u, s, v = torch.linalg.svd(whole, full_matrices=False)
             s = torch.where(s > rcond * s[0], s, 0.0)
             self._keep("left", u)
             self._keep("singular", s)
@@ -124,12 +127,14 @@ class Radon(LinearOperator):
         """What can be made again from the arguments: no part of a checkpoint."""
         self.register_buffer(name, value.contiguous(), persistent=False)
 
-    def _keep_sparse(self, end: str, matrix: Tensor, dtype: torch.dtype) -> None:
-        rows, columns = matrix.indices()
-        ends = torch.bincount(rows, minlength=matrix.shape[0]).cumsum(0)
+    def _keep_sparse(
+        self, end: str, rows: Tensor, columns: Tensor, weights: Tensor, count: int
+    ) -> None:
+        """Entries in the order of their rows."""
+        ends = torch.bincount(rows, minlength=count).cumsum(0)
         self._keep("crow" + end, torch.cat([ends.new_zeros(1), ends]))
         self._keep("col" + end, columns)
-        self._keep("weight" + end, matrix.values().to(dtype))
+        self._keep("weight" + end, weights)
 
     def extra_repr(self) -> str:
         """What it was made of."""
@@ -151,54 +156,71 @@ class Radon(LinearOperator):
         shape = (len(crow) - 1, flat.shape[1])
         return (_compressed(crow, col, weight.to(flat.dtype), shape) @ flat.T).T
 
-    def _checked(self, fn: str, arg: str, x: Any, shape: tuple[int, int]) -> Tensor:
-        """The samples and their channels as rows."""
+    def _image(self, fn: str, x: Any) -> Tensor:
+        """Images as rows."""
+        self._check(fn, "x", x, self.size, "the image")
+        return widened(x).reshape(math.prod(x.shape[:-2]), self.size[0] * self.size[1])
+
+    def _sums(self, fn: str, y: Any) -> Tensor:
+        """Sums as rows, in the order of the matrix: the bins of each angle together."""
+        shape = (self.bins, len(self.angles))
+        self._check(fn, "y", y, shape, "bins and angles")
+        return widened(y).mT.reshape(math.prod(y.shape[:-2]), shape[0] * shape[1])
+
+    def _check(self, fn: str, arg: str, x: Any, shape: tuple[int, int], what: str) -> None:
         check_data(fn, arg, x, min_dim=3, real=True)
         check_on(fn, arg, x, self.matrix if self._dense else self.get_buffer("weight"))
         if tuple(x.shape[-2:]) != shape:
-            what = "the image" if arg == "x" else "bins and angles"
             fail(fn, arg, f"of last dimensions {shape} ({what})", f"shape {tuple(x.shape)}")
-        return widened(x).reshape(math.prod(x.shape[:-2]), shape[0] * shape[1])
 
-    def _seen(self) -> tuple[int, int]:
-        return self.bins, len(self.angles)
+    def _as_sums(self, rows: Tensor, like: Tensor) -> Tensor:
+        shape = (*like.shape[:-2], len(self.angles), self.bins)
+        return rows.reshape(shape).mT.to(like.dtype)
 
     def A(self, x: Tensor) -> Tensor:
         """The sums: (batch, ..., bins, angles) of (batch, ..., height, width)."""
-        flat = self._checked("Radon.A", "x", x, self.size)
-        return self._product(flat, False).reshape(*x.shape[:-2], *self._seen()).to(x.dtype)
+        return self._as_sums(self._product(self._image("Radon.A", x), False), x)
 
     def A_adjoint(self, y: Tensor) -> Tensor:
         """Every sum put back along its ray, unfiltered."""
-        flat = self._checked("Radon.A_adjoint", "y", y, self._seen())
-        return self._product(flat, True).reshape(*y.shape[:-2], *self.size).to(y.dtype)
+        flat = self._product(self._sums("Radon.A_adjoint", y), True)
+        return flat.reshape(*y.shape[:-2], *self.size).to(y.dtype)
 
     @property
-    def A_dagger(self) -> Any:
+    def A_dagger(self) -> Callable[[Tensor], Tensor]:
         """The pseudo-inverse; there if the matrix has been decomposed."""
-        return self._dagger if "singular" in self._buffers else self._absent("A_dagger")
+        return self._dagger if "singular" in self._buffers else _absent("A_dagger")
 
     @property
-    def solve(self) -> Any:
+    def solve(self) -> Callable[[Tensor, Tensor | float, Tensor | float], Tensor]:
         """(r2 A A^T + noise2)^-1 y; there if the matrix has been decomposed."""
-        return self._solve if "singular" in self._buffers else self._absent("solve")
-
-    def _absent(self, name: str) -> Any:
-        raise AttributeError(name)
+        return self._solve if "singular" in self._buffers else _absent("solve")
 
     def _dagger(self, y: Tensor) -> Tensor:
-        flat = self._checked("Radon.A_dagger", "y", y, self._seen()).double()
+        flat = self._sums("Radon.A_dagger", y).double()
         x = over(flat @ self.left, self.singular) @ self.right
         return x.reshape(*y.shape[:-2], *self.size).to(y.dtype)
 
     def _solve(self, y: Tensor, r2: Tensor | float, noise2: Tensor | float) -> Tensor:
-        flat = self._checked("Radon.solve", "y", y, self._seen()).double()
-        rows = flat.reshape(y.shape[0], -1, flat.shape[1])
+        flat = self._sums("Radon.solve", y)
+        rows = flat.reshape(y.shape[0], math.prod(y.shape[1:-2]), flat.shape[1])
         r2, noise2 = levels("Radon.solve", rows, r2, noise2)
-        within = rows @ self.left
-        beyond = rows - within @ self.left.T
-        part = over(within, r2 * self.singular.square() + noise2) @ self.left.T
-        return (part + over(beyond, noise2)).reshape(y.shape).to(y.dtype)
+        left, singular = self.left.to(rows.dtype), self.singular.to(rows.dtype)
+        # y/noise2 beyond the range of A, and within it that corrected.
+        beyond = inverse_of(noise2)
+        within = inverse_of(r2 * singular.square() + noise2) - beyond
+        return self._as_sums((rows @ left * within) @ left.T + rows * beyond, y)
+
+
+def _absent(name: str) -> NoReturn:
+    raise AttributeError(name)
+
+
+def _dense(rows: Tensor, columns: Tensor, weights: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The matrix of entries that come once each, in float64."""
+    matrix = torch.zeros(shape, dtype=torch.float64)
+    matrix[rows, columns] = weights
+    return matrix
 
 
 def _compressed(crow: Tensor, col: Tensor, weight: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -254,24 +276,30 @@ def _angles(fn: str, angles: Any) -> tuple[float, ...]:
 def _weights(
     angles: tuple[float, ...], size: tuple[int, int], bins: int, pixel: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows, columns and values of the matrix, in float64; places may come more than once."""
+    """Rows, columns and values of the matrix, in float64, by rows and then by columns."""
     # About which place is turned: in the square of bins x bins, and in the image.
     middle = bins // 2 if pixel else (bins - 1) / 2
     centre = [s // 2 if pixel else (s - 1) / 2 for s in size]
     at = torch.arange(bins, dtype=torch.float64) - middle
     u, v = at[None, :], at[:, None]
-    rows, columns, values = [], [], []
+    columns = size[0] * size[1]
+    places, values = [], []
     for a, angle in enumerate(angles):
         cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
         x = cos * u + sin * v + centre[1]
         y = cos * v - sin * u + centre[0]
         x0, y0 = x.floor(), y.floor()
-        row = (torch.arange(bins) * len(angles) + a).expand(bins, bins)
+        row = (torch.arange(bins) + a * bins).expand(bins, bins)
+        place, value = [], []
         for dy, wy in ((0, 1 - (y - y0)), (1, y - y0)):
             for dx, wx in ((0, 1 - (x - x0)), (1, x - x0)):
                 px, py, weight = x0.long() + dx, y0.long() + dy, wx * wy
                 inside = (px >= 0) & (px < size[1]) & (py >= 0) & (py < size[0]) & (weight != 0)
-                rows.append(row[inside])
-                columns.append((py * size[1] + px)[inside])
-                values.append(weight[inside])
-    return torch.cat(rows), torch.cat(columns), torch.cat(values)
+                place.append((row * columns + py * size[1] + px)[inside])
+                value.append(weight[inside])
+        found, which = torch.cat(place).unique(return_inverse=True)  # sorted
+        places.append(found)
+        total = torch.zeros(len(found), dtype=torch.float64)
+        values.append(total.index_add_(0, which, torch.cat(value)))
+    every = torch.cat(places)
+    return every // columns, every % columns, torch.cat(values)
