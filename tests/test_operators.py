@@ -388,6 +388,9 @@ def test_a_large_radon_matrix_is_sparse_and_the_same(monkeypatch: pytest.MonkeyP
     torch.testing.assert_close(half.A(x), y, rtol=0, atol=1e-13)
     assert half.A(x.half()).dtype == torch.float16
     assert sparse.A(x[:0]).shape == (0, 2, 11, 5)
+    compiled = torch.compile(lambda x: sparse.A_adjoint(sparse.A(x)), backend="eager")
+    torch.testing.assert_close(compiled(x), dense.A_adjoint(y))
+    torch._dynamo.reset()
     assert not hasattr(sparse, "solve")
     decomposed = Radon(5, 7, circle=False, dtype=torch.float64)
     plus = Radon(5, 7, circle=False, svd=True, dtype=torch.float64).A_dagger(y)

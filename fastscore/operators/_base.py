@@ -24,7 +24,7 @@ class LinearOperator(nn.Module):
 
     A module, so that ``.to(device)`` moves what it holds. What it holds keeps its precision, also
     under ``.half()``: results have the dtype of x, which decides in what precision is computed
-    (that of float32 where x has less).
+    (that of float32 where x has less). A result may share memory with what it was made of.
 
     Where they are known exactly, an operator has two methods more (else ``hasattr`` is False):
     ``A_dagger(y)``, the pseudo-inverse of Moore and Penrose, and ``solve(y, r2, noise2)``, which is

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -36,7 +35,8 @@ class Radon(LinearOperator):
     ``skimage.transform.radon(image, angles, circle)``: to rounding it is the same with
     ``centre="pixel"``, and of images of an odd size with ``circle``. The weights are kept as a
     matrix, dense if it is small and else sparse (two or three entries for each angle and pixel,
-    kept in the order of both products); so the adjoint is exactly the transpose.
+    kept in the order of both products); so the adjoint is exactly the transpose. At a sparse one
+    ``torch.compile`` breaks its graph.
 
     With a singular value decomposition of the matrix, A_dagger and ``solve`` are exact; without it
     they are not there, and conjugate gradients do.
@@ -225,11 +225,12 @@ def _dense(rows: Tensor, columns: Tensor, weights: Tensor, shape: tuple[int, int
 
 def _compressed(crow: Tensor, col: Tensor, weight: Tensor, shape: tuple[int, int]) -> Tensor:
     """A sparse matrix by rows; without PyTorch's warning that they are new, once a process."""
-    with warnings.catch_warnings() if _BETA else contextlib.nullcontext():
-        if _BETA:
+    if _BETA:
+        _BETA.clear()
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            _BETA.clear()
-        return torch.sparse_csr_tensor(crow, col, weight, shape, check_invariants=False)
+            return _compressed(crow, col, weight, shape)
+    return torch.sparse_csr_tensor(crow, col, weight, shape, check_invariants=False)
 
 
 class _Product(torch.autograd.Function):
