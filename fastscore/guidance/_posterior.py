@@ -1,0 +1,131 @@
+"""What the posterior scores of linear measurements share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastscore._support.checks import check_device, check_number, check_tensor, describe, fail
+from fastscore._support.terms import Terms
+from fastscore.derivatives.call import Call
+from fastscore.guidance._denoised import Denoised, denoised
+from fastscore.guidance._guided import Guided
+from fastscore.guidance._looks import Looks
+from fastscore.guidance._measurement import as_operator, measured_shape
+
+
+class Posterior(Guided):
+    """The score given y = A x + n, made of a score S: S + g, in two terms.
+
+    Attributes:
+        operator: with ``A`` and ``A_adjoint``.
+        measurement: (1, ...), or None where each sample has its own.
+    """
+
+    differentiates_energy = True  # to its own derivative the score's second one belongs
+    takes_one_product = True  # of the score's Jacobian
+    measurement: Tensor | None
+
+    def __init__(self, score: Callable[..., Any], operator: Any, measurement: Any = None) -> None:
+        """See the class."""
+        super().__init__(score)
+        name = type(self).__name__
+        self.operator = as_operator(name, operator)
+        if measurement is not None:
+            check_tensor(name, "measurement", measurement)
+        self.register_buffer("measurement", measurement, persistent=False)
+        self._looks = Looks()
+        self._shapes: dict[Any, tuple[int, ...]] = {}
+
+    def forward(
+        self,
+        x: Tensor,
+        sigma: Tensor | float,
+        *,
+        measurement: Tensor | None = None,
+        **model_kwargs: Any,
+    ) -> Terms:
+        """The posterior score at x, (batch, ...), of noise level sigma, a number or (batch,).
+
+        Args:
+            x: points, float32 or float64.
+            sigma: their noise levels, above 0.
+            measurement: y of each sample, (batch, ...), where the constructor has none; of one
+                for all, (1, ...).
+            model_kwargs: what else the score is given, by name.
+
+        Returns:
+            ``Terms`` of the score and the guidance, which the samplers take as they are;
+            ``.total()`` adds them.
+
+        Raises:
+            ValueError: a measurement that the operator can't give, or none, or two; x in half
+                precision; a score whose derivative is missing or would be wrong, looked at once.
+        """
+        level = self._checked_levels(x, sigma)
+        y = self._measurement_of(x, measurement)
+        at = self._denoised(x, level, model_kwargs)
+        return Terms([(at.score, 1.0), (self._guidance(at, y, level), 1.0)])
+
+    def _guidance(self, at: Denoised, y: Tensor, level: Tensor) -> Tensor:
+        """grad log p(y | x) at these points, of x's shape."""
+        raise NotImplementedError
+
+    def _checked_levels(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        level = self._levels(x, sigma)
+        if torch.finfo(x.dtype).bits < 32:
+            expected = "float32 or float64, for guidance takes small differences (model.float())"
+            fail(type(self).__name__, "x", expected, x.dtype)
+        return level
+
+    def _denoised(self, x: Tensor, level: Tensor, model_kwargs: dict[str, Any]) -> Denoised:
+        call = Call(type(self).__name__, self.score, (level,), model_kwargs)
+        self._looks(call, x, level)
+        differentiates, once = self._looks.differentiates, self.takes_one_product
+        return denoised(call, x, level, differentiates=differentiates, once=once)
+
+    def _measurement_of(self, x: Tensor, given: Tensor | None) -> Tensor:
+        """y, (batch or 1, ...), in x's precision."""
+        name, own = type(self).__name__, self.measurement
+        if given is None and own is None:
+            expected = 'given: to the constructor, or as model_kwargs={"measurement": y}'
+            fail(name, "measurement", expected, None)
+        if given is not None and own is not None:
+            fail(name, "measurement", "given once, and the constructor has one", "another")
+        y: Tensor = check_tensor(name, "measurement", own if given is None else given)
+        check_device(name, "measurement", y, x.device, "as x is")
+        shape = self._shape_of_one(x)
+        if own is not None and tuple(y.shape) == shape:
+            y = y.unsqueeze(0)
+        if tuple(y.shape[1:]) != shape or y.dim() != len(shape) + 1:
+            expected = f"of shape (batch, {', '.join(map(str, shape))}), which {self._named()} "
+            expected += f"gives of x of shape {tuple(x.shape)}"
+            fail(name, "measurement", expected, describe(y))
+        if len(y) not in (1, len(x)):
+            way = 'model_kwargs={"measurement": y} cuts it with the samples'
+            got = f"one of batch {len(y)} for x of batch {len(x)}"
+            fail(name, "measurement", "one for all samples, or one for each", f"{got} ({way})")
+        return y.to(x.dtype.to_complex() if y.is_complex() else x.dtype)
+
+    def _shape_of_one(self, x: Tensor) -> tuple[int, ...]:
+        """The shape of one sample's measurement, found once for each shape of x."""
+        key = tuple(x.shape[1:])
+        if key not in self._shapes:
+            self._shapes[key] = measured_shape(self.operator, x)
+        return self._shapes[key]
+
+    def _named(self) -> str:
+        return type(self.operator).__name__
+
+    def extra_repr(self) -> str:
+        """What it has been given, for ``repr``."""
+        y = self.measurement
+        return "" if y is None else f"measurement of shape {tuple(y.shape)}"
+
+
+def check_noise(fn: str, noise: Any) -> float:
+    """The standard deviation of a measurement's noise."""
+    return check_number(fn, "noise", noise, minimum=0.0)
