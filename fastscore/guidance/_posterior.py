@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from fastscore._support.checks import check_device, check_number, check_tensor, describe, fail
+from fastscore._support.reach import modules_of
 from fastscore._support.terms import Terms
 from fastscore.derivatives.call import Call
-from fastscore.guidance._denoised import Denoised, denoised
+from fastscore.guidance._denoised import Denoised, denoised, in_transform, is_recorded
 from fastscore.guidance._guided import Guided
 from fastscore.guidance._looks import Looks
 from fastscore.guidance._measurement import as_operator, measured_shape
@@ -67,10 +68,17 @@ class Posterior(Guided):
         """
         level = self._checked_levels(x, sigma)
         y = self._measurement_of(x, measurement)
-        at = self._denoised(x, level, model_kwargs)
-        return Terms([(at.score, 1.0), (self._guidance(at, y, level), 1.0)])
+        with torch.set_grad_enabled(self._is_recorded(x, level, y)):
+            at = self._denoised(x, level, model_kwargs)
+            return Terms([(at.score, 1.0), (self._guidance(at, y), 1.0)])
 
-    def _guidance(self, at: Denoised, y: Tensor, level: Tensor) -> Tensor:
+    def _is_recorded(self, *tensors: Tensor) -> bool:
+        """Whether a gradient can be asked for of what is returned; else no graph is kept."""
+        if not torch.is_grad_enabled() or is_recorded(*tensors) or in_transform():
+            return torch.is_grad_enabled()
+        return any(p.requires_grad for m in modules_of(self) for p in m.parameters(recurse=False))
+
+    def _guidance(self, at: Denoised, y: Tensor) -> Tensor:
         """grad log p(y | x) at these points, of x's shape."""
         raise NotImplementedError
 
@@ -129,3 +137,8 @@ class Posterior(Guided):
 def check_noise(fn: str, noise: Any) -> float:
     """The standard deviation of a measurement's noise."""
     return check_number(fn, "noise", noise, minimum=0.0)
+
+
+def variance_left(level2: Tensor, data_variance: float) -> Tensor:
+    """r^2 of x_0 given x, of data N(m, v I) under noise of variance s^2: v s^2/(v + s^2)."""
+    return data_variance * level2 / (data_variance + level2)
