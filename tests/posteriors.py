@@ -1,4 +1,4 @@
-"""What the tests of posterior scores share: exact scores, operators, and the posteriors they have."""
+"""What the tests of posterior scores share: exact scores, operators, exact posteriors."""
 
 from __future__ import annotations
 

@@ -41,13 +41,15 @@ def mmps(operator: Any, y: Any = None, **options: Any) -> Any:
     return MMPS(ANY, operator, y, iterations=ROWS, **options)
 
 
-both = pytest.mark.parametrize("kind, prior", [(pigdm, WHITE), (mmps, ANY)], ids=["pigdm", "mmps"])
+both = pytest.mark.parametrize(
+    ("kind", "prior"), [(pigdm, WHITE), (mmps, ANY)], ids=["pigdm", "mmps"]
+)
 
 
 @both
 @pytest.mark.parametrize("noise", [0.0, 0.3])
 @pytest.mark.parametrize("operator", [Matrix, Solvable])
-@pytest.mark.parametrize("dtype, tolerance", [(F64, 1e-10), (torch.float32, 1e-5)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(F64, 1e-10), (torch.float32, 1e-5)])
 def test_the_score_given_a_measurement_is_exact(
     kind: Kind,
     prior: Gaussian,

@@ -38,9 +38,7 @@ class Denoised(NamedTuple):
         return combined(u, [self.pullback(u)], (scale, self.variance * scale))
 
 
-def denoised(
-    call: Call, x: Tensor, level: Tensor, *, differentiates: bool, once: bool
-) -> Denoised:
+def denoised(call: Call, x: Tensor, level: Tensor, *, differentiates: bool, once: bool) -> Denoised:
     """The score at x of what ``call`` says, and the mean and products that follow of it.
 
     Args:

@@ -97,6 +97,10 @@ def _compare(call: Call, x: Tensor, level: Tensor, *, differentiates: bool) -> N
     v = _signs(x)
     along = product()
     kind = x.device.type
+    if differentiates and bool((along == v).all()):  # exactly, for nothing was added
+        got = "the gradient of an energy whose second derivatives are 0 (of ReLUs? a smooth "
+        got += "activation has some)"
+        fail(call.fn, "score", "differentiable in x", got)
     if torch.is_autocast_enabled(kind):
         rounded = along
         with torch.autocast(kind, enabled=False):
@@ -122,7 +126,7 @@ def _compare(call: Call, x: Tensor, level: Tensor, *, differentiates: bool) -> N
         share = float(off[good].sum() / size[good].sum())
         got = f"one whose derivative by autograd and by differences are {share:.2g} of it apart "
         got += "(a part without a graph, as a gradient that is taken inside without "
-        got += "create_graph=True; an energy of ReLUs, or half precision inside)"
+        got += "create_graph=True; or half precision inside)"
         fail(call.fn, "score", "differentiable in x, all of it", got)
 
 

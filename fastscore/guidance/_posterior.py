@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastscore._support.checks import check_device, check_number, check_tensor, describe, fail
+from fastscore._support.checks import check_number, check_tensor, fail
 from fastscore._support.reach import modules_of
 from fastscore._support.terms import Terms
 from fastscore.derivatives.call import Call
 from fastscore.guidance._denoised import Denoised, denoised, in_transform, is_recorded
 from fastscore.guidance._guided import Guided
 from fastscore.guidance._looks import Looks
-from fastscore.guidance._measurement import as_operator, measured_shape
+from fastscore.operators import as_operator, check_measurement
 
 
 class Posterior(Guided):
@@ -39,7 +40,6 @@ class Posterior(Guided):
             check_tensor(name, "measurement", measurement)
         self.register_buffer("measurement", measurement, persistent=False)
         self._looks = Looks()
-        self._shapes: dict[Any, tuple[int, ...]] = {}
 
     def forward(
         self,
@@ -70,7 +70,9 @@ class Posterior(Guided):
         y = self._measurement_of(x, measurement)
         with torch.set_grad_enabled(self._is_recorded(x, level, y)):
             at = self._denoised(x, level, model_kwargs)
-            return Terms([(at.score, 1.0), (self._guidance(at, y), 1.0)])
+            with full_precision(x):
+                guidance = self._guidance(at, y)
+        return Terms([(at.score, 1.0), (guidance, 1.0)])
 
     def _is_recorded(self, *tensors: Tensor) -> bool:
         """Whether a gradient can be asked for of what is returned; else no graph is kept."""
@@ -103,35 +105,28 @@ class Posterior(Guided):
             fail(name, "measurement", expected, None)
         if given is not None and own is not None:
             fail(name, "measurement", "given once, and the constructor has one", "another")
-        y: Tensor = check_tensor(name, "measurement", own if given is None else given)
-        check_device(name, "measurement", y, x.device, "as x is")
-        shape = self._shape_of_one(x)
-        if own is not None and tuple(y.shape) == shape:
-            y = y.unsqueeze(0)
-        if tuple(y.shape[1:]) != shape or y.dim() != len(shape) + 1:
-            expected = f"of shape (batch, {', '.join(map(str, shape))}), which {self._named()} "
-            expected += f"gives of x of shape {tuple(x.shape)}"
-            fail(name, "measurement", expected, describe(y))
-        if len(y) not in (1, len(x)):
-            way = 'model_kwargs={"measurement": y} cuts it with the samples'
-            got = f"one of batch {len(y)} for x of batch {len(x)}"
-            fail(name, "measurement", "one for all samples, or one for each", f"{got} ({way})")
+        y = own if given is None else given
+        try:
+            y = check_measurement(name, self.operator, x, y)
+        except ValueError as error:
+            if own is None:
+                raise
+            way = 'one of each sample goes into model_kwargs={"measurement": y}'
+            raise ValueError(f"{error} ({way})") from None
         return y.to(x.dtype.to_complex() if y.is_complex() else x.dtype)
-
-    def _shape_of_one(self, x: Tensor) -> tuple[int, ...]:
-        """The shape of one sample's measurement, found once for each shape of x."""
-        key = tuple(x.shape[1:])
-        if key not in self._shapes:
-            self._shapes[key] = measured_shape(self.operator, x)
-        return self._shapes[key]
-
-    def _named(self) -> str:
-        return type(self.operator).__name__
 
     def extra_repr(self) -> str:
         """What it has been given, for ``repr``."""
         y = self.measurement
         return "" if y is None else f"measurement of shape {tuple(y.shape)}"
+
+
+def full_precision(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """What goes on inside is in x's precision, also in a region of autocast: products with A."""
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind):
+        return contextlib.nullcontext()
+    return torch.autocast(kind, enabled=False)
 
 
 def check_noise(fn: str, noise: Any) -> float:

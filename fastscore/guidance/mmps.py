@@ -11,7 +11,7 @@ from torch import Tensor
 from fastscore._support.checks import check_int
 from fastscore.guidance._conjugate_gradients import Product, Solved, conjugate_gradients
 from fastscore.guidance._denoised import Denoised, combined, inner
-from fastscore.guidance._posterior import Posterior, check_noise, variance_left
+from fastscore.guidance._posterior import Posterior, check_noise, full_precision, variance_left
 
 ROUNDINGS = 8.0  # of the terms of a curvature: what is below has no sign
 
@@ -109,7 +109,8 @@ class MMPS(Posterior):
         y = self._measurement_of(x, measurement)
         with torch.no_grad():
             at = self._denoised(x, level, model_kwargs)
-            return self._solved(at, y, want_residual=True).residual
+            with full_precision(x):
+                return self._solved(at, y, want_residual=True).residual
 
     def _guidance(self, at: Denoised, y: Tensor) -> Tensor:
         return self._solved(at, y).carried
