@@ -1,4 +1,4 @@
-"""Conjugate gradients of a batch: each sample by itself, and safe where there is nothing to find."""
+"""Conjugate gradients of a batch: each sample by itself, and safe where nothing is to be found."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ def test_a_likelihood_is_that_of_the_posterior(kind: Kind, prior: Gaussian, proc
     model.sigma_range = truth.sigma_range = process.sigma_range  # type: ignore[attr-defined]
     x = truth.mean + 0.3 * randn(3, SIZE, dtype=F64)
     own = (float(truth.mean.mean()), 1.0)
-    options = {"rtol": 1e-5, "atol": 1e-5, "prior": own, "divergence": "exact"}
+    options: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5, "prior": own, "divergence": "exact"}
     got = fastscore.log_likelihood(model, x, process, conditioning="sigma", **options)
     want = fastscore.log_likelihood(truth, x, process, conditioning="sigma", **options)
     torch.testing.assert_close(got.log_prob, want.log_prob, rtol=1e-4, atol=1e-4)

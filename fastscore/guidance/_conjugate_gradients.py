@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastscore.guidance._denoised import combined, inner, is_recorded, quotient
+from fastscore.guidance._denoised import combined, inner, is_recorded, quotient, squared
 
 
 class Product(NamedTuple):
@@ -55,7 +55,7 @@ def conjugate_gradients(
     """
     residual = b
     direction = b if precondition is None else precondition(b)
-    square = first = inner(residual, direction)
+    square = first = squared(b) if precondition is None else inner(residual, direction)
     going = square > 0
     tolerance = torch.finfo(b.dtype).eps ** 2
     carried: Tensor | None = None
@@ -73,14 +73,19 @@ def conjugate_gradients(
         residual = combined(residual, [product.value], (1.0, -step))
         if i + 1 == iterations:
             break
-        turned = residual if precondition is None else precondition(residual)
-        previous, square = square, inner(residual, turned)
+        if precondition is None:
+            turned, new = residual, squared(residual)
+        else:
+            turned = precondition(residual)
+            new = inner(residual, turned)
+        previous, square = square, new
         going = going & (square > tolerance * first)
         direction = combined(turned, [direction], (1.0, quotient(square, previous, going)))
     assert carried is not None
-    left = inner(residual, residual).clamp(min=0).sqrt()
-    size = inner(b, b).clamp(min=0).sqrt()
-    return Solved(carried, quotient(left, size, size > 0) if want_residual else size * 0)
+    if not want_residual:
+        return Solved(carried, first * 0)
+    left, size = squared(residual), squared(b)
+    return Solved(carried, quotient(left, size, size > 0).sqrt())
 
 
 def _own(x: Tensor) -> Tensor | None:

@@ -7,6 +7,7 @@ data given a noisy sample, D(x) = x + s^2 S(x, s), and its covariance, s^2 dD/dx
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from fastscore._support.sums import tree_sum
 from fastscore._support.tangents import refuse_tangents
 from fastscore.derivatives.call import Call
 from fastscore.derivatives.traces import output_and_pullback
-from fastscore.ops import rk_stage
+from fastscore.ops import rk_error, rk_stage
 
 Weights = Sequence[Tensor | float]
 
@@ -166,6 +167,26 @@ def inner(x: Tensor, y: Tensor) -> Tensor:
     return tree_sum(products, 1).double()
 
 
+def squared(x: Tensor) -> Tensor:
+    """|x|^2 of each sample likewise, in one pass where nothing is recorded; NaN of one with NaN."""
+    if x.is_complex():
+        x = torch.view_as_real(x)
+    if in_transform() or is_recorded(x):
+        return inner(x, x)
+    count = math.prod(x.shape[1:])
+    one = torch.eye(1, 2, dtype=torch.float64, device=x.device)[0]
+    return rk_error(x, x, [x], one, one).square() * count
+
+
 def quotient(x: Tensor, y: Tensor, where: Tensor) -> Tensor:
     """x/y where that is asked for, and 0 elsewhere; so is its derivative."""
     return torch.where(where, x / torch.where(where, y, 1.0), 0.0)
+
+
+def signs_like(x: Tensor) -> Tensor:
+    """Signs without a pattern, the same at each sample, of x's shape."""
+    n = torch.arange(x[0].numel(), device=x.device)
+    mixed = (n * 2654435761 + 12345) % 2**32
+    mixed = ((mixed ^ (mixed >> 15)) * 2246822519) % 2**32
+    signs = 1 - 2 * (((mixed ^ (mixed >> 13)) >> 7) & 1)
+    return signs.to(x.dtype).view(x.shape[1:]).expand_as(x).contiguous()

@@ -15,7 +15,13 @@ from fastscore._support.reach import modules_of
 from fastscore._support.rewind import Rewind
 from fastscore.derivatives.call import Call
 from fastscore.derivatives.mixing import far_apart, mixes_samples
-from fastscore.guidance._denoised import denoised, in_transform, inner, refuse_half
+from fastscore.guidance._denoised import (
+    denoised,
+    in_transform,
+    inner,
+    refuse_half,
+    signs_like,
+)
 
 # Of the comparison with differences: their step over the noise, at most, over what rounding spoils.
 STEP, MOST_STEP, ROUNDED = 0.01, 0.1, 1e3
@@ -94,7 +100,7 @@ def _compare(call: Call, x: Tensor, level: Tensor, *, differentiates: bool) -> N
     def mean(point: Tensor) -> Tensor:
         return point.double() + per_sample(level.double().square(), x) * call.output(point)
 
-    v = _signs(x)
+    v = signs_like(x)
     along = product()
     kind = x.device.type
     if differentiates and bool((along == v).all()):  # exactly, for nothing was added
@@ -128,12 +134,3 @@ def _compare(call: Call, x: Tensor, level: Tensor, *, differentiates: bool) -> N
         got += "(a part without a graph, as a gradient that is taken inside without "
         got += "create_graph=True; or half precision inside)"
         fail(call.fn, "score", "differentiable in x, all of it", got)
-
-
-def _signs(x: Tensor) -> Tensor:
-    """Signs without a pattern, the same at each sample, of x's shape."""
-    n = torch.arange(x[0].numel(), device=x.device)
-    mixed = (n * 2654435761 + 12345) % 2**32
-    mixed = ((mixed ^ (mixed >> 15)) * 2246822519) % 2**32
-    signs = 1 - 2 * (((mixed ^ (mixed >> 13)) >> 7) & 1)
-    return signs.to(x.dtype).view(x.shape[1:]).expand_as(x).contiguous()

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from fastscore._support.checks import check_number, check_tensor, fail
+from fastscore._support.inference import is_captured
 from fastscore._support.reach import modules_of
 from fastscore._support.terms import Terms
 from fastscore.derivatives.call import Call
 from fastscore.guidance._denoised import Denoised, denoised, in_transform, is_recorded
 from fastscore.guidance._guided import Guided
 from fastscore.guidance._looks import Looks
+from fastscore.guidance._rows import Rows, rows_of
 from fastscore.operators import as_operator, check_measurement
 
 
@@ -40,6 +42,7 @@ class Posterior(Guided):
             check_tensor(name, "measurement", measurement)
         self.register_buffer("measurement", measurement, persistent=False)
         self._looks = Looks()
+        self._rows: dict[Any, Rows | None] = {}
 
     def forward(
         self,
@@ -71,7 +74,7 @@ class Posterior(Guided):
         with torch.set_grad_enabled(self._is_recorded(x, level, y)):
             at = self._denoised(x, level, model_kwargs)
             with full_precision(x):
-                guidance = self._guidance(at, y)
+                guidance = self._guidance(at, y, self._rows_of(at.mean, y))
         return Terms([(at.score, 1.0), (guidance, 1.0)])
 
     def _is_recorded(self, *tensors: Tensor) -> bool:
@@ -80,7 +83,7 @@ class Posterior(Guided):
             return torch.is_grad_enabled()
         return any(p.requires_grad for m in modules_of(self) for p in m.parameters(recurse=False))
 
-    def _guidance(self, at: Denoised, y: Tensor) -> Tensor:
+    def _guidance(self, at: Denoised, y: Tensor, rows: Rows | None) -> Tensor:
         """grad log p(y | x) at these points, of x's shape."""
         raise NotImplementedError
 
@@ -114,6 +117,15 @@ class Posterior(Guided):
             way = 'one of each sample goes into model_kwargs={"measurement": y}'
             raise ValueError(f"{error} ({way})") from None
         return y.to(x.dtype.to_complex() if y.is_complex() else x.dtype)
+
+    def _rows_of(self, x: Tensor, y: Tensor) -> Rows | None:
+        """What is known of the operator's rows: looked at once for each shape."""
+        key = x.shape[1:], y.shape[1:], y.dtype, y.device
+        if key not in self._rows:
+            if in_transform() or is_captured(x) or not x.numel():
+                return None  # no value can be looked at
+            self._rows[key] = rows_of(self.operator, y.detach())
+        return self._rows[key]
 
     def extra_repr(self) -> str:
         """What it has been given, for ``repr``."""

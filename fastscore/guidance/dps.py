@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from fastscore._support.checks import check_number
-from fastscore.guidance._denoised import Denoised, inner, quotient
+from fastscore.guidance._denoised import Denoised, quotient, squared
 from fastscore.guidance._posterior import Posterior, variance_left
+from fastscore.guidance._rows import Rows
 
 
 class DPS(Posterior):
@@ -41,8 +42,7 @@ class DPS(Posterior):
         operator: A: any object with ``A(x)`` and ``A_adjoint(y)``, of :mod:`fastscore.operators`
             or another's.
         measurement: y, one for all samples: of the shape that A gives, with or without a batch
-            of 1. For one of each sample: None here, and ``model_kwargs={"measurement": y}``. What
-            A never reaches, as what a mask leaves out, must be 0: it would count in the norm.
+            of 1. For one of each sample: None here, and ``model_kwargs={"measurement": y}``.
         scale: the strength of the guidance, at least 0.
         data_variance: v, of an element of the data.
 
@@ -80,15 +80,18 @@ class DPS(Posterior):
         self.scale = check_number(name, "scale", scale, minimum=0.0)
         self.data_variance = check_number(name, "data_variance", data_variance, positive=True)
 
-    def _guidance(self, at: Denoised, y: Tensor) -> Tensor:
+    def _guidance(self, at: Denoised, y: Tensor, rows: Rows | None) -> Tensor:
         off = y - self.operator.A(at.mean)
-        square = inner(off, off)
+        back = self.operator.A_adjoint(off)
+        if rows is None:
+            square, count = squared(off), float(off[:1].numel() * (2 if off.is_complex() else 1))
+        else:  # without what A never gives
+            square, count = squared(back) / rows.scale, rows.rank
         far = square > 0  # a norm has no gradient at 0, nor is one needed
         size = square.where(far, 1.0).sqrt()
-        strength = self.scale * math.sqrt(max(1, off[:1].numel()))
         left = variance_left(at.variance, self.data_variance).sqrt()
-        weight = quotient(strength / left, size, far)
-        return at.pulled(self.operator.A_adjoint(off), weight)
+        weight = quotient(self.scale * math.sqrt(count) / left, size, far)
+        return at.pulled(back, weight)
 
     def extra_repr(self) -> str:
         """What it has been given, for ``repr``."""

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from fastscore._support.checks import check_int
 from fastscore.guidance._conjugate_gradients import Product, Solved, conjugate_gradients
-from fastscore.guidance._denoised import Denoised, combined, inner
+from fastscore.guidance._denoised import Denoised, combined, squared
 from fastscore.guidance._posterior import Posterior, check_noise, full_precision, variance_left
+from fastscore.guidance._rows import Rows
 
 ROUNDINGS = 8.0  # of the terms of a curvature: what is below has no sign
 
@@ -33,8 +34,9 @@ class MMPS(Posterior):
     score: ``iterations`` in all, for the products that the guidance needs at last are those of the
     iterations. (Reverse mode, for all share one forward pass: another pass with tangents costs 1.4
     to 2 times as much. Of a network J is nearly symmetric only, and J^T what gradients need.) An
-    operator's ``solve`` is their preconditioner. A sample where the Jacobian is not positive, or
-    where rounding is reached, stops by itself; :meth:`residual` says what is left.
+    operator's ``solve`` is their preconditioner, where its rows are not orthogonal. A sample where
+    the Jacobian is not positive, or where rounding is reached, stops by itself; :meth:`residual`
+    says what is left.
 
     Args:
         score: of (x, sigma): any model of the library, an adapter, or a function.
@@ -110,21 +112,26 @@ class MMPS(Posterior):
         with torch.no_grad():
             at = self._denoised(x, level, model_kwargs)
             with full_precision(x):
-                return self._solved(at, y, want_residual=True).residual
+                rows = self._rows_of(x, y)
+                return self._solved(at, y, rows, want_residual=True).residual
 
-    def _guidance(self, at: Denoised, y: Tensor) -> Tensor:
-        return self._solved(at, y).carried
+    def _guidance(self, at: Denoised, y: Tensor, rows: Rows | None) -> Tensor:
+        return self._solved(at, y, rows).carried
 
-    def _solved(self, at: Denoised, y: Tensor, *, want_residual: bool = False) -> Solved:
+    def _solved(
+        self, at: Denoised, y: Tensor, rows: Rows | None, *, want_residual: bool = False
+    ) -> Solved:
         operator, noise2, variance = self.operator, self.noise**2, at.variance
         off = y - operator.A(at.mean)
+        if rows is not None and not rows.complete:  # what A never gives would take an iteration
+            off = operator.A(operator.A_adjoint(off)) / rows.scale
         rounding = ROUNDINGS * torch.finfo(off.dtype).eps * variance
 
         def multiply(p: Tensor) -> Product:
             back = operator.A_adjoint(p)
             carried = at.pulled(back)
             value = combined(operator.A(carried), [p], (variance, noise2))
-            return Product(value, carried, rounding * inner(back, back))
+            return Product(value, carried, rounding * squared(back))
 
         def precondition(p: Tensor) -> Tensor:
             # For data of variance 1. Whatever they are, it takes out the operator's own spread.
@@ -135,7 +142,7 @@ class MMPS(Posterior):
             multiply,
             off,
             iterations=self.iterations,
-            precondition=precondition if hasattr(operator, "solve") else None,
+            precondition=precondition if rows is None and hasattr(operator, "solve") else None,
             want_residual=want_residual,
         )
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastscore._support.checks import check_int, check_number
 from fastscore.guidance._conjugate_gradients import Product, conjugate_gradients
-from fastscore.guidance._denoised import Denoised, combined
+from fastscore.guidance._denoised import Denoised, combined, quotient
 from fastscore.guidance._posterior import Posterior, check_noise, variance_left
+from fastscore.guidance._rows import Rows
 
 
 class PiGDM(Posterior):
@@ -26,8 +28,10 @@ class PiGDM(Posterior):
     and A, and so are the samples, as steps get small; of other data an approximation that is good
     where their covariance given x is near r^2 I.
 
-    The inverse is the operator's ``solve(y, r2, noise2)`` where it has one, else that of some
-    iterations of conjugate gradients, which cost products with A alone. A call takes one of the
+    Where the rows of A are orthogonal and of one length, as those of masks, of pooling and of parts
+    of unitary transforms are, the inverse is a number (that is looked at once); else it is the
+    operator's ``solve(y, r2, noise2)``; else, of one without, that of some iterations of conjugate
+    gradients, which cost products with A alone. A call takes one of the
     score and one reverse pass through it.
 
     Args:
@@ -39,7 +43,7 @@ class PiGDM(Posterior):
         noise: the standard deviation of the noise in y, at least 0; of complex numbers, that of
             the real part.
         data_variance: v, of an element of the data.
-        iterations: of conjugate gradients, for an operator without ``solve``.
+        iterations: of conjugate gradients, where nothing else gives the inverse.
 
     Attributes:
         data_shape, sigma_range, conditioning, prediction: of the score given y; a score is one of
@@ -80,9 +84,14 @@ class PiGDM(Posterior):
         self.data_variance = check_number(name, "data_variance", data_variance, positive=True)
         self.iterations = check_int(name, "iterations", iterations, minimum=1)
 
-    def _guidance(self, at: Denoised, y: Tensor) -> Tensor:
+    def _guidance(self, at: Denoised, y: Tensor, rows: Rows | None) -> Tensor:
         off = y - self.operator.A(at.mean)
-        return at.pulled(self._back(off, variance_left(at.variance, self.data_variance)))
+        r2 = variance_left(at.variance, self.data_variance)
+        if rows is not None:
+            spread = rows.scale * r2 + self.noise**2
+            one = torch.ones_like(spread)
+            return at.pulled(self.operator.A_adjoint(off), quotient(one, spread, spread > 0))
+        return at.pulled(self._back(off, r2))
 
     def _back(self, off: Tensor, r2: Tensor) -> Tensor:
         """A'(r^2 A A' + noise^2)^-1 of what is off."""
