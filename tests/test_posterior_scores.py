@@ -15,6 +15,7 @@ from torch import Tensor
 import fastscore
 from fastscore import operators
 from fastscore.guidance import DPS, MMPS, PiGDM
+from fastscore.guidance._rows import rows_of
 from fastscore.scores import GaussianMixture
 from fastscore.sde import VE
 
@@ -270,3 +271,65 @@ def test_bad_input(kind: Any) -> None:
         kind(elementwise, operator, noise=-0.1)
     with pytest.raises(ValueError, match=f"{name}: iterations must be at least 1"):
         kind(elementwise, operator, iterations=0)
+
+
+# ---- operators with orthogonal rows -------------------------------------------------------------
+
+
+class OfDeepinv:
+    """A mask as another library has it: products alone."""
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+
+    def A(self, x: Tensor, **kwargs: Any) -> Tensor:
+        return x * self.mask
+
+    def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
+        return y * self.mask
+
+
+def test_rows_are_found_by_looking() -> None:
+    mask = torch.tensor([True, False, True, True])
+    cases: list[tuple[Any, Tensor, tuple[float, bool, float] | None]] = [
+        (operators.Identity(), randn(2, 4), (1.0, True, 4.0)),
+        (operators.Mask(mask), randn(2, 4), (1.0, False, 3.0)),
+        (OfDeepinv(mask), randn(2, 4), (1.0, False, 3.0)),
+        (operators.AveragePool(2), randn(2, 1, 2, 2), (0.25, True, 4.0)),
+        (operators.Blur(torch.tensor([[1.0, 2.0, 1.0]]) / 4), randn(2, 1, 4, 4), None),
+        (operators.Radon(6, 8), operators.Radon(6, 8).A(randn(1, 1, 8, 8)), None),
+        (Matrix(some_matrix(2, 4)), randn(2, 2), None),
+        (Matrix(1.001 * torch.eye(4, dtype=F64)[:3]), randn(2, 3), (1.001**2, True, 3.0)),
+        (Matrix(torch.diag(torch.tensor([1.0, 1.0, 1.0, 1.001], dtype=F64))), randn(2, 4), None),
+        (Matrix(torch.zeros(2, 4, dtype=F64)), randn(2, 2), None),
+    ]
+    for operator, y, want in cases:
+        assert (found := rows_of(operator, y)) == (None if want is None else pytest.approx(want))
+        if want is not None:
+            assert found is not None
+            assert found.complete is want[1]
+
+
+def test_rows_of_a_transform_to_complex_numbers() -> None:
+    """Of a real image two frequencies are one another's conjugates: its rows are not orthogonal."""
+    columns = operators.MaskedFourier(torch.arange(8) < 3)
+    assert rows_of(columns, columns.A(randn(1, 1, 8, 8))) is None
+
+
+@every_kind
+def test_what_a_mask_leaves_out_plays_no_part(kind: Any) -> None:
+    """A picture given as the measurement of its own part, whatever the operator looks like."""
+    known = torch.tensor([True, False, True, False])
+    x, y = randn(5, 4, dtype=F64), randn(5, 4, dtype=F64, seed=1)
+    options: dict[str, Any] = {} if kind is DPS else {"noise": 0.1}
+    want = kind(MIXTURE, Picked(4, [0, 2]), **options)(x, 0.5, measurement=y[:, known]).total()
+    for operator in (operators.Mask(known), OfDeepinv(known)):
+        got = kind(MIXTURE, operator, **options)(x, 0.5, measurement=y).total()
+        torch.testing.assert_close(got, want)
+
+
+@every_kind
+def test_no_samples(kind: Any) -> None:
+    model = kind(MIXTURE, Picked(4, [0, 2]))
+    x = torch.zeros(0, 4, dtype=F64)
+    assert model(x, 0.5, measurement=torch.zeros(0, 2, dtype=F64)).total().shape == (0, 4)

@@ -67,10 +67,11 @@ def conjugate_gradients(
         if carried is None:
             carried = combined(product.carried, [product.carried], (step, 0.0))
         else:
-            carried = combined(carried, [product.carried], (1.0, step), out=_own(carried))
+            carried = combined(carried, [product.carried], (1.0, step), out=_own(carried, True))
         if i + 1 == iterations and not want_residual:
             break
-        residual = combined(residual, [product.value], (1.0, -step))
+        own = i > 0  # the first direction is b, or what a preconditioner has made of it
+        residual = combined(residual, [product.value], (1.0, -step), out=_own(residual, own))
         if i + 1 == iterations:
             break
         if precondition is None:
@@ -80,7 +81,8 @@ def conjugate_gradients(
             new = inner(residual, turned)
         previous, square = square, new
         going = going & (square > tolerance * first)
-        direction = combined(turned, [direction], (1.0, quotient(square, previous, going)))
+        ratio = quotient(square, previous, going)
+        direction = combined(turned, [direction], (1.0, ratio), out=_own(direction, own))
     assert carried is not None
     if not want_residual:
         return Solved(carried, first * 0)
@@ -88,6 +90,6 @@ def conjugate_gradients(
     return Solved(carried, quotient(left, size, size > 0).sqrt())
 
 
-def _own(x: Tensor) -> Tensor | None:
-    """Memory to write to, where no graph holds it."""
-    return None if is_recorded(x) else x
+def _own(x: Tensor, own: bool) -> Tensor | None:
+    """x as memory to write to, where it is the iterations' own and no graph holds it."""
+    return x if own and not is_recorded(x) else None
