@@ -371,7 +371,7 @@ def check_known(
     dtype: torch.dtype,
     device: torch.device,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Both or neither, broadcast to the state's shape; finite where the mask says known."""
+    """Both or neither, broadcast to the state's shape; finite where the mask says known, if any."""
     if known is None and mask is None:
         return None, None
     if known is None or mask is None:
@@ -390,6 +390,8 @@ def check_known(
         known.detach().to(dtype).expand(shape).contiguous(),
         mask.expand(shape).contiguous(),
     )
+    if mask.numel() and not bool(mask.any()):
+        fail(fn, "mask", "True for one element at least", f"{describe(mask)}, False everywhere")
     if not bool((torch.isfinite(known) | ~mask).all()):
         fail(fn, "known", "finite wherever mask is True", "NaN or infinity there")
     return known, mask
