@@ -2,3 +2,11 @@
 
 Everything conditional is the same samplers with another score, score(x) + grad log p(y | x).
 """
+
+from fastscore.guidance.basis import InBasis
+
+__all__ = ["InBasis"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -84,6 +84,10 @@ def sample(
     use_graph = wants_graph(fn, options["cuda_graph"], device, steps - start_step)
     use_graph = use_graph and steps > start_step and plan.adjust is None
     use_graph = use_graph and (plan.graph_by_itself or options["cuda_graph"] is True)
+    measured = None
+    if plan.projection is not None:
+        plan.projection.checked(fn, shape, dtype, device)
+        measured = plan.projection.along(plan.held(), device)
     if plan.prepare is not None and shape.numel():
         plan.prepare(Setting(shape, dtype, device, dict(options)))
 
@@ -94,6 +98,8 @@ def sample(
         state, known_noise = first_state(
             noise, x, resumed, plan, options, shape, dtype, known, mask, mean
         )
+        if measured is not None and start_step == 0 and shape.numel():
+            measured.project(state, noise.initial(), noise.sample_offset, noise.samples)
     chain = (Chain if plan.make_chain is None else plan.make_chain)(
         fn,
         model,
@@ -122,6 +128,7 @@ def sample(
         else plan.known_table.to(device),
         known_noise=known_noise,
         adjust=plan.adjust,
+        projection=measured,
     )
     if resumed is not None:
         chain.take_up(resumed)
