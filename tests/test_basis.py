@@ -290,3 +290,32 @@ class InTime(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         return x
+
+
+def test_autocast_leaves_the_basis_alone() -> None:
+    """A state rounded to half precision before the score sees it has lost the smallest levels."""
+    layer = nn.Linear(3, 3)
+
+    def model(x: Tensor, sigma: Tensor) -> Tensor:
+        assert x.dtype == torch.float32
+        return layer(x)
+
+    z = randn(4, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = InBasis(model, COLOURS)(z, 0.5)
+    assert found.dtype == torch.float32
+    with torch.no_grad():
+        plain = InBasis(model, COLOURS)(z, 0.5)
+    torch.testing.assert_close(found, plain, rtol=0.05, atol=0.05)
+
+
+def test_compiled_and_transformed() -> None:
+    model, z = InBasis(score, COLOURS), randn(*SHAPE)
+    level = torch.full((5,), 0.5)
+    trace = fastscore.divergence(model, z, level, method="exact")  # its first call
+    want = torch.autograd.functional.jacobian(lambda x: model(x, level), z.double())
+    size = z[0].numel()
+    rows = torch.stack([want.reshape(5, size, 5, size)[i, :, i].trace() for i in range(5)])
+    torch.testing.assert_close(trace.double(), rows, rtol=1e-4, atol=1e-4)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(z, level), model(z, level))

@@ -203,6 +203,21 @@ def test_what_the_sampler_is_given_is_not_written_to() -> None:
     assert_same_bytes(got[:, MASK], y)
 
 
+def test_autocast_leaves_the_operator_alone() -> None:
+    class Product(Matrix):
+        def A(self, x: Tensor) -> Tensor:
+            return x @ self.matrix.mT.to(x.dtype)
+
+        def A_dagger(self, y: Tensor) -> Tensor:
+            return y @ self.inverse.mT.to(y.dtype)
+
+    operator = Product(GENERAL.matrix)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for options in ({}, {"autocast": torch.bfloat16}):
+            x = project(operator=operator, **options)
+            torch.testing.assert_close(GENERAL.A(x), Y.expand(4, 2), rtol=1e-5, atol=1e-5)
+
+
 OPTIONS: list[dict[str, Any]] = [
     {"seed": 1},
     {"seed": [3, 1, 4, 5]},

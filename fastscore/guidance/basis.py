@@ -116,12 +116,14 @@ class InBasis(Guided):
 
     def _there(self, x: Tensor, like: Tensor) -> Tensor:
         """Q x, a z."""
-        z: Tensor = self.basis.A(lend(x))
+        with torch.autocast(like.device.type, enabled=False):
+            z: Tensor = self.basis.A(lend(x.to(like.dtype)))
         return _fitting("A", z, like.shape)
 
     def _back(self, z: Tensor) -> Tensor:
         """Q^T z, an x."""
-        x: Tensor = self.basis.A_adjoint(lend(z))
+        with torch.autocast(z.device.type, enabled=False):
+            x: Tensor = self.basis.A_adjoint(lend(z))
         return _fitting("A_adjoint", x, z.shape[:1])
 
     def _try(self, z: Tensor) -> None:

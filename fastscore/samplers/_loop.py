@@ -81,9 +81,7 @@ class Chain:
     known_table: Tensor | None = None  # known elements are a known + b known_noise after each row
     known_noise: Tensor | None = None
     adjust: Callable[[Chain, Tensor], None] | None = None
-    projection: Measured | None = (
-        None  # to what was measured
-    )
+    projection: Measured | None = None  # to what was measured
     row: int = 0  # the number of the next row, for the host
     second: Tensor | None = field(init=False, default=None)  # of a score that is a sum of two
     weights: Tensor | None = field(init=False, default=None)

@@ -120,8 +120,8 @@ class Measured:
             samples=samples,
         )
         row = self.table.index_select(0, key[..., 1].reshape(-1)[:1])[0]
-        seen = self.operator.A(rk_stage(w, [z], row[:2]))  # A(k z - w)
-        back = self.operator.A_dagger(
-            torch.addcmul(seen, self.y.to(seen.dtype), row[2].to(seen.dtype))
-        )
+        with torch.autocast(w.device.type, enabled=False):
+            seen = self.operator.A(rk_stage(w, [z], row[:2]))  # A(k z - w)
+            y, m = self.y.to(seen.dtype), row[2].to(seen.dtype)
+            back = self.operator.A_dagger(torch.addcmul(seen, y, m))
         rk_stage(w, [back.to(w.dtype)], self.pull, out=w)
