@@ -76,7 +76,9 @@ def _replaced(
     if not isinstance(value, Tensor):
         if whole and value != int(value):
             fail(fn, arg, f"a whole number, for an entry of {entry.dtype}", value)
-        return entry.new_full(entry.shape, value) if mask is None else entry.masked_fill(mask, value)
+        return (
+            entry.new_full(entry.shape, value) if mask is None else entry.masked_fill(mask, value)
+        )
     if value.shape not in ((), entry.shape[1:]):
         fail(fn, arg, f"a number or a tensor of shape {tuple(entry.shape[1:])}", describe(value))
     if whole and (value.is_floating_point() or value.is_complex()):

@@ -37,7 +37,7 @@ from fastscore.conditioning import (
     conditioning_of,
     prediction_of,
 )
-from fastscore.losses._dropped import Dropping, DropOptions
+from fastscore.losses._dropped import DropOptions, Dropping
 from fastscore.losses._options import DrawOptions, LossOptions, Weighting, check_call, shown
 from fastscore.losses._perturbed import (
     beside,
