@@ -119,6 +119,7 @@ class ClassifierGuidance(Guided):
         torch.Size([2, 1])
     """
 
+    net_conditioning: str
     levels: Tensor | None
 
     def __init__(

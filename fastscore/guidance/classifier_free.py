@@ -38,8 +38,8 @@ class ClassifierFreeGuidance(Guided):
     With ``sigma_interval=(lo, hi)`` samples of levels lo < s <= hi are guided, the others get the
     conditional score alone (Kynkäänniemi et al. 2024, https://arxiv.org/abs/2404.07724, who find
     that guidance harms at high noise and does little at low). Each sample's own level counts, as
-    in adaptive solvers. Where none of a batch lies inside, the network is evaluated once; on a GPU the
-    host, which would have to wait for the levels, does not know, and it is evaluated twice with
+    in adaptive solvers. Where none of a batch lies inside, the network is evaluated once; on a GPU
+    the host, which would have to wait for the levels, does not know, and it is evaluated twice with
     weights of each sample's own.
 
     Called ``model(x, sigma, label=labels)``, or by whatever names ``null`` has; it goes into every

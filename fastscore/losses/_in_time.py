@@ -94,7 +94,7 @@ class PerturbedInTime(NamedTuple):
 
     x: Tensor  # alpha x + sigma z, (batch, ...)
     level: Tensor  # s, and
-    index: Tensor  # the number of the nearest of the model's own levels, int64, and
+    number: Tensor  # the index of the nearest of the model's own levels, int64, and
     time: Tensor | None  # time_scale t, as the model is told them
     t: Tensor
     s: Tensor
@@ -114,8 +114,8 @@ def perturbed_in_time(
     noisy, _ = perturb(x, table_of(alpha, sigma), key, labels=rows, **numbering(draws))
     told = torch.float64 if x.dtype == torch.float64 else torch.float32
     time = (t * frame.time_scale).to(told) if frame.conditioning == "time" else None
-    index = frame.index(s) if frame.conditioning == "index" else rows
-    return PerturbedInTime(noisy, s.to(told), index, time, t, s, alpha, sigma, rows)
+    number = frame.index(s) if frame.conditioning == "index" else rows
+    return PerturbedInTime(noisy, s.to(told), number, time, t, s, alpha, sigma, rows)
 
 
 def table_of(*columns: Tensor) -> Tensor:

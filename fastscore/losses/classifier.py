@@ -215,7 +215,7 @@ def _loss(
     key = noise_key(fn, x, draws)
     at = perturbed_in_time(frame, x, in_time.drawn(fn, x, key, draws), key, draws)
     how = frame.conditioning
-    logits = logits_of(fn, classifier, at.x, how, at.level, at.index, at.time, named)
+    logits = logits_of(fn, classifier, at.x, how, at.level, at.number, at.time, named)
     check_classes(fn, "labels", labels, logits.shape[1])
     inside = (labels >= 0) & (labels < logits.shape[1])
     smoothing = float(options["label_smoothing"])

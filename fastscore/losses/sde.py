@@ -243,7 +243,7 @@ def _loss(
     p, q, h = frame.residual_coefficients(t, at.alpha, at.sigma)
     w = _weights(fn, prepared, t, at.s, p)
     how = frame.conditioning
-    output = call_model(fn, model, at.x, at.level, at.index, how, model_kwargs, time=at.time)
+    output = call_model(fn, model, at.x, at.level, at.number, how, model_kwargs, time=at.time)
     table, clean = table_of(p, q, w), None
     if h is not None:
         table, clean = table_of(p, q, w, h), beside(output, x)
