@@ -132,7 +132,8 @@ def test_a_step_asks_the_classifier_once() -> None:
 def test_scales_weigh_the_gradient_and_stand_in_the_terms() -> None:
     x, sigma, labels = points()
     one, three = guided()(x, sigma, label=labels), guided(scale=3.0)(x, sigma, label=labels)
-    assert isinstance(one, Terms) and isinstance(three, Terms)
+    assert isinstance(one, Terms)
+    assert isinstance(three, Terms)
     assert [w for _, w in three.pairs] == [1.0, 3.0]
     for got, want in zip(three.pairs, one.pairs, strict=True):
         assert_same_bytes(got[0].detach(), want[0].detach())

@@ -40,7 +40,8 @@ class ClassifierFreeGuidance(Guided):
     that guidance harms at high noise and does little at low). Each sample's own level counts, as
     in adaptive solvers. Where none of a batch lies inside, the network is evaluated once; on a GPU
     the host, which would have to wait for the levels, does not know, and it is evaluated twice with
-    weights of each sample's own.
+    weights of each sample's own. The score jumps at the ends of the interval, which costs an
+    adaptive solver steps (``MEASURED``); a grid's take no notice.
 
     Called ``model(x, sigma, label=labels)``, or by whatever names ``null`` has; it goes into every
     sampler, with ``model_kwargs={"label": labels}``. The samplers' kernels add the two scores as

@@ -15,8 +15,8 @@ class ClassEmbedding(nn.Embedding):
     """A vector for each class, from 0 on, and one more, of the number ``classes``, for none."""
 
     def __init__(self, fn: str, classes: int, width: int) -> None:
-        self.fn, self.classes = fn, check_int(fn, "classes", classes, minimum=1)
-        super().__init__(int(classes) + 1, width)
+        self.fn, self.classes = fn, classes
+        super().__init__(classes + 1, width)
 
     def of(self, label: Any, x: Tensor) -> Tensor:
         """The vectors of int64 labels (batch,), (batch, width)."""
@@ -33,6 +33,11 @@ class ClassEmbedding(nn.Embedding):
             if low < 0 or high > self.classes:
                 fail(self.fn, "label", way, f"labels from {low} to {high}")
         return self(label)
+
+
+def check_classes(fn: str, classes: Any) -> int | None:
+    """How many classes there are; None for none."""
+    return None if classes is None else check_int(fn, "classes", classes, minimum=1)
 
 
 def refuse_label(fn: str, label: Any) -> None:

@@ -18,7 +18,7 @@ from fastscore._support.checks import (
 )
 from fastscore._support.spread import standard_deviation, warn_if_far_off
 from fastscore.conditioning import as_sigma
-from fastscore.nn._classes import ClassEmbedding, refuse_label
+from fastscore.nn._classes import ClassEmbedding, check_classes, refuse_label
 
 GROUPS = 8
 BASE_CHANNELS = 32
@@ -117,6 +117,7 @@ class ScoreConvNet(nn.Module):
         check_int(fn, "image_size", image_size, minimum=2)
         check_int(fn, "base_channels", base_channels, minimum=GROUPS)
         check_number(fn, "data_std", data_std, positive=True)
+        classes = check_classes(fn, classes)
         if image_size % 2:
             fail(fn, "image_size", "even", image_size)
         if base_channels % GROUPS:
@@ -151,7 +152,7 @@ class ScoreConvNet(nn.Module):
             nn.init.zeros_(parameter)
         self.classes, self.embed_class = classes, None
         if classes is not None:
-            self.config["classes"] = int(classes)
+            self.config["classes"] = classes
             self.embed_class = ClassEmbedding(fn, classes, embedding)
 
     @classmethod

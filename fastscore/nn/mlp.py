@@ -18,7 +18,7 @@ from fastscore._support.checks import (
 )
 from fastscore._support.spread import standard_deviation, warn_if_far_off
 from fastscore.conditioning import as_sigma
-from fastscore.nn._classes import ClassEmbedding, refuse_label
+from fastscore.nn._classes import ClassEmbedding, check_classes, refuse_label
 from fastscore.nn._perceptron import ACTIVATION, HIDDEN, check_widths, draw_weights, perceptron
 
 CLASS_WIDTH = 32  # of the vector that stands for a class
@@ -115,6 +115,7 @@ class ScoreMLP(nn.Module):
         fn = "ScoreMLP"
         check_int(fn, "dim", dim, minimum=1)
         check_number(fn, "data_std", data_std, positive=True)
+        classes = check_classes(fn, classes)
         widths = check_widths(fn, hidden, activation)
         self.config: dict[str, Any] = {
             "dim": int(dim),
@@ -132,7 +133,7 @@ class ScoreMLP(nn.Module):
         self.layers = perceptron(width, widths, dim, activation)
         self.classes, self.embed = classes, None
         if classes is not None:
-            self.config["classes"] = int(classes)
+            self.config["classes"] = classes
             self.embed = ClassEmbedding(fn, classes, CLASS_WIDTH)
         self.reset_parameters()
 
