@@ -42,7 +42,8 @@ class Posterior(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         self.calls += 1
         pairs = zip(self.parts, PRIOR, strict=True)
-        return torch.stack([p.log_prob(x, sigma) + math.log(w) for p, w in pairs], dim=1)
+        logits: list[Any] = [p.log_prob(x, sigma) + math.log(w) for p, w in pairs]  # type: ignore[operator]
+        return torch.stack(logits, dim=1)
 
 
 class Conditional(nn.Module):
@@ -60,6 +61,12 @@ class Conditional(nn.Module):
         self.calls.append(len(x))
         scores = torch.stack([score(x, sigma) for score in self.scores])
         return scores[label, torch.arange(len(x))]
+
+
+def draw_normals(layers: nn.Module, std: float = 1.0) -> None:
+    """Weights of layers that start at 0, or near it."""
+    for parameter in layers.parameters():
+        nn.init.normal_(parameter, std=std)
 
 
 class InTime:

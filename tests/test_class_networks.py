@@ -176,7 +176,7 @@ def test_a_classifier_of_noisy_data(tmp_path: Path) -> None:
         ({"data_std": 0.0}, ValueError, "data_std must be positive"),
     ):
         with pytest.raises(kind, match=f"NoisyClassifier: {message}"):
-            NoisyClassifier(**{"data_shape": 2, "classes": 2, **bad})
+            NoisyClassifier(**{"data_shape": 2, "classes": 2, **bad})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"x must be of shape \(20, 1, 4, 4\)"):
         net(x.flatten(1), sigma)
     with pytest.raises(ValueError, match="model whose output"):

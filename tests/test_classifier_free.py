@@ -1,4 +1,4 @@
-"""Classifier-free guidance: with the exact scores, the closed form; where there is none, no call."""
+"""Classifier-free guidance: with the exact scores it is the closed form."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from class_cases import (
     SAMPLERS,
     VE,
     Conditional,
+    draw_normals,
     each_score,
     mixtures,
     points,
@@ -68,7 +69,7 @@ def test_the_weight_of_other_libraries_is_one_more() -> None:
 
 @each_sampler
 def test_weight_0_is_the_conditional_score_to_the_byte_evaluated_once(sampler: Any) -> None:
-    own = {"model_kwargs": {"label": LABELS}}
+    own: Any = {"model_kwargs": {"label": LABELS}}
     plain, inside = Conditional(), Conditional()
     want = sampler(plain, **own)
     assert_same_bytes(sampler(ClassifierFreeGuidance(inside, null=NULL, scale=0), **own), want)
@@ -78,7 +79,7 @@ def test_weight_0_is_the_conditional_score_to_the_byte_evaluated_once(sampler: A
 @each_sampler
 @pytest.mark.parametrize("batched", [False, True])
 def test_in_samplers(sampler: Any, batched: bool) -> None:
-    own = {"model_kwargs": {"label": LABELS}}
+    own: Any = {"model_kwargs": {"label": LABELS}}
     want = sampler(closed_form(1.5), **own)
     model = ClassifierFreeGuidance(Conditional(), null=NULL, scale=1.5, batched=batched)
     got = sampler(model, **own)
@@ -126,7 +127,7 @@ def test_each_sample_is_the_same_alone_and_among_others() -> None:
 @each_sampler
 def test_an_interval_in_samplers(sampler: Any) -> None:
     """Of rk45 each sample has its own levels."""
-    own = {"model_kwargs": {"label": LABELS}}
+    own: Any = {"model_kwargs": {"label": LABELS}}
     strong = closed_form(1.5)
     of_class = each_score(mixtures()[1])
 
@@ -183,7 +184,7 @@ def test_divergences_and_likelihoods(batched: bool) -> None:
     torch.manual_seed(0)
     x, sigma, labels = points()
     net = ScoreMLP(4, hidden=(16, 16), classes=2)
-    nn.init.normal_(net.layers[-1].weight)
+    draw_normals(net.layers[-1])
     model = ClassifierFreeGuidance(net, null=NULL, scale=2.0, batched=batched)
     none = torch.full_like(labels, NONE)
     exact = [
@@ -209,7 +210,7 @@ def test_closed_forms_are_kept() -> None:
     model = ClassifierFreeGuidance(ScoreMLP(4, hidden=(8, 8), classes=2), null=NULL, scale=2.0)
     got = jacobian(model, x, sigma, label=labels).trace()
     point = x.clone().requires_grad_()
-    output = model(point, sigma, label=labels).total()  # type: ignore[union-attr]
+    output = model(point, sigma, label=labels).total()
     columns = (torch.autograd.grad(output[:, i].sum(), point, retain_graph=True) for i in range(4))
     want = sum(column[:, i] for i, (column,) in enumerate(columns))
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
@@ -219,8 +220,8 @@ def test_images_adapters_and_null_tensors() -> None:
     """Of a context of numbers, whose null is a vector, and of what belongs to no sample."""
     x, sigma = randn(5, 1, 8, 8), torch.linspace(0.1, 2, 5)
     net, labels = ScoreConvNet(1, 8, base_channels=8, classes=3), torch.tensor([0, 1, 2, 0, 1])
-    nn.init.normal_(net.leave.weight, std=0.1)
-    nn.init.normal_(net.middle[0].conv2.weight, std=0.1)
+    draw_normals(net.leave, 0.1)
+    draw_normals(net.middle, 0.1)
     model = ClassifierFreeGuidance(net, null={"label": 3}, scale=1.0)
     want = 2 * net(x, sigma, labels) - net(x, sigma, torch.full((5,), 3))
     torch.testing.assert_close(total(model(x, sigma, label=labels)), want.detach())
@@ -243,7 +244,9 @@ def test_images_adapters_and_null_tensors() -> None:
         spread = 2 * context.sum(1) - nothing.sum()
         want = -(x * spread.reshape(-1, 1, 1, 1) + table.sum()) / sigma.reshape(-1, 1, 1, 1)
         torch.testing.assert_close(got, want)
-        assert model.to("meta").null["context"].device.type == "meta"  # type: ignore[union-attr]
+        moved = model.to("meta").null["context"]
+        assert isinstance(moved, Tensor)
+        assert moved.device.type == "meta"
 
 
 def test_networks_that_mix_their_batch_are_called_twice() -> None:

@@ -102,7 +102,7 @@ def test_every_way_of_calling_the_classifier(conditioning: str, options: Any) ->
 @each_sampler
 def test_samples_are_those_of_the_class(sampler: Any) -> None:
     """Also of batches of a fixed size, and with steps of each sample's own."""
-    own = {"model_kwargs": {"label": LABELS}}
+    own: Any = {"model_kwargs": {"label": LABELS}}
     want = sampler(each_score(mixtures()[1]), **own)
     model = guided()
     torch.testing.assert_close(sampler(model, **own), want, rtol=1e-3, atol=1e-3)
@@ -143,7 +143,7 @@ def test_the_likelihood_is_that_of_the_class() -> None:
     whole, parts = mixtures(torch.float64)
     x = torch.cat([part.sample(2, seed=0) for part in parts])
     labels = torch.tensor([0, 0, 1, 1])
-    own = {"model_kwargs": {"label": labels}}
+    own: Any = {"model_kwargs": {"label": labels}}
     model = ClassifierGuidance(whole, Posterior(torch.float64))
     want = fastscore.log_likelihood(each_score(parts), x, VE, **own).log_prob
     got = fastscore.log_likelihood(model, x, VE, **own).log_prob
@@ -159,7 +159,7 @@ def test_divergences_and_products_see_the_gradient_that_is_taken_inside() -> Non
     model, v = guided(torch.float64, scale=2.0), randn(64, 4, dtype=torch.float64, seed=9)
     whole, parts = mixtures(torch.float64)
     of_class = each_score(parts)
-    own = {"model_kwargs": {"label": labels}}
+    own: Any = {"model_kwargs": {"label": labels}}
 
     def bayes(x: Tensor, sigma: Tensor, label: Tensor) -> Tensor:
         return 2 * of_class(x, sigma, label) - whole(x, sigma)
@@ -236,7 +236,7 @@ def test_half_precision() -> None:
     got = model.gradient(half, sigma, label=labels)
     assert got.dtype == torch.bfloat16
     torch.testing.assert_close(got, want, rtol=0.05, atol=0.01)
-    with pytest.raises(ValueError, match="x must be of the model's dtype torch.bfloat16"):
+    with pytest.raises(ValueError, match="x must be of the model's dtype"):
         model(x, sigma, label=labels)
     under = ClassifierGuidance(mixtures()[0], Logits())
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -286,7 +286,7 @@ def test_what_else_the_classifier_takes_goes_with_the_samples() -> None:
 
     model = ClassifierGuidance(mixtures()[0], classifier, label=0)
     sign = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
-    own = {"model_kwargs": {"classifier_kwargs": {"sign": sign}}}
+    own: Any = {"model_kwargs": {"classifier_kwargs": {"sign": sign}}}
     whole = SAMPLERS["reverse"](model, **own)
     torch.testing.assert_close(SAMPLERS["reverse"](model, batch_size=4, **own), whole)
 
@@ -339,7 +339,7 @@ def test_classifiers_without_a_gradient_or_whose_samples_mix_are_refused() -> No
             SAMPLERS["annealed"](ClassifierGuidance(whole, classifier, label=1))
     normed = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2))
     model = ClassifierGuidance(whole, normed, conditioning="none")
-    with pytest.raises(ValueError, match="classifier must be one whose samples.*BatchNorm"):
+    with pytest.raises(ValueError, match=r"classifier must be one whose samples.*BatchNorm"):
         model(x, sigma, label=labels)
     normed.eval()
     assert total(model(x, sigma, label=labels)).isfinite().all()

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from class_cases import InTime, Posterior, mixtures
+from class_cases import InTime, Posterior, draw_normals, mixtures
 from helpers import assert_same_bytes, randn
-from torch import Tensor, nn
+from torch import Tensor
 
 import fastscore
 from fastscore import ClassifierLoss, classifier_loss, sde
@@ -82,7 +82,7 @@ def test_every_way_of_calling_meets_the_same_data(process: Any) -> None:
         torch.testing.assert_close(loss, losses[0], rtol=1e-3, atol=1e-3)
     by_number = Recording(logits_of_nothing)
     levels = [20.0, 1.0, 0.1]
-    how = {"conditioning": "index", "sigmas": levels, "t": t, "seed": 1}
+    how: Any = {"conditioning": "index", "sigmas": levels, "t": t, "seed": 1}
     classifier_loss(by_number, x, labels, process, **how)
     own = process.noise_level(t).log()
     nearest = (own[:, None] - torch.tensor(levels).double().log()).abs().argmin(1)
@@ -96,7 +96,7 @@ def test_every_way_of_calling_meets_the_same_data(process: Any) -> None:
 def test_reductions_smoothing_and_the_module() -> None:
     x, labels = data()
     net, process = NoisyClassifier(4, 2, hidden=(8,)), sde.VE()
-    nn.init.normal_(net.layers[-1].weight)
+    draw_normals(net.layers[-1])
     heard = Recording(net)
     for smoothing in (0.0, 0.3):
         how: Any = {"label_smoothing": smoothing}
@@ -146,7 +146,7 @@ def test_dtypes_empty_batches_and_what_else_the_classifier_takes() -> None:
         return x[:, :2] * gain[:, None]
 
     gain = torch.linspace(0, 1, 40)
-    own = {"model_kwargs": {"gain": gain}}
+    own: Any = {"model_kwargs": {"gain": gain}}
     loss = classifier_loss(told, x, labels, sde.VP(), seed=0, reduction="none", **own)
     assert abs(float(loss[0]) - math.log(2)) < 1e-6
 
@@ -243,7 +243,12 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
 
 @pytest.mark.parametrize(("options", "kind", "message"), BAD, ids=str)
 def test_bad_input(options: Any, kind: type[Exception], message: str) -> None:
-    given = {"classifier": logits_of_nothing, "x": randn(3, 4), "labels": LABELS, "sde": sde.VP()}
+    given: Any = {
+        "classifier": logits_of_nothing,
+        "x": randn(3, 4),
+        "labels": LABELS,
+        "sde": sde.VP(),
+    }
     given |= options
     with pytest.raises(kind, match=f"classifier_loss: {message}"):
         classifier_loss(**given)

@@ -40,7 +40,8 @@ def gradient_of_values(
 
     Example:
         >>> import torch
-        >>> gradient_of_values("f", "values", lambda x: x.square().sum(1), torch.ones(1, 2))
+        >>> with torch.no_grad():
+        ...     gradient_of_values("f", "values", lambda x: x.square().sum(1), torch.ones(1, 2))
         tensor([[2., 2.]])
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():

@@ -109,7 +109,7 @@ class ClassifierGuidance(Guided):
         ...     return torch.cat([-2 * x, 2 * x], dim=1) / (1 + sigma[:, None] ** 2)
         >>> guided = ClassifierGuidance(both, classifier)
         >>> x, labels = torch.zeros(2, 1), torch.tensor([0, 1])
-        >>> guided(x, 1.0, label=labels).total()
+        >>> guided(x, 1.0, label=labels).total().detach()
         tensor([[-1.],
                 [ 1.]])
         >>> sigmas = fastscore.geometric_sigmas(4.0, 0.1, 10)
@@ -224,7 +224,7 @@ class ClassifierGuidance(Guided):
         >>> import torch, fastscore
         >>> both = fastscore.scores.GaussianMixture([0.5, 0.5], [[-2.0], [2.0]], 1.0)
         >>> guided = ClassifierGuidance(both, lambda x, s: torch.cat([-x, x], 1), label=1)
-        >>> guided.gradient(torch.zeros(1, 1), 1.0)
+        >>> guided.gradient(torch.zeros(1, 1), 1.0).detach()
         tensor([[1.]])
         """
         name = type(self).__name__

@@ -86,7 +86,7 @@ class ClassifierFreeGuidance(Guided):
                 [ 1.5000]])
         >>> sigmas = fastscore.geometric_sigmas(4.0, 0.1, 10)
         >>> fastscore.annealed_langevin(
-        ...     guided, sigmas, num_samples=2, shape=(2, 1), model_kwargs={"label": labels}
+        ...     guided, sigmas, shape=(2, 1), model_kwargs={"label": labels}
         ... ).shape
         torch.Size([2, 1])
     """
