@@ -236,8 +236,7 @@ class ClassifierGuidance(Guided):
 
         def values(at: Tensor, labels: Tensor, *told: Tensor) -> Tensor:
             logits = self._logits(at, told, rebuilt(named, _recordable))
-            self._check(labels, logits)
-            return log_probabilities(logits, labels)
+            return log_probabilities(logits, labels, checked=self._checked(labels, logits))
 
         return gradient_of_values(name, "classifier", values, x, (labels, *told))
 
@@ -255,15 +254,15 @@ class ClassifierGuidance(Guided):
         number = check_int(name, "label", label, minimum=0)
         return torch.full((len(x),), number, dtype=torch.int64, device=x.device)
 
-    def _check(self, labels: Tensor, logits: Tensor) -> None:
-        """That labels are classes; on a GPU once."""
+    def _checked(self, labels: Tensor, logits: Tensor) -> bool:
+        """Whether labels were found to be classes; on a GPU they are looked at once."""
         if traced():
-            return
+            return False
         known, situation = known_of(self), ("labels", logits.shape[1])
-        first = situation not in known and not is_captured(logits)
-        check_classes(type(self).__name__, "label", labels, logits.shape[1], wait=first)
-        if first:
+        wait = situation not in known and not is_captured(logits)
+        if wait:
             known[situation] = True
+        return check_classes(type(self).__name__, "label", labels, logits.shape[1], wait=wait)
 
     def _told(self, level: Tensor) -> tuple[Tensor, ...]:
         """Level, index and, where the classifier sees another variable than y, time and alpha."""

@@ -84,19 +84,30 @@ def check_labels(fn: str, arg: str, labels: Any, x: Tensor) -> Tensor:
     return labels
 
 
-def check_classes(fn: str, arg: str, labels: Tensor, classes: int, *, wait: bool = False) -> None:
-    """Labels in [0, classes), where they can be looked at; on a GPU if the host may ``wait``."""
-    if traced() or not labels.numel() or (labels.device.type != "cpu" and not wait):
-        return
+def check_classes(fn: str, arg: str, labels: Tensor, classes: int, *, wait: bool = False) -> bool:
+    """Labels in [0, classes), where they can be looked at; on a GPU if the host may ``wait``.
+
+    Returns whether they were.
+    """
+    if traced() or (labels.device.type != "cpu" and not wait):
+        return False
+    if not labels.numel():
+        return True
     low, high = (int(end) for end in labels.aminmax())
     if low < 0 or high >= classes:
         expected = f"in [0, {classes}), for logits of {classes} classes"
         fail(fn, arg, expected, f"labels from {low} to {high}")
+    return True
 
 
-def log_probabilities(logits: Tensor, labels: Tensor) -> Tensor:
-    """log p(label | x) of each sample, (batch,); NaN where a label is none of the classes."""
+def log_probabilities(logits: Tensor, labels: Tensor, *, checked: bool) -> Tensor:
+    """log p(label | x) of each sample, (batch,); NaN, and so its gradient, of one that is no class.
+
+    ``checked`` says that all of them are classes.
+    """
+    found = logits.log_softmax(1)
+    if checked:
+        return found.gather(1, labels.unsqueeze(1)).squeeze(1)
     inside = (labels >= 0) & (labels < logits.shape[1])
-    chosen = (labels * inside).unsqueeze(1)
-    found = logits.log_softmax(1).gather(1, chosen).squeeze(1)
-    return found * torch.where(inside, 1.0, torch.nan).to(found.dtype)
+    chosen = found.gather(1, (labels * inside).unsqueeze(1)).squeeze(1)
+    return chosen * torch.where(inside, 1.0, torch.nan).to(found.dtype)
