@@ -299,13 +299,15 @@ class ClassifierGuidance(Guided):
     def _refuse_mixed(self, x: Tensor, told: tuple[Tensor, ...], named: dict[str, Any]) -> None:
         """The gradient of the sum is each sample's own only where none enters another's logits."""
         name, expected = type(self).__name__, "one whose samples do not depend on one another"
+        eager = not traced()
+        known, situation = {}, ("apart", modes_of(self.classifier) if eager else ())
+        if eager and situation in (known := known_of(self)):
+            return
         if isinstance(self.classifier, torch.nn.Module) and mixes_samples(self.classifier):
             got = "one with a BatchNorm layer that takes the statistics of its batch (.eval())"
             fail(name, "classifier", expected, got)
-        if traced() or is_captured(x) or len(x) < 2 or type(x) is not Tensor or not x.numel():
-            return
-        known, situation = known_of(self), ("apart", modes_of(self.classifier))
-        if situation in known:
+        looks = eager and not is_captured(x) and type(x) is Tensor
+        if not looks or len(x) < 2 or not x.numel():
             return
         rewind = Rewind(self.classifier, x)
         with torch.no_grad():
