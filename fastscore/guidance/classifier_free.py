@@ -151,7 +151,7 @@ class ClassifierFreeGuidance(Guided):
         What is given by name goes to the network, the conditions among it.
         """
         level = self._levels(x, sigma)
-        weight = self._weight(level)
+        weight = self._weight(sigma, level)
         if weight is None:
             return self._score_at(x, level, model_kwargs)
         name = type(self).__name__
@@ -162,11 +162,13 @@ class ClassifierFreeGuidance(Guided):
             given, free = self._one_after_the_other(x, level, model_kwargs, unconditional)
         return Terms([(given, 1 + weight), (free, -weight)])
 
-    def _weight(self, level: Tensor) -> Tensor | float | None:
+    def _weight(self, sigma: Tensor | float, level: Tensor) -> Tensor | float | None:
         """w, or that of each sample's level; None where it is known to be 0."""
         if self.sigma_interval is None or self.scale == 0:
             return self.scale or None
         low, high = self.sigma_interval
+        if not isinstance(sigma, Tensor):
+            return self.scale if low < sigma <= high else None
         inside = (level > low) & (level <= high)
         if level.device.type == "cpu" and not traced() and not bool(inside.any()):
             return None
