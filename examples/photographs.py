@@ -1,8 +1,9 @@
 """Colour restored and holes filled, in patches of the two photographs that scikit-learn ships.
 
 A network learns the score of patches of 16 x 16 pixels. Five bands of 16 columns of each photograph
-are held out, and patches of them are restored: no pixel of them is in a training patch. Each job draws several
-samples given a measurement, in several ways, and is compared with answers that take no network.
+are held out, and patches of them are restored: no pixel of them is in a training patch. Each job
+draws several samples given a measurement, in several ways, and is compared with answers that take
+no network.
 
     python examples/photographs.py --out photographs
 
@@ -48,7 +49,7 @@ def patches(images: Tensor, step: int) -> Tensor:
 
 
 def training_and_held_out(count: int) -> tuple[Tensor, Tensor]:
-    """Patches between the bands, each with its mirror image; and ``count`` of those in the bands."""
+    """Patches between the bands, each with its mirror image, and ``count`` from in the bands."""
     strips = photographs().split(PERIOD, dim=3)
     training = torch.cat([patches(strip[..., :-SIZE], 2) for strip in strips])
     held_out = torch.cat([patches(strip[..., -SIZE:], SIZE) for strip in strips])
@@ -267,8 +268,8 @@ def figure(path: Path, x: Tensor, measured: Tensor, drawn: dict[str, Tensor], ro
         std = samples[i].std(0).mean(0)
         images = [x[i], measured[i], *samples[i, :3], samples[i].mean(0)]
         for ax, image in zip(row, images, strict=False):
-            ax.imshow(((image + 1) / 2).clamp(0, 1).permute(1, 2, 0))
-        row[-1].imshow(std / 2, cmap="magma", vmin=0, vmax=0.25)
+            ax.imshow(((image + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy())
+        row[-1].imshow((std / 2).numpy(), cmap="magma", vmin=0, vmax=0.25)
     for ax, title in zip(axes[0], titles, strict=True):
         ax.set_title(title, fontsize=9)
     for ax in axes.flat:

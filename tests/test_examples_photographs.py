@@ -50,7 +50,7 @@ def test_no_pixel_is_in_both_parts(photographs):
 
 
 def test_the_posterior_of_the_gaussian_is_that_of_its_covariance(photographs):
-    """Of two channels' worth of pixels that go together: by the formula in float64, on draws."""
+    """It keeps the measurement, and says how far off it is on the very data that were fitted."""
     torch.manual_seed(0)
     mix = torch.randn(768, 768, dtype=torch.float64) / 20
     x = (torch.randn(3000, 768, dtype=torch.float64) @ mix).reshape(-1, 3, 16, 16)
@@ -58,7 +58,7 @@ def test_the_posterior_of_the_gaussian_is_that_of_its_covariance(photographs):
     grey = operators.Grey()
     mean, std = gaussian.posterior(grey, grey.A(x))
     assert (grey.A(mean) - grey.A(x)).abs().max() < 1e-4
-    # The linear estimate is the best one on the data that its moments are from, and knows its error.
+    # The linear estimate is the best one on the data that its moments are from.
     error = (mean - x).square().mean(0)
     torch.testing.assert_close(
         error.mean().sqrt().float(), std.square().mean().sqrt(), rtol=1e-3, atol=0
@@ -127,9 +127,10 @@ def test_grey_is_the_first_element_of_the_basis(photographs, data):
 def test_samples_of_the_gaussian_are_its_posterior(photographs, data, name):
     """With the Gaussian's own score moment matching must come to the exact answer."""
     gaussian, x = data
-    job = getattr(photographs, name)(gaussian, x[1:2], gaussian=gaussian, samples=64, steps=60)
-    found = job.mmps(iterations=20)
+    job = getattr(photographs, name)(gaussian, x[1:2], gaussian=gaussian, samples=32, steps=50)
+    found = job.mmps(iterations=15)
     mean, std = gaussian.posterior(job.operator, job.measurement)
-    free = std > 0.01
-    off = ((found.mean(0) - mean[0]) / std)[free]
-    print(name, off.square().mean() * 64, (found.std(0) / std)[free].mean())
+    unknown = std > 0.01
+    off = ((found.mean(0) - mean[0]) / std)[unknown]
+    assert off.square().mean() * 32 < 4  # 1, of few independent directions
+    assert 0.75 < (found.std(0) / std)[unknown].mean() < 1.15
