@@ -5,13 +5,19 @@ Everything conditional is the same samplers with another score, score(x) + grad 
 ==========================  ========================================================================
 ``ClassifierGuidance``      of a class, by a classifier of noisy data
 ``ClassifierFreeGuidance``  of any condition, by a network trained with and without it
+``DPS``                     of a linear measurement, by the gradient of its residual
+``PiGDM``                   the same, with a Gaussian of isotropic variance about the denoised mean
+``MMPS``                    the same, with the covariance that the score's own Jacobian says
 ==========================  ========================================================================
 """
 
 from fastscore.guidance.classifier import ClassifierGuidance
 from fastscore.guidance.classifier_free import ClassifierFreeGuidance
+from fastscore.guidance.dps import DPS
+from fastscore.guidance.mmps import MMPS
+from fastscore.guidance.pigdm import PiGDM
 
-__all__ = ["ClassifierFreeGuidance", "ClassifierGuidance"]
+__all__ = ["DPS", "MMPS", "ClassifierFreeGuidance", "ClassifierGuidance", "PiGDM"]
 
 
 def __dir__() -> list[str]:
