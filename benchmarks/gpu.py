@@ -35,6 +35,7 @@ from fastscore.apps.bench.cases import (
     networks,
     runge_kutta,
     sampling,
+    sampling_in_time,
     sliced,
     training,
 )
@@ -217,6 +218,15 @@ def trained(scale: Scale, network: networks.Network) -> Case:
     )  # fmt: skip
 
 
+def in_time(
+    scale: Scale, name: str, build: Callable[..., Any], network: networks.Network, **params: Any
+) -> Case:
+    return Case(
+        name, "jobs", build(network), (network.batch, *network.shape), device=scale.device,
+        params={"network": network.name, **params}, clock="host",
+    )  # fmt: skip
+
+
 def kernels(scale: Scale) -> Iterator[Case]:
     """The most telling first: the rest may run out of time."""
     device, elements, images = scale.device, scale.elements, scale.images
@@ -262,6 +272,10 @@ def kernels(scale: Scale) -> Iterator[Case]:
         params={"distribution": "gaussian", "projections": 1},
         providers=(*LIBRARY, "eager", "copy"), **size(n, buffers=40),
     )  # fmt: skip
+    yield Case(
+        "langevin_step_", "langevin", with_sides(langevin.build_guided, copy_side), (elements,),
+        device=device, params={"terms": 2}, providers=plain, **size(elements),
+    )  # fmt: skip
     for solver in ("ode", "sde"):
         yield Case(
             "multistep_step_", "multistep", with_sides(multistep.build, copy_side), (elements,),
@@ -301,6 +315,11 @@ def jobs(scale: Scale) -> Iterator[Case]:
     images = networks.conv(sampled_images, 3, 32)
     # Steps enough for "auto" to capture.
     yield sampled(scale, images, 8, scale.steps + 3, reduce_overhead(images))
+    yield in_time(scale, "sample_reverse_sde", sampling_in_time.build_reverse, images, steps=30)
+    yield in_time(scale, "sample_heun", sampling_in_time.build_heun, images, steps=18)
+    adaptive = sampling_in_time.build_adaptive
+    yield in_time(scale, "sample_rk45", adaptive, images, tolerance=1e-2)
+    yield in_time(scale, "sample_rk45", adaptive, small, tolerance=1e-3)
     yield sampled(scale, networks.conv(sampled_images, 3, 32, width=128), 3, 2)
 
 

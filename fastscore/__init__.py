@@ -17,6 +17,7 @@ evaluation    ``evaluation``: ``frechet_distance``, ``sliced_wasserstein``, ``en
               ``nearest_distance``; ``fisher_divergence``, ``sliced_fisher_divergence``
 processes     ``sde``: ``VE``, ``VP``, ``SubVP``, ``Cosine``, ``DDPM``, ``RectifiedFlow``, any
               object with alpha(t) and sigma(t); ``ProcessScore``; ``conversions``, ``grids``
+measurements  ``operators``: ``Mask``, ``Blur``, ``MaskedFourier``, ``Radon`` and others
 networks      ``nn``: ``ScoreMLP``, ``ScoreConvNet``, ``EMA``; ``shared`` marks an argument that is
               not the samples'
 saving        ``save_checkpoint``, ``load_checkpoint``, ``Checkpoint``: in ``checkpoint``; pictures
@@ -45,6 +46,7 @@ from fastscore import (
     evaluation,
     losses,
     nn,
+    operators,
     ops,
     random,
     reference,
@@ -122,6 +124,7 @@ __all__ = [
     "losses",
     "nn",
     "noise_scales",
+    "operators",
     "ops",
     "output_and_divergence",
     "probability_flow",

@@ -67,13 +67,25 @@ class Recorded:
 
 
 class Recorder(TorchDispatchMode):
+    """Notes operators, which a capture does not run: what they write to is put back at the end."""
+
     def __init__(self) -> None:
         super().__init__()
         self.ops: list[Recorded] = []
+        self.before: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def undo(self) -> None:
+        for tensor, value in reversed(self.before.values()):
+            nan = tensor.isnan() & value.isnan()
+            if not bool(((tensor == value) | nan).all()):
+                tensor.copy_(value)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        for value in tree_leaves((args, kwargs)):
+            if isinstance(value, Tensor) and id(value) not in self.before:
+                self.before[id(value)] = value, value.clone()
         out = func(*args, **(kwargs or {}))
         self.ops.append(Recorded(func, args, kwargs or {}, out))
         return out
@@ -102,6 +114,7 @@ class FakeGraph:
 
     def capture_end(self) -> None:
         self.recorder.__exit__(None, None, None)
+        self.recorder.undo()
         self.cuda.capturing = False
         if self.cuda.fail_capture:
             raise RuntimeError(self.cuda.fail_capture)

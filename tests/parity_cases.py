@@ -130,7 +130,8 @@ def runge_kutta_data(make: Make, shape: Shape, device: torch.device) -> tuple[An
 
 def runge_kutta_steps(make: Make, shape: Shape, device: torch.device) -> Results:
     x, new, slopes, each = runge_kutta_data(make, shape, device)
-    found = [ops.rk_stage(x, slopes, rows) for rows in (each, each.mean(0) + 1)]
+    shared = (each.cpu().mean(0) + 1).to(device)  # devices add in different orders
+    found = [ops.rk_stage(x, slopes, rows) for rows in (each, shared)]
     found.append(ops.rk_stage(x, slopes[:1], each[:, :2], out=new.clone()))
     for options in ({}, {"out": torch.empty_like(x), "coefficients": each[:, 1:3]}):
         state, first = x.clone(), slopes[0].clone()

@@ -89,7 +89,12 @@ def test_m_and_u_of_one_are_four_columns(device: torch.device) -> None:
         for shape in ((3, 65), (2, 4100), (130, 3)):
             x, score = randn(*shape, dtype=dtype, seed=1), randn(*shape, dtype=dtype, seed=2)
             table = torch.cat([langevin_table(), torch.ones(3, 2).double()], dim=1)
-            for options in ({}, {**inpainting(shape, dtype), "clamp": (-0.75, 1.25)}):
+            for options in (
+                {},
+                {**inpainting(shape, dtype), "clamp": (-0.75, 1.25)},
+                two_terms(score),
+                {**two_terms(score), "clamp": (-0.75, None), "sample_offset": 3},
+            ):
                 want = fused(device, x, score, langevin_table(), make_key(4, 1), **options)
                 assert_same_bytes(fused(device, x, score, table, make_key(4, 1), **options), want)
 

@@ -130,7 +130,7 @@ def test_another_stream() -> None:
 
 
 def test_auto_captures_long_runs_only() -> None:
-    for steps, graphed in ((80, True), (4, False)):
+    for steps, graphed in ((16, True), (12, False)):
         counted = Counted()
         x = annealed_langevin(
             counted,

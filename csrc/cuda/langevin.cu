@@ -1,4 +1,6 @@
 // CUDA side of the family `langevin`.
+#include <type_traits>
+
 #include "checks.h"
 #include "core/langevin.h"
 #include "cuda/steps.cuh"
@@ -6,12 +8,60 @@
 namespace fastscore::FASTSCORE_ISA {
 namespace {
 
-// The tensors: State is how x, known and the result are reached, Score how the score is.
+// The tensors: State is how x, known and the result are reached, Score how the score is, or its two
+// terms.
 template <class State, class Score>
 struct StepTensors {
   State out, x, known;
-  Score score;
+  Score score, second;
   Packed<bool, State::V> mask;
+  const double* weights;   // null where the score is of one term
+  int64_t weights_stride;  // from one to the other
+};
+
+// The score of a tile, unpacked when it is used; or the sum of its two terms, which is made at
+// once, so that both have left their registers when noise is drawn.
+template <class State, class Score>
+struct OneTerm {
+  typename Score::Raw raw[State::kAtOnce];
+
+  template <class Whole>
+  __device__ __forceinline__ OneTerm(const StepTensors<State, Score>& t, const Tile<State>& tile,
+                                     Whole whole) {
+    tile.load(t.score, whole, raw);
+  }
+
+  __device__ __forceinline__ void get(int u, typename State::Real (&s)[State::V]) const {
+    Score::unpack(raw[u], s);
+  }
+};
+
+template <class State, class Score>
+struct TwoTerms {
+  using T = typename State::Real;
+  T sum[State::kAtOnce][State::V];
+
+  template <class Whole>
+  __device__ __forceinline__ TwoTerms(const StepTensors<State, Score>& t, const Tile<State>& tile,
+                                      Whole whole) {
+    typename Score::Raw first[State::kAtOnce], second[State::kAtOnce];
+    tile.load(t.score, whole, first);
+    tile.load(t.second, whole, second);
+    const T w0 = static_cast<T>(t.weights[0]), w1 = static_cast<T>(t.weights[t.weights_stride]);
+#pragma unroll
+    for (int u = 0; u < State::kAtOnce; ++u) {
+      T other[State::V];
+      Score::unpack(first[u], sum[u]);
+      Score::unpack(second[u], other);
+#pragma unroll
+      for (int j = 0; j < State::V; ++j) sum[u][j] = two_terms(w0, sum[u][j], w1, other[j]);
+    }
+  }
+
+  __device__ __forceinline__ void get(int u, T (&s)[State::V]) const {
+#pragma unroll
+    for (int j = 0; j < State::V; ++j) s[j] = sum[u][j];
+  }
 };
 
 // A sample's coefficients, and whether they ask for noise.
@@ -41,21 +91,21 @@ struct StepPack {
   }
 };
 
-// One tile. kNoisy: noise is drawn.
-template <bool kMasked, bool kEach, bool kNoisy, class State, class Score, class Whole, class Rows>
+// One tile. Terms: how the score is made; kNoisy: noise is drawn.
+template <bool kMasked, bool kEach, bool kNoisy, template <class, class> class Terms, class State,
+          class Score, class Whole, class Rows>
 __device__ __forceinline__ void step_tile(const StepArgs<typename State::Real>& args,
                                           const StepTensors<State, Score>& t, const NoiseKey& key,
                                           const Tile<State>& tile, Whole whole, const Rows& rows) {
   using T = typename State::Real;
   constexpr int V = State::V;
   typename State::Raw x[State::kAtOnce];
-  typename Score::Raw s[State::kAtOnce];
   tile.load(t.x, whole, x);
-  tile.load(t.score, whole, s);
+  const Terms<State, Score> score(t, tile, whole);
   const auto update = [&](int u, const Range& range, const float (&z)[V]) {
     StepPack<T, V, kMasked> p;
     State::unpack(x[u], p.x);
-    Score::unpack(s[u], p.s);
+    score.get(u, p.s);
     if constexpr (kMasked) {  // Loaded late, for want of registers.
       State::unpack(t.known.load(range, whole), p.known);
       unpack(t.mask.load(range, whole), p.fixed);
@@ -89,7 +139,8 @@ constexpr int kStepBlocks = State::V < 8                    ? kResidentBlocks<St
                             : (kEach || State::kAtOnce > 2) ? 3
                                                             : kResidentBlocks<State>;
 
-template <class State, class Score, bool kMasked, bool kEach>
+template <class State, class Score, bool kMasked, bool kEach,
+          template <class, class> class Terms = OneTerm>
 __global__ void __launch_bounds__(kThreads, kStepBlocks<State, kMasked, kEach>)
     langevin(const __grid_constant__ StepArgs<typename State::Real> args,
              const __grid_constant__ StepTensors<State, Score> t) {
@@ -112,14 +163,16 @@ __global__ void __launch_bounds__(kThreads, kStepBlocks<State, kMasked, kEach>)
   const Tile<State> tile(args.noise.origin, args.numel);
   if (per_sample) {
     tile.split_rows(args.sample_size, row_of, [&](auto whole, const auto& rows) {
-      step_tile<kMasked, kEach, true>(args, t, key, tile, whole, rows);
+      step_tile<kMasked, kEach, true, Terms>(args, t, key, tile, whole, rows);
     });
   } else if (common.row.noisy) {
-    tile.split(
-        [&](auto whole) { step_tile<kMasked, kEach, true>(args, t, key, tile, whole, common); });
+    tile.split([&](auto whole) {
+      step_tile<kMasked, kEach, true, Terms>(args, t, key, tile, whole, common);
+    });
   } else {
-    tile.split(
-        [&](auto whole) { step_tile<kMasked, kEach, false>(args, t, key, tile, whole, common); });
+    tile.split([&](auto whole) {
+      step_tile<kMasked, kEach, false, Terms>(args, t, key, tile, whole, common);
+    });
   }
 }
 
@@ -142,7 +195,7 @@ void run_as(const Launcher& launch, const StepInputs& in, const Noise& noise, co
   const auto run = [&](const auto& state, const auto& score, const auto& kernel) {
     using State = decltype(state(v.x));
     const StepTensors<State, decltype(score(v.score))> tensors = {
-        state(v.out), state(v.x), state(v.known), score(v.score), {v.mask}};
+        state(v.out), state(v.x), state(v.known), score(v.score), score(v.second), {v.mask}};
     launch.blocks(tile_count<State>(args.noise.origin, args.numel), kernel, args, tensors);
   };
   if (!whole) {
@@ -168,6 +221,32 @@ struct Guided {
   static constexpr bool kHistory = false;
 };
 
+// The usual one of two terms: float, samples with the same weights, and nothing else.
+template <class R>
+bool run_two_terms(const Launcher& launch, const StepInputs& in, const Noise& noise,
+                   const StepViews& v) {
+  constexpr int V = kPack<float>, kPacks = 2;
+  using State = Packed<float, V, kPacks>;
+  using Score = Packed<R, V>;
+  const StepArgs<float> args = step_args<float>(in, noise);
+  const bool plain = in.second && args.columns == 4 && in.weights->dim() == 1 && !v.mask &&
+                     !args.noise.each && args.noise.origin % V == 0 && v.packable_by(V);
+  if (!plain) return false;
+  const auto state = [](const View& view) { return packed<float, V, kPacks>(view); };
+  const auto score = [](const View& view) { return packed<R, V>(view); };
+  const StepTensors<State, Score> tensors = {state(v.out),
+                                             state(v.x),
+                                             state(v.known),
+                                             score(v.score),
+                                             score(v.second),
+                                             {v.mask},
+                                             in.weights->const_data_ptr<double>(),
+                                             in.weights->stride(0)};
+  launch.blocks(tile_count<State>(args.noise.origin, args.numel),
+                &langevin<State, Score, false, false, TwoTerms>, args, tensors);
+  return true;
+}
+
 void step(const char* op, const StepInputs& in, const Tensor& out) {
   const int64_t columns = langevin_columns(op, in.table);
   check_step(op, in, columns);
@@ -179,6 +258,9 @@ void step(const char* op, const StepInputs& in, const Tensor& out) {
   with_state_and_score(v, [&](auto s, auto r) {
     using S = decltype(s);
     using R = decltype(r);
+    if constexpr (std::is_same_v<S, float>) {
+      if (run_two_terms<R>(launch, in, noise, v)) return;
+    }
     if (full) {
       run_full_step<Guided, S, R>(launch, in, noise, v, [](auto&) {});
     } else {

@@ -4,9 +4,8 @@ Everything conditional is the same samplers with another score, score(x) + grad 
 """
 
 from fastscore.guidance.basis import InBasis
+from fastscore.guidance.dps import DPS
+from fastscore.guidance.mmps import MMPS
+from fastscore.guidance.pigdm import PiGDM
 
-__all__ = ["InBasis"]
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__all__ = ["DPS", "MMPS", "InBasis", "PiGDM"]

@@ -23,7 +23,7 @@ from fastscore.samplers._controller import (
     Control,
     first_step,
 )
-from fastscore.samplers._graph import capture
+from fastscore.samplers._graph import StepGraph
 from fastscore.samplers._loop import Course, stopped_by, surroundings
 from fastscore.samplers._plan import Callback, Plan
 from fastscore.samplers._runge_kutta import (
@@ -248,9 +248,9 @@ class AdaptiveChain(StagedChain):
         with surroundings(self, course.progress, done, None) as advance:
             stay = course.use_graph
             self.enter(stay)
-            memory = (self.x, self.first, *self.control.tensors().values())
             stay = stay and bool((self.control.status == RUNNING).any())
-            graph = capture(self.fn, self.captured_step, memory, stay)
+            memory = (self.x, self.first, *self.control.tensors().values())
+            graph = StepGraph(self.fn, self.captured_step, memory) if stay else None
             moving, stopped = self.moving(done=done, stay=stay), False
             while moving and done < course.steps and not stopped:
                 if graph is None:

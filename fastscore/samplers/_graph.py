@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -11,56 +12,80 @@ from torch import Tensor
 from fastscore._support.checks import fail, fail_type
 from fastscore._support.warn import warn_caller
 
-WARM_UP_CALLS = 1  # besides the one that looks for what can't be captured
-FEWEST_STEPS = 64  # with fewer steps than this, "auto" finds a capture not worth its time
+FEWEST_CALLS = 16  # of the model, with fewer of which "auto" finds a capture not worth its time
 
 
-def wants_graph(fn: str, cuda_graph: bool | str, device: torch.device, steps: int) -> bool:
-    """What ``cuda_graph=True | False | "auto"`` means for a run of so many steps on ``device``."""
+def wants_graph(fn: str, cuda_graph: bool | str, device: torch.device, calls: int) -> bool:
+    """What ``cuda_graph=True | False | "auto"`` means for so many calls of the model."""
     if not isinstance(cuda_graph, (bool, str)):
         fail_type(fn, "cuda_graph", 'True, False or "auto"', cuda_graph)
     if isinstance(cuda_graph, str):
         if cuda_graph != "auto":
             fail(fn, "cuda_graph", 'True, False or "auto"', repr(cuda_graph))
-        return device.type == "cuda" and steps >= FEWEST_STEPS
+        return device.type == "cuda" and calls >= FEWEST_CALLS
     if cuda_graph and device.type != "cuda":
         fail(fn, "cuda_graph", f'False or "auto" for a state on {device}', True)
     return cuda_graph
 
 
-def capture(
-    fn: str, body: Callable[[], None], state: Sequence[Tensor], wanted: bool
-) -> torch.cuda.CUDAGraph | None:
-    """Capture ``body`` as a CUDA graph, leaving the ``state`` that it works on as it was.
+class StepGraph:
+    """Takes a step, and from its third time on replays it as a CUDA graph.
 
-    Returns None when no graph is ``wanted``, and also, with one warning, when ``body`` can't be
-    captured. An exception that ``body`` raises outside a capture is not caught.
+    The first two are steps like all others, on a stream where a capture can follow: the first lets
+    libraries set themselves up, the second looks for what can't be captured. A capture itself does
+    no work on the device, so that a graph costs no call of the model. Where there can be none, with
+    one warning, the step goes on being taken as it is. What ``body`` raises outside a capture is
+    not caught.
     """
-    if not wanted:
-        return None
-    device = state[0].device
-    saved = [tensor.clone() for tensor in state]
-    current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
-    side.wait_stream(current)
-    graph: torch.cuda.CUDAGraph | None = None
-    with torch.cuda.stream(side):
-        for _ in range(WARM_UP_CALLS):
-            body()
-        for tensor, value in zip(state, saved, strict=True):
-            tensor.copy_(value)
-        reason = _reason_against(body)
-        if reason is None:
-            graph, reason = _try_capture(body, device)
-        for tensor, value in zip(state, saved, strict=True):
-            tensor.copy_(value)
-    current.wait_stream(side)
-    if graph is None:
-        warn_caller(
-            f"{fn}: the model can't be captured in a CUDA graph, so sampling goes on without one "
-            f"(pass cuda_graph=False to silence this): {reason}",
-            UserWarning,
-        )
-    return graph
+
+    def __init__(self, fn: str, body: Callable[[], None], memory: Sequence[Tensor]) -> None:
+        """``body`` is the step, which works on this ``memory``."""
+        self.fn, self.body, self.memory = fn, body, memory
+        self.device = memory[0].device
+        self.taken = 0
+        self.side: torch.cuda.Stream | None = None
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.reason: str | None = None  # why there can be none
+
+    def replay(self) -> None:
+        """Take the step once."""
+        if self.graph is None and self.reason is None:
+            with self._side_stream():
+                if self._prepared():
+                    return
+        if self.graph is None:
+            self.body()
+        else:
+            self.graph.replay()
+
+    def _prepared(self) -> bool:
+        """Take a step on the way to the graph, or else capture it; whether it was taken."""
+        self.taken += 1
+        if self.taken == 1:
+            self.body()
+        elif self.taken == 2:
+            self.reason = _reason_against(self.body)
+        else:
+            for tensor in self.memory:  # what is still lent moves at the next write to it: now
+                tensor.copy_(tensor.clone())
+            self.graph, self.reason = _try_capture(self.body, self.device)
+        if self.reason is not None:
+            warn_caller(
+                f"{self.fn}: the model can't be captured in a CUDA graph, so sampling goes on "
+                f"without one (pass cuda_graph=False to silence this): {self.reason}",
+                UserWarning,
+            )
+        return self.taken < 3
+
+    @contextmanager
+    def _side_stream(self) -> Iterator[None]:
+        if self.side is None:
+            self.side = torch.cuda.Stream(self.device)
+        current = torch.cuda.current_stream(self.device)
+        self.side.wait_stream(current)
+        with torch.cuda.stream(self.side):
+            yield
+        current.wait_stream(self.side)
 
 
 def _reason_against(body: Callable[[], None]) -> str | None:
@@ -86,7 +111,7 @@ def _reason_against(body: Callable[[], None]) -> str | None:
 
 def _try_capture(
     body: Callable[[], None], device: torch.device
-) -> tuple[torch.cuda.CUDAGraph | None, str]:
+) -> tuple[torch.cuda.CUDAGraph | None, str | None]:
     generator = torch.cuda.default_generators[device.index]
     generator_state = generator.clone_state()
     graph = torch.cuda.CUDAGraph()
@@ -100,4 +125,4 @@ def _try_capture(
     except RuntimeError as error:
         generator.graphsafe_set_state(generator_state)
         return None, str(error).partition("\n")[0]
-    return graph, ""
+    return graph, None

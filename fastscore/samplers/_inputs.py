@@ -81,13 +81,13 @@ def sample(
     known, mask = check_known(fn, options["known"], options["mask"], shape, dtype, device)
     mean = check_init_mean(fn, plan.init_mean, x, options["init"], shape, dtype, device)
     steps = plan.steps if shape.numel() else start_step  # nothing to do for no samples
-    use_graph = wants_graph(fn, options["cuda_graph"], device, steps - start_step)
+    calls = plan.rows[steps] - plan.rows[start_step]
+    use_graph = wants_graph(fn, options["cuda_graph"], device, calls)
     use_graph = use_graph and steps > start_step and plan.adjust is None
     use_graph = use_graph and (plan.graph_by_itself or options["cuda_graph"] is True)
     measured = None
     if plan.projection is not None:
-        plan.projection.checked(fn, shape, dtype, device)
-        measured = plan.projection.along(plan.held(), device)
+        measured = plan.projection.along(fn, plan.held(), shape, dtype, device)
     if plan.prepare is not None and shape.numel():
         plan.prepare(Setting(shape, dtype, device, dict(options)))
 

@@ -31,7 +31,7 @@ from fastscore.conditioning import condition
 from fastscore.ops import rk_stage
 from fastscore.ops._library import ops
 from fastscore.samplers._batches import Batches
-from fastscore.samplers._graph import capture
+from fastscore.samplers._graph import StepGraph
 from fastscore.samplers._measured import Measured
 from fastscore.samplers._plan import OPEN, Callback, Clamp, Model, Plan
 from fastscore.samplers._state import SamplerState
@@ -247,7 +247,7 @@ class Chain:
         self.tell(self.sigma, self.labels)
         self.step()
 
-    def take(self, rows: Sequence[int], graph: Any) -> None:
+    def take(self, rows: Sequence[int], graph: StepGraph | None) -> None:
         """The rows of one step, replayed where there is a graph of them."""
         for row in rows:
             if row % self.steps_per_level == 0:
@@ -275,10 +275,11 @@ class Chain:
         with surroundings(self, course.progress, done, end) as advance:
             self.row = rows[done]
             self.set_level_of(self.row)
-            memory = [self.x, self.key, self.sigma, self.labels]
-            memory += [] if self.history is None else [self.history]
-            wanted = course.use_graph and self.can_capture()
-            graph = capture(self.fn, self.captured_step, memory, wanted)
+            graph = None
+            if course.use_graph and self.can_capture():
+                memory = [self.x, self.key, self.sigma, self.labels]
+                memory += [] if self.history is None else [self.history]
+                graph = StepGraph(self.fn, self.captured_step, memory)
 
             for step in range(done, end):
                 self.take(range(rows[step], rows[step + 1]), graph)

@@ -53,8 +53,8 @@ class ReverseOptions(ContinuousOptions, total=False):
         Tensor | None,
         Option(
             None,
-            """y = A x_0, without noise or nearly, (batch, ...) as A gives it, or (1, ...): one for
-            all samples.""",
+            """y = A x_0, without noise or nearly, (batch, ...) as A gives it; or one for all
+            samples, with a batch of 1 or without.""",
         ),
     ]
 

@@ -5,6 +5,7 @@ Every function here is also what ``torch.compile`` is given.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -81,6 +82,20 @@ def predictor_corrector_(
     variance, size = sigma**2 - next_sigma**2, 2 * (snr * next_sigma) ** 2
     langevin_step_(x, at, variance, variance**0.5)
     return langevin_step_(x, below, size, (2 * size) ** 0.5)
+
+
+def heun(model: Model, sigmas: list[float], x: Tensor) -> Tensor:
+    """Algorithm 1 of Karras et al. 2022 for a score: dx/dsigma = -sigma s, Euler to level 0."""
+    x = x.clone()
+    level = x.new_empty(len(x))
+    for sigma, below in itertools.pairwise(sigmas):
+        slope = model(x, level.fill_(sigma)) * -sigma
+        ahead = x + (below - sigma) * slope
+        if below:
+            slope = (slope + model(ahead, level.fill_(below)) * -below) / 2
+            ahead = x + (below - sigma) * slope
+        x = ahead
+    return x
 
 
 def perturb(x: Tensor, sigmas: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
