@@ -4,7 +4,8 @@ A sampler is a table whose rows (a, b, c, k, ...) are a call of the model each,
 
     x <- a x + b s(x, sigma) + c z,    z ~ N(0, I)
 
-(known pixels are set to ``known + k z`` instead). The loop asks the model for the score, applies
+(known pixels are set to ``known + k z`` instead, and the state is projected to what was measured
+otherwise: :mod:`fastscore.samplers._measured`). The loop asks the model for the score, applies
 the row to the state in one fused kernel, and counts the row on the device. A step is a row, or
 several where a solver looks twice or a corrector follows. It never waits for the device, and after
 the first step it allocates nothing of its own.
@@ -31,6 +32,7 @@ from fastscore.ops import rk_stage
 from fastscore.ops._library import ops
 from fastscore.samplers._batches import Batches
 from fastscore.samplers._graph import StepGraph
+from fastscore.samplers._measured import Measured
 from fastscore.samplers._plan import OPEN, Callback, Clamp, Model, Plan
 from fastscore.samplers._state import SamplerState
 
@@ -80,6 +82,7 @@ class Chain:
     known_table: Tensor | None = None  # known elements are a known + b known_noise after each row
     known_noise: Tensor | None = None
     adjust: Callable[[Chain, Tensor], None] | None = None
+    projection: Measured | None = None  # to what was measured
     row: int = 0  # the number of the next row, for the host
     second: Tensor | None = field(init=False, default=None)  # of a score that is a sum of two
     weights: Tensor | None = field(init=False, default=None)
@@ -211,6 +214,8 @@ class Chain:
             multistep_update(self.x, self.history, score, *held, *self.clip, *sample_of)
             torch._C._increment_version((self.x, self.history))
         self.count_row()
+        if self.projection is not None:
+            self.projection.project(self.x, self.key, self.sample_offset, self.samples)
 
     def count_row(self) -> None:
         """One row further, on the device and on the host."""
