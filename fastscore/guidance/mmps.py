@@ -72,8 +72,6 @@ class MMPS(Posterior):
         tensor([True])
     """
 
-    takes_one_product = False
-
     def __init__(
         self,
         score: Callable[..., Any],
@@ -88,6 +86,7 @@ class MMPS(Posterior):
         name = type(self).__name__
         self.noise = check_noise(name, noise)
         self.iterations = check_int(name, "iterations", iterations, minimum=1)
+        self.takes_one_product = self.iterations == 1
 
     def residual(
         self,
