@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -92,6 +93,11 @@ def flow_moments(model: Any, mean: Tensor, root: Tensor, steps: int) -> tuple[Te
     return ends[0], out @ out.T
 
 
+def at_level(model: Any, told: Tensor, x: Tensor) -> Tensor:
+    total: Tensor = model(x, told).total()
+    return total
+
+
 def reverse_moments(model: Any, mean: Tensor, root: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """The same of reverse diffusion, x + d S + sqrt(d) z, d the difference of squared levels."""
     covariance = root @ root.T
@@ -99,9 +105,8 @@ def reverse_moments(model: Any, mean: Tensor, root: Tensor, steps: int) -> tuple
     eye = torch.eye(SIZE, dtype=F64)
     for k in range(steps):
         drop = levels[k] ** 2 - levels[k + 1] ** 2
-        matrix, offset = affine(
-            lambda x, level=levels[k]: model(x, level.expand(len(x))).total(), SIZE
-        )
+        told = levels[k].expand(SIZE + 1)
+        matrix, offset = affine(partial(at_level, model, told), SIZE)
         mean = mean + drop * (matrix @ mean + offset)
         step = eye + drop * matrix
         covariance = step @ covariance @ step.T + drop * eye
