@@ -143,7 +143,7 @@ def test_moments_converge_at_first_order(
 
 @both
 def test_reverse_sde_draws_from_the_posterior(kind: Kind, prior: Gaussian) -> None:
-    noise, y, count = 0.3, torch.tensor([1.0, -0.5, 0.3]), 20_000
+    noise, y, count = 0.3, torch.tensor([1.0, -0.5, 0.3]), 8000
     model = kind(Solvable(MATRIX), y, noise=noise)
     truth = prior.given(MATRIX, y, noise)
     x = fastscore.reverse_sde(
@@ -152,7 +152,7 @@ def test_reverse_sde_draws_from_the_posterior(kind: Kind, prior: Gaussian) -> No
     spread = truth.covariance.diagonal().max().sqrt()
     assert float((x.mean(0) - truth.mean).abs().max()) < 5 * spread / math.sqrt(count) + 0.02
     off = (torch.cov(x.T) - truth.covariance).norm() / truth.covariance.norm()
-    assert float(off) < 0.04
+    assert float(off) < 0.08
 
 
 @pytest.mark.parametrize("solver", ["heun", "rk45", "dpmpp_2m", "rk4"])
