@@ -7,6 +7,7 @@ data given a noisy sample, D(x) = x + s^2 S(x, s), and its covariance, s^2 dD/dx
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fastscore._support.checks import fail, per_sample
+from fastscore._support.eager import compiled_parts_run_eagerly
 from fastscore._support.explain import explained
 from fastscore._support.inference import recordable, recording
 from fastscore._support.sums import tree_sum
@@ -66,9 +68,11 @@ def _score_and_pullback(
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     if torch.is_grad_enabled() or differentiates or in_transform():
         return output_and_pullback(call, x)
-    # First derivatives alone, which fused attention and compiled code have, too.
+    # First derivatives alone, which fused attention and compiled code have, too; but compiled code
+    # may give memory away in its first reverse pass.
     refuse_tangents(call.fn, (x,))
-    with recording():
+    eagerly = contextlib.nullcontext() if once else compiled_parts_run_eagerly()
+    with recording(), eagerly:
         point = recordable(x).detach().requires_grad_()
         output = call.recordable().output(point)
     if not output.requires_grad:

@@ -42,7 +42,8 @@ class PiGDM(Posterior):
             of 1. For one of each sample: None here, and ``model_kwargs={"measurement": y}``.
         noise: the standard deviation of the noise in y, at least 0; of complex numbers, that of
             the real part.
-        data_variance: v, of an element of the data.
+        data_variance: v, of an element of the data. Of data in clusters that within one is nearer
+            to what is left at low noise, and comes nearer to the posterior.
         iterations: of conjugate gradients, where nothing else gives the inverse.
 
     Attributes:
