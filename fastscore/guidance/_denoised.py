@@ -31,10 +31,20 @@ Weights = Sequence[Tensor | float]
 class Denoised(NamedTuple):
     """A score at some points, and what follows of it."""
 
-    score: Tensor  # S, of the points' shape and dtype
-    mean: Tensor  # D
+    x: Tensor  # the points
+    score: Tensor  # S, of their shape and dtype
     variance: Tensor  # s^2 of each sample, (batch,) float64
     pullback: Callable[[Tensor], Tensor]  # u to (dS/dx)'u
+
+    @property
+    def mean(self) -> Tensor:
+        """D, made anew in a pass."""
+        return combined(self.x, [self.score], (1.0, self.variance))
+
+    def misfit(self, y: Tensor) -> Tensor:
+        """y - D of y like x, or (1, ...), in one pass."""
+        weights = (1.0, -1.0, -self.variance)
+        return combined(y.expand_as(self.x), [self.x, self.score], weights)
 
     def pulled(self, u: Tensor, scale: Tensor | float = 1.0) -> Tensor:
         """``scale`` (dD/dx)'u, the scale a number or (batch,)."""
@@ -59,8 +69,7 @@ def denoised(call: Call, x: Tensor, level: Tensor, *, differentiates: bool, once
     refuse_half(call.fn, score)
     score = score.to(x.dtype)
     variance = level.double().square()
-    mean = combined(x, [score], (1.0, variance))
-    return Denoised(score, mean, variance, pullback)
+    return Denoised(x, score, variance, pullback)
 
 
 def _score_and_pullback(

@@ -86,13 +86,12 @@ class PiGDM(Posterior):
         self.iterations = check_int(name, "iterations", iterations, minimum=1)
 
     def _guidance(self, at: Denoised, y: Tensor, rows: Rows | None) -> Tensor:
-        off = y - self.operator.A(at.mean)
         r2 = variance_left(at.variance, self.data_variance)
-        if rows is not None:
-            spread = rows.scale * r2 + self.noise**2
-            one = torch.ones_like(spread)
-            return at.pulled(self.operator.A_adjoint(off), quotient(one, spread, spread > 0))
-        return at.pulled(self._back(off, r2))
+        if rows is None:
+            return at.pulled(self._back(y - self.operator.A(at.mean), r2))
+        spread = rows.scale * r2 + self.noise**2
+        one = torch.ones_like(spread)
+        return at.pulled(self._off(at, y)[1], quotient(one, spread, spread > 0))
 
     def _back(self, off: Tensor, r2: Tensor) -> Tensor:
         """A'(r^2 A A' + noise^2)^-1 of what is off."""

@@ -59,7 +59,7 @@ def sample_azula(
         base, options["zeta"] = guidance.DPSSampler, zeta
         given = (denoiser, y, operator.A)
 
-    class OnGrid(base):  # type: ignore[misc]
+    class OnGrid(base):
         timesteps = torch.as_tensor(sigmas).to(torch.float32)
 
     samples: Tensor = OnGrid(*given, **options)(x)
@@ -104,7 +104,9 @@ def sample_deepinv(
     deepinv = deepinv_package()
     sampling = deepinv.sampling
 
-    class Denoised(deepinv.models.Denoiser):
+    denoiser: Any = deepinv.models.Denoiser
+
+    class Denoised(denoiser):
         def __init__(self) -> None:
             super().__init__()
 
