@@ -315,6 +315,30 @@ def test_a_classifier_of_fewer_levels_is_told_of() -> None:
         assert ClassifierGuidance(net, classifier).sigma_range == (0.01, 50.0)
 
 
+def test_labels_that_nobody_looks_at_make_nan_of_their_samples() -> None:
+    """As on a GPU, where a second look would wait."""
+    x, sigma, labels = points()
+    model = ClassifierGuidance(mixtures()[0], Logits())
+    want = model.gradient(x, sigma, label=labels).detach()
+    labels[3], labels[5] = 2, -1
+    compiled = torch.compile(
+        lambda x, s, label: model.gradient(x, s, label=label), backend="aot_eager", fullgraph=True
+    )
+    got = compiled(x, sigma, labels).detach()
+    bad = torch.tensor([3, 5])
+    assert got[bad].isnan().all()
+    keep = torch.ones(64, dtype=torch.bool).index_fill(0, bad, False)
+    torch.testing.assert_close(got[keep], want[keep])
+
+
+def test_in_a_sampler_under_autocast() -> None:
+    whole, net = mixtures()[0], Logits()
+    model = ClassifierGuidance(whole, net, label=1)
+    got = SAMPLERS["reverse"](model, autocast=torch.bfloat16)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, SAMPLERS["reverse"](model), rtol=0.1, atol=0.1)
+
+
 def test_nan_stays_with_its_sample() -> None:
     x, sigma, labels = points()
     model = ClassifierGuidance(mixtures()[0], Logits())

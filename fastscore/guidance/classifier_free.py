@@ -18,6 +18,7 @@ from fastscore._support.model_kwargs import per_batch
 from fastscore._support.null import EXPECTED, check_null, without_conditions
 from fastscore._support.terms import Terms
 from fastscore.conditioning import check_sigma_range
+from fastscore.derivatives.mixing import mixes_samples
 from fastscore.guidance._guided import Guided
 from fastscore.ops._library import traced
 
@@ -68,7 +69,8 @@ class ClassifierFreeGuidance(Guided):
 
     Raises:
         ValueError: a name in ``null`` that is not among the conditions, a null value that is none
-            of its samples'; an interval that is none; an output that has not the shape of x.
+            of its samples'; an interval that is none; an output that has not the shape of x;
+            ``batched`` for a network with a BatchNorm in training.
         TypeError: an argument of the wrong type, a condition that is not a tensor (batch, ...).
 
     Example:
@@ -192,6 +194,9 @@ class ClassifierFreeGuidance(Guided):
     ) -> tuple[Tensor, Tensor]:
         """The two scores, of one call for twice the samples."""
         batch = len(x)
+        if mixes_samples(self.score):
+            got = "True, for one with a BatchNorm layer that takes the statistics of its batch"
+            fail(type(self).__name__, "batched", "False for a network that mixes its batch", got)
         twice = per_batch(conditional, batch, lambda value: torch.cat([value, value]))
         for name in self._null:
             twice[name] = torch.cat([conditional[name], free[name]])
