@@ -94,6 +94,16 @@ def test_a_direction_without_curvature_stops_its_sample_alone() -> None:
     assert bool(found.carried[2].any())
 
 
+def test_a_step_far_beyond_what_is_off_is_not_taken() -> None:
+    """A network's Jacobian is not symmetric: a curvature of next to nothing is chance, not a K."""
+    turn = torch.tensor([[1e-6, 1.0], [-1.0, 1e-6]], dtype=F64)  # b'K b = 1e-6, K b of length 1
+    matrices = torch.stack([turn, torch.diag(torch.tensor([1.0, 0.1], dtype=F64))])
+    found = solve(matrices, torch.ones(2, 2, dtype=F64), 2)
+    torch.testing.assert_close(found.carried[0], torch.zeros(2, dtype=F64))
+    torch.testing.assert_close(found.carried[1], torch.tensor([1.0, 10.0], dtype=F64))
+    torch.testing.assert_close(found.residual, torch.tensor([1.0, 0.0], dtype=F64))
+
+
 def test_nan_stays_where_it_is() -> None:
     matrices, b = positive(3, 4), randn(3, 4, dtype=F64)
     want = solve(matrices, b, 4).carried
