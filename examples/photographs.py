@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from figures import Row, save_figure
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 
@@ -256,27 +257,11 @@ def holes(score: torch.nn.Module, x: Tensor, **how: Any) -> Job:
     return Job(score, operator.A(x), operator, None, mask, **how)
 
 
-def figure(path: Path, x: Tensor, measured: Tensor, drawn: dict[str, Tensor], rows: int) -> None:
-    """Truth, measurement, three samples, mean and standard deviation of some patches."""
-    from matplotlib import pyplot
-
-    samples = drawn["MMPS"]
-    chosen = torch.linspace(0, len(x) - 1, rows).round().long().tolist()
-    titles = ["truth", "measured", "sample", "sample", "sample", "mean", "deviation"]
-    fig, axes = pyplot.subplots(rows, len(titles), figsize=(7, rows), squeeze=False)
-    for row, i in zip(axes, chosen, strict=True):
-        std = samples[i].std(0).mean(0)
-        images = [x[i], measured[i], *samples[i, :3], samples[i].mean(0)]
-        for ax, image in zip(row, images, strict=False):
-            ax.imshow(((image + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy())
-        row[-1].imshow((std / 2).numpy(), cmap="magma", vmin=0, vmax=0.25)
-    for ax, title in zip(axes[0], titles, strict=True):
-        ax.set_title(title, fontsize=9)
-    for ax in axes.flat:
-        ax.axis("off")
-    fig.tight_layout(pad=0.3)
-    fig.savefig(path, dpi=100)
-    pyplot.close(fig)
+def save_figures(path: Path, x: Tensor, measured: Tensor, samples: Tensor, title: str) -> None:
+    """Of the patches that vary most."""
+    most = x.flatten(1).std(1).argsort(descending=True)[:6].tolist()
+    rows = [Row("", x[i], measured[i], samples[i]) for i in most]
+    save_figure(path, rows, shown=4, limits=(-1, 1), titles=("truth", title))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -308,13 +293,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     grey = restored.operator.A_dagger(restored.measurement)
     unknown = torch.ones(SIZE, SIZE, dtype=torch.bool)
     numbers["colour"], drawn = answered(restored, x, unknown, {"grey": grey})
-    figure(options.out / "control-colour.png", x, grey, drawn, min(len(x), 6))
+    save_figures(options.out / "control-colour.png", x, grey, drawn["MMPS"], "grey")
 
     filled = holes(score, x, **how)
     rest = x[..., filled.mask].mean(-1)[..., None, None].expand_as(x)
     numbers["holes"], drawn = answered(filled, x, ~filled.mask, {"mean of the rest": rest})
     shown = torch.where(filled.mask, x, 0.0)
-    figure(options.out / "control-holes.png", x, shown, drawn, min(len(x), 6))
+    save_figures(options.out / "control-holes.png", x, shown, drawn["MMPS"], "measured")
 
     path = options.out / "control_photographs.json"
     path.write_text(json.dumps(numbers, indent=1) + "\n")
