@@ -2,3 +2,9 @@
 
 Everything conditional is the same samplers with another score, score(x) + grad log p(y | x).
 """
+
+from fastscore.guidance.dps import DPS
+from fastscore.guidance.mmps import MMPS
+from fastscore.guidance.pigdm import PiGDM
+
+__all__ = ["DPS", "MMPS", "PiGDM"]

@@ -1,0 +1,95 @@
+"""Conjugate gradients for a batch of linear systems, each sample with its own numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastscore.guidance._denoised import combined, inner, is_recorded, quotient, squared
+
+
+class Product(NamedTuple):
+    """What a matrix K = N + B C makes of vectors p of the samples."""
+
+    value: Tensor  # K p, like p
+    carried: Tensor  # C p, of another shape: of which the same sum is wanted as of p
+    floor: Tensor | float  # p'K p up to this, (batch,), is rounding
+
+
+class Solved(NamedTuple):
+    """Where the iterations have come to."""
+
+    carried: Tensor  # C v of the solution v
+    residual: Tensor  # |b - K v| / |b| of each sample, (batch,) float64
+
+
+def conjugate_gradients(
+    multiply: Callable[[Tensor], Product],
+    b: Tensor,
+    *,
+    iterations: int,
+    precondition: Callable[[Tensor], Tensor] | None = None,
+    want_residual: bool = False,
+) -> Solved:
+    """C v of the solution v of K v = b, K symmetric and not negative (Hestenes & Stiefel 1952).
+
+    The vectors that C makes of the search directions add up to C v with the same weights as these
+    to v, so that neither v nor another product is needed. The number of iterations is fixed, and
+    no value is read by the host. A sample stops where it has arrived at rounding, and where a
+    direction has no curvature (in the null space of K, or of a K that is not positive, as that of
+    a network's Jacobian may be): what it has found until then is kept. Its result depends on
+    that sample alone.
+
+    Args:
+        multiply: of directions like b.
+        b: right-hand sides, (batch, ...), real or complex.
+        iterations: at least 1, each of them one product.
+        precondition: an approximate inverse of K, symmetric and not negative.
+        want_residual: 0 in its place otherwise, for it costs a pass.
+
+    Returns:
+        C v, and the residual.
+    """
+    residual = b
+    direction = b if precondition is None else precondition(b)
+    square = first = squared(b) if precondition is None else inner(residual, direction)
+    going = square > 0
+    tolerance = torch.finfo(b.dtype).eps ** 2
+    carried: Tensor | None = None
+    for i in range(iterations):
+        product = multiply(direction)
+        curvature = inner(direction, product.value)
+        going = going & (curvature > product.floor)
+        step = quotient(square, curvature, going)
+        if carried is None:
+            carried = combined(product.carried, [product.carried], (step, 0.0))
+        else:
+            carried = combined(carried, [product.carried], (1.0, step), out=_own(carried, True))
+        if i + 1 == iterations and not want_residual:
+            break
+        own = i > 0  # the first direction is b, or what a preconditioner has made of it
+        residual = combined(residual, [product.value], (1.0, -step), out=_own(residual, own))
+        if i + 1 == iterations:
+            break
+        if precondition is None:
+            turned, new = residual, squared(residual)
+        else:
+            turned = precondition(residual)
+            new = inner(residual, turned)
+        previous, square = square, new
+        going = going & (square > tolerance * first)
+        ratio = quotient(square, previous, going)
+        direction = combined(turned, [direction], (1.0, ratio), out=_own(direction, own))
+    assert carried is not None
+    if not want_residual:
+        return Solved(carried, first * 0)
+    left, size = squared(residual), squared(b)
+    return Solved(carried, quotient(left, size, size > 0).sqrt())
+
+
+def _own(x: Tensor, own: bool) -> Tensor | None:
+    """x as memory to write to, where it is the iterations' own and no graph holds it."""
+    return x if own and not is_recorded(x) else None

@@ -1,0 +1,192 @@
+"""The denoised mean of a score, and products with its Jacobian.
+
+With S the score of data perturbed by noise of level s, Tweedie's formula gives the mean of the
+data given a noisy sample, D(x) = x + s^2 S(x, s), and its covariance, s^2 dD/dx. A product
+(dD/dx)'u = u + s^2 (dS/dx)'u takes one reverse pass of the score and one pass over memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastscore._support.checks import fail, per_sample
+from fastscore._support.explain import explained
+from fastscore._support.inference import recordable, recording
+from fastscore._support.sums import tree_sum
+from fastscore._support.tangents import refuse_tangents
+from fastscore.derivatives.call import Call
+from fastscore.derivatives.traces import output_and_pullback
+from fastscore.ops import rk_error, rk_stage
+
+Weights = Sequence[Tensor | float]
+
+
+class Denoised(NamedTuple):
+    """A score at some points, and what follows of it."""
+
+    score: Tensor  # S, of the points' shape and dtype
+    mean: Tensor  # D
+    variance: Tensor  # s^2 of each sample, (batch,) float64
+    pullback: Callable[[Tensor], Tensor]  # u to (dS/dx)'u
+
+    def pulled(self, u: Tensor, scale: Tensor | float = 1.0) -> Tensor:
+        """``scale`` (dD/dx)'u, the scale a number or (batch,)."""
+        return combined(u, [self.pullback(u)], (scale, self.variance * scale))
+
+
+def denoised(call: Call, x: Tensor, level: Tensor, *, differentiates: bool, once: bool) -> Denoised:
+    """The score at x of what ``call`` says, and the mean and products that follow of it.
+
+    Args:
+        call: of a score, its noise levels and ``model_kwargs`` in it.
+        x: points, (batch, ...), float32 or float64.
+        level: their noise levels, (batch,).
+        differentiates: whether the score takes a derivative itself, as that of an energy does.
+        once: whether one product alone is asked for, so that the graph need not be kept.
+
+    Raises:
+        ValueError: a score in half precision, or one that has no graph.
+    """
+    with explained(call.fn, call.model, x, "sigma", call.kwargs):
+        score, pullback = _score_and_pullback(call, x, differentiates=differentiates, once=once)
+    refuse_half(call.fn, score)
+    score = score.to(x.dtype)
+    variance = level.double().square()
+    mean = combined(x, [score], (1.0, variance))
+    return Denoised(score, mean, variance, pullback)
+
+
+def _score_and_pullback(
+    call: Call, x: Tensor, *, differentiates: bool, once: bool
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    if torch.is_grad_enabled() or differentiates or in_transform():
+        return output_and_pullback(call, x)
+    # First derivatives alone, which fused attention and compiled code have, too.
+    refuse_tangents(call.fn, (x,))
+    with recording():
+        point = recordable(x).detach().requires_grad_()
+        output = call.recordable().output(point)
+    if not output.requires_grad:
+        refuse_no_graph(call.fn)
+
+    def pullback(u: Tensor) -> Tensor:
+        with recording():
+            (product,) = torch.autograd.grad(
+                output,
+                point,
+                recordable(u.to(output.dtype)),
+                retain_graph=not once,
+                allow_unused=True,
+            )
+        if product is None:
+            refuse_no_graph(call.fn)
+        return product
+
+    return output.detach(), pullback
+
+
+def in_transform() -> bool:
+    """Whether this runs inside of torch.func, or is being compiled."""
+    return torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
+
+
+def refuse_no_graph(fn: str) -> None:
+    """Guidance goes through the score's derivative, which would be 0."""
+    got = "one whose output has no graph that leads to x (detached, or from NumPy?)"
+    fail(fn, "score", "differentiable in x", got)
+
+
+def refuse_half(fn: str, score: Tensor) -> None:
+    """D is a difference of x and nearly x, and its derivative one of 1 and nearly 1."""
+    if torch.finfo(score.dtype).bits < 32:
+        expected = "one that returns float32 or float64, for the denoised mean is a small "
+        expected += "difference (model.float())"
+        fail(fn, "score", expected, score.dtype)
+
+
+def combined(
+    x: Tensor, others: Sequence[Tensor], weights: Weights, *, out: Tensor | None = None
+) -> Tensor:
+    """weights[0] x + sum_i weights[i] others[i - 1], in one pass where nothing is recorded.
+
+    Args:
+        x: (batch, ...), real or complex; ``others`` like it.
+        weights: numbers, or float64 (batch,).
+        out: where the result may be written, if nothing is recorded.
+    """
+    if x.is_complex():
+        parts = [torch.view_as_real(other) for other in others]
+        held = None if out is None else torch.view_as_real(out)
+        return torch.view_as_complex(
+            combined(torch.view_as_real(x), parts, weights, out=held).contiguous()
+        )
+    if in_transform() or is_recorded(x, *others, *weights):
+        total = x * _factor(weights[0], x)
+        for other, weight in zip(others, weights[1:], strict=True):
+            total = total + other.to(x.dtype) * _factor(weight, x)
+        return total
+    others = [other.to(x.dtype) for other in others]
+    return rk_stage(x, others, _stacked(weights, x), out=out)
+
+
+def is_recorded(*values: Any) -> bool:
+    """Whether autograd takes part in what is made of these."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    return torch.is_grad_enabled() and any(value.requires_grad for value in tensors)
+
+
+def _factor(weight: Tensor | float, x: Tensor) -> Tensor | float:
+    return per_sample(weight, x).to(x.dtype) if isinstance(weight, Tensor) else weight
+
+
+def _stacked(weights: Weights, x: Tensor) -> Tensor:
+    """As the kernels take them: float64 (batch, terms)."""
+    batch = x.shape[:1]
+    columns = [
+        weight.double()
+        if isinstance(weight, Tensor)
+        else x.new_full(batch, weight, dtype=torch.float64)
+        for weight in weights
+    ]
+    return torch.stack(columns, dim=-1)
+
+
+def inner(x: Tensor, y: Tensor) -> Tensor:
+    """<x, y> of each sample, (batch,) float64: of complex numbers as pairs of real ones.
+
+    Its bytes hang on the sample alone.
+    """
+    if x.is_complex():
+        x, y = torch.view_as_real(x), torch.view_as_real(y)
+    products = (x * y).flatten(1) if x.dim() > 1 else (x * y).unsqueeze(1)
+    return tree_sum(products, 1).double()
+
+
+def squared(x: Tensor) -> Tensor:
+    """|x|^2 of each sample likewise, in one pass where nothing is recorded; NaN of one with NaN."""
+    if x.is_complex():
+        x = torch.view_as_real(x)
+    if in_transform() or is_recorded(x):
+        return inner(x, x)
+    count = math.prod(x.shape[1:])
+    one = torch.eye(1, 2, dtype=torch.float64, device=x.device)[0]
+    return rk_error(x, x, [x], one, one).square() * count
+
+
+def quotient(x: Tensor, y: Tensor, where: Tensor) -> Tensor:
+    """x/y where that is asked for, and 0 elsewhere; so is its derivative."""
+    return torch.where(where, x / torch.where(where, y, 1.0), 0.0)
+
+
+def signs_like(x: Tensor) -> Tensor:
+    """Signs without a pattern, the same at each sample, of x's shape."""
+    n = torch.arange(x[0].numel(), device=x.device)
+    mixed = (n * 2654435761 + 12345) % 2**32
+    mixed = ((mixed ^ (mixed >> 15)) * 2246822519) % 2**32
+    signs = 1 - 2 * (((mixed ^ (mixed >> 13)) >> 7) & 1)
+    return signs.to(x.dtype).view(x.shape[1:]).expand_as(x).contiguous()

@@ -1,0 +1,151 @@
+"""What the posterior scores of linear measurements share."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastscore._support.checks import check_number, check_tensor, fail
+from fastscore._support.inference import is_captured
+from fastscore._support.reach import modules_of
+from fastscore._support.terms import Terms
+from fastscore.derivatives.call import Call
+from fastscore.guidance._denoised import Denoised, denoised, in_transform, is_recorded
+from fastscore.guidance._guided import Guided
+from fastscore.guidance._looks import Looks
+from fastscore.guidance._rows import Rows, rows_of
+from fastscore.operators import as_operator, check_measurement
+
+
+class Posterior(Guided):
+    """The score given y = A x + n, made of a score S: S + g, in two terms.
+
+    Attributes:
+        operator: with ``A`` and ``A_adjoint``.
+        measurement: (1, ...), or None where each sample has its own.
+    """
+
+    differentiates_energy = True  # to its own derivative the score's second one belongs
+    takes_one_product = True  # of the score's Jacobian
+    measurement: Tensor | None
+
+    def __init__(self, score: Callable[..., Any], operator: Any, measurement: Any = None) -> None:
+        """See the class."""
+        super().__init__(score)
+        name = type(self).__name__
+        self.operator = as_operator(name, operator)
+        if measurement is not None:
+            check_tensor(name, "measurement", measurement)
+        self.register_buffer("measurement", measurement, persistent=False)
+        self._looks = Looks()
+        self._rows: dict[Any, Rows | None] = {}
+
+    def forward(
+        self,
+        x: Tensor,
+        sigma: Tensor | float,
+        *,
+        measurement: Tensor | None = None,
+        **model_kwargs: Any,
+    ) -> Terms:
+        """The posterior score at x, (batch, ...), of noise level sigma, a number or (batch,).
+
+        Args:
+            x: points, float32 or float64.
+            sigma: their noise levels, above 0.
+            measurement: y of each sample, (batch, ...), where the constructor has none; of one
+                for all, (1, ...).
+            model_kwargs: what else the score is given, by name.
+
+        Returns:
+            ``Terms`` of the score and the guidance, which the samplers take as they are;
+            ``.total()`` adds them.
+
+        Raises:
+            ValueError: a measurement that the operator can't give, or none, or two; x in half
+                precision; a score whose derivative is missing or would be wrong, looked at once.
+        """
+        level = self._checked_levels(x, sigma)
+        y = self._measurement_of(x, measurement)
+        with torch.set_grad_enabled(self._is_recorded(x, level, y)):
+            at = self._denoised(x, level, model_kwargs)
+            with full_precision(x):
+                guidance = self._guidance(at, y, self._rows_of(at.mean, y))
+        return Terms([(at.score, 1.0), (guidance, 1.0)])
+
+    def _is_recorded(self, *tensors: Tensor) -> bool:
+        """Whether a gradient can be asked for of what is returned; else no graph is kept."""
+        if not torch.is_grad_enabled() or is_recorded(*tensors) or in_transform():
+            return torch.is_grad_enabled()
+        return any(p.requires_grad for m in modules_of(self) for p in m.parameters(recurse=False))
+
+    def _guidance(self, at: Denoised, y: Tensor, rows: Rows | None) -> Tensor:
+        """grad log p(y | x) at these points, of x's shape."""
+        raise NotImplementedError
+
+    def _checked_levels(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        level = self._levels(x, sigma)
+        if torch.finfo(x.dtype).bits < 32:
+            expected = "float32 or float64, for guidance takes small differences (model.float())"
+            fail(type(self).__name__, "x", expected, x.dtype)
+        return level
+
+    def _denoised(self, x: Tensor, level: Tensor, model_kwargs: dict[str, Any]) -> Denoised:
+        call = Call(type(self).__name__, self.score, (level,), model_kwargs)
+        self._looks(call, x, level)
+        differentiates, once = self._looks.differentiates, self.takes_one_product
+        return denoised(call, x, level, differentiates=differentiates, once=once)
+
+    def _measurement_of(self, x: Tensor, given: Tensor | None) -> Tensor:
+        """y, (batch or 1, ...), in x's precision."""
+        name, own = type(self).__name__, self.measurement
+        if given is None and own is None:
+            expected = 'given: to the constructor, or as model_kwargs={"measurement": y}'
+            fail(name, "measurement", expected, None)
+        if given is not None and own is not None:
+            fail(name, "measurement", "given once, and the constructor has one", "another")
+        y = own if given is None else given
+        try:
+            y = check_measurement(name, self.operator, x, y)
+        except ValueError as error:
+            if own is None:
+                raise
+            way = 'one of each sample goes into model_kwargs={"measurement": y}'
+            raise ValueError(f"{error} ({way})") from None
+        return y.to(x.dtype.to_complex() if y.is_complex() else x.dtype)
+
+    def _rows_of(self, x: Tensor, y: Tensor) -> Rows | None:
+        """What is known of the operator's rows: looked at once for each shape."""
+        key = x.shape[1:], y.shape[1:], y.dtype, y.device
+        if key not in self._rows:
+            if in_transform() or is_captured(x) or not x.numel():
+                return None  # no value can be looked at
+            self._rows[key] = rows_of(self.operator, y.detach())
+        return self._rows[key]
+
+    def extra_repr(self) -> str:
+        """What it has been given, for ``repr``."""
+        y = self.measurement
+        return "" if y is None else f"measurement of shape {tuple(y.shape)}"
+
+
+def full_precision(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """What goes on inside is in x's precision, also in a region of autocast: products with A."""
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind):
+        return contextlib.nullcontext()
+    return torch.autocast(kind, enabled=False)
+
+
+def check_noise(fn: str, noise: Any) -> float:
+    """The standard deviation of a measurement's noise."""
+    return check_number(fn, "noise", noise, minimum=0.0)
+
+
+def variance_left(level2: Tensor, data_variance: float) -> Tensor:
+    """r^2 of x_0 given x, of data N(m, v I) under noise of variance s^2: v s^2/(v + s^2)."""
+    return data_variance * level2 / (data_variance + level2)

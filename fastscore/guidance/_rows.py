@@ -1,0 +1,54 @@
+"""Operators whose rows, where there are some, are orthogonal and of one length: most of them.
+
+Of a mask, of pooling, of what is left of a unitary transform, A A^T = c P with P a projection,
+on all that A can give. There A^T (r^2 A A^T + noise^2)^-1 is A^T/(r^2 c + noise^2), which costs
+nothing, whatever the operator says of itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastscore.guidance._denoised import signs_like
+
+ROUNDINGS = 20.0  # of A^T A A^T y over c A^T y, in the mean over elements
+
+
+class Rows(NamedTuple):
+    """That A^T A A^T = c A^T."""
+
+    scale: float  # c
+    complete: bool  # whether A A^T = c, so that A can give every measurement
+    rank: float  # how many rows there are: the measurement's numbers without those always 0
+
+
+@torch.no_grad()
+def rows_of(operator: Any, y: Tensor) -> Rows | None:
+    """What an operator's rows are like, found by products with one measurement of signs.
+
+    Args:
+        operator: with ``A`` and ``A_adjoint``.
+        y: a measurement, (batch, ...), of any values.
+
+    Returns:
+        None where rows are of several lengths, or not orthogonal. Waits for the device.
+    """
+    one = signs_like(torch.view_as_real(y[:1]) if y.is_complex() else y[:1])
+    there = torch.view_as_complex(one) if y.is_complex() else one
+    back = operator.A_adjoint(there)
+    again = operator.A(back)
+    third = operator.A_adjoint(again)
+    size = float(back.double().square().sum())
+    if not size > 0:
+        return None
+    scale = float((third.double() * back.double()).sum()) / size
+    tolerance = ROUNDINGS * torch.finfo(back.dtype).eps * scale
+    off = float((third.double() - scale * back.double()).square().sum())
+    if not off <= tolerance**2 * size:
+        return None
+    rest = float((again - scale * there).abs().double().square().sum())
+    complete = rest <= tolerance**2 * one.numel()
+    return Rows(scale, complete, one.numel() if complete else size / scale)
