@@ -58,9 +58,9 @@ def test_streams_have_their_numbers() -> None:
     names = [stream.name for stream in sorted(Stream)]
     assert names == [
         "USER", "LANGEVIN", "PERTURB", "PROJECTION", "LABEL", "INIT", "TIME", "DROP",
-        "DEQUANTIZE",
+        "DEQUANTIZE", "MEASURE",
     ]  # fmt: skip
-    assert [int(stream) for stream in sorted(Stream)] == list(range(9))
+    assert [int(stream) for stream in sorted(Stream)] == list(range(10))
 
 
 @pytest.mark.parametrize("row", known_answers())

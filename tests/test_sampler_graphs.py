@@ -11,7 +11,9 @@ from helpers import assert_same_bytes
 from samplers import SIGMAS, Sampler, every_sampler, gaussian_score, run_annealed
 from torch import Tensor, nn
 
-from fastscore import annealed_langevin
+from fastscore import annealed_langevin, reverse_sde
+from fastscore.guidance import InBasis
+from fastscore.sde import VE
 
 pytestmark = [
     pytest.mark.cuda,
@@ -218,3 +220,48 @@ def test_no_step_waits_for_the_device() -> None:
             )
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+class First:
+    """The first coordinate, measured."""
+
+    def A(self, x: Tensor) -> Tensor:
+        return x[:, :1]
+
+    def A_dagger(self, y: Tensor) -> Tensor:
+        return torch.cat([y, torch.zeros_like(y)], dim=1)
+
+
+def test_a_projected_and_resampled_run_in_a_graph() -> None:
+    """The same bytes, and no step waits for the device."""
+
+    def run(cuda_graph: bool) -> Tensor:
+        def watch(step: int, x: Tensor) -> None:
+            torch.cuda.set_sync_debug_mode("error" if step < 20 else "default")
+
+        try:
+            return reverse_sde(
+                gaussian_score, VE(0.05, 5.0), shape=(6, 2), steps=20, seed=0, device="cuda",
+                corrector="annealed", resamplings=3, operator=First(), projection=0.7,
+                measurement=torch.ones(1, 1, device="cuda"), callback=watch, cuda_graph=cuda_graph,
+            )  # fmt: skip
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    assert_same_bytes(run(True), run(False))
+
+
+def test_a_score_in_another_basis_in_a_graph() -> None:
+    turn = torch.linalg.qr(torch.randn(2, 2, generator=torch.Generator().manual_seed(0)))[0].cuda()
+
+    class Turned:
+        def A(self, x: Tensor) -> Tensor:
+            return x @ turn.mT
+
+        def A_adjoint(self, z: Tensor) -> Tensor:
+            return z @ turn
+
+    def run(cuda_graph: bool) -> Tensor:
+        return long_run(InBasis(gaussian_score, Turned()), cuda_graph)
+
+    torch.testing.assert_close(run(True), run(False), rtol=1e-5, atol=1e-5)

@@ -15,6 +15,7 @@ enum class Stream : uint32_t {
   kTime = 6,
   kDrop = 7,
   kDequantize = 8,
+  kMeasure = 9,
 };
 
 }  // namespace fastscore

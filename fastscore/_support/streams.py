@@ -35,3 +35,5 @@ class Stream(IntEnum):
     """Which conditions are dropped in training."""
     DEQUANTIZE = 8
     """The noise that spreads discrete data over the boxes of their levels."""
+    MEASURE = 9
+    """The noise of measurements that a sampler projects its state to."""

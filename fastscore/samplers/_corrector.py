@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from fastscore.samplers._loop import Chain
 from fastscore.samplers._plan import Setting
 from fastscore.samplers._rows import (
     Rows,
-    corrector_rows,
+    annealed_size,
     denoising_row,
     langevin_size,
     predictor_rows,
@@ -79,23 +79,31 @@ class Corrector:
                 fail(fn, "norms", "positive and finite", norms.tolist()[:8])
         return None if name is None else cls(fn, name, snr, norms, process, times)
 
-    def set_up(self, plan: ContinuousPlan, frame: Frame, model: Any, rows: Rows, each: int) -> None:
-        """Arrange for the step sizes of the corrector "langevin", ``each`` the rows of a step."""
+    def first_size(self) -> Tensor:
+        """The step size of each interval, of "langevin" until its own is known."""
+        return annealed_size(self.process, self.times, self.snr)
+
+    def set_up(
+        self,
+        plan: ContinuousPlan,
+        frame: Frame,
+        model: Any,
+        rows_with: Callable[[Tensor], Rows],
+        each: int,
+    ) -> None:
+        """Arrange for the step sizes of the corrector "langevin".
+
+        ``rows_with`` makes the rows of step sizes (intervals,), ``each`` of them a step.
+        """
         if self.name != "langevin":
             return
 
         def resize(mean_square: Tensor, dimension: int) -> None:
             size = langevin_size(self.process, self.times, self.snr, mean_square, dimension)
-            own = corrector_rows(self.process, self.times, size)
-            count = len(self.times) - 1
-            changed = replace(rows, b=rows.b.clone(), c=rows.c.clone())
-            for j in range(1, each):
-                changed.b[j : count * each : each] = own.b
-                changed.c[j : count * each : each] = own.c
-            plan.table = frame.table(changed, multistep=plan.multistep)
+            plan.table = frame.table(rows_with(size), multistep=plan.multistep)
 
         if self.norms == "batch":
-            plan.adjust = self._batch_norms(frame, rows, each)
+            plan.adjust = self._batch_norms(frame, rows_with(self.first_size()), each)
             return
 
         def prepare(setting: Setting) -> None:

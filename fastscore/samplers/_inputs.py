@@ -85,6 +85,10 @@ def sample(
     use_graph = wants_graph(fn, options["cuda_graph"], device, calls)
     use_graph = use_graph and steps > start_step and plan.adjust is None
     use_graph = use_graph and (plan.graph_by_itself or options["cuda_graph"] is True)
+    measured = None
+    if plan.projection is not None:
+        plan.projection.checked(fn, shape, dtype, device)
+        measured = plan.projection.along(plan.held(), device)
     if plan.prepare is not None and shape.numel():
         plan.prepare(Setting(shape, dtype, device, dict(options)))
 
@@ -95,6 +99,8 @@ def sample(
         state, known_noise = first_state(
             noise, x, resumed, plan, options, shape, dtype, known, mask, mean
         )
+        if measured is not None and start_step == 0 and shape.numel():
+            measured.project(state, noise.initial(), noise.sample_offset, noise.samples)
     chain = (Chain if plan.make_chain is None else plan.make_chain)(
         fn,
         model,
@@ -123,6 +129,7 @@ def sample(
         else plan.known_table.to(device),
         known_noise=known_noise,
         adjust=plan.adjust,
+        projection=measured,
     )
     if resumed is not None:
         chain.take_up(resumed)
@@ -372,7 +379,7 @@ def check_known(
     dtype: torch.dtype,
     device: torch.device,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Both or neither, broadcast to the state's shape; finite where the mask says known."""
+    """Both or neither, broadcast to the state's shape; finite where the mask says known, if any."""
     if known is None and mask is None:
         return None, None
     if known is None or mask is None:
@@ -391,6 +398,8 @@ def check_known(
         known.detach().to(dtype).expand(shape).contiguous(),
         mask.expand(shape).contiguous(),
     )
+    if mask.numel() and not bool(mask.any()):
+        fail(fn, "mask", "True for one element at least", f"{describe(mask)}, False everywhere")
     if not bool((torch.isfinite(known) | ~mask).all()):
         fail(fn, "known", "finite wherever mask is True", "NaN or infinity there")
     return known, mask

@@ -31,6 +31,7 @@ from fastscore.ops import rk_stage
 from fastscore.ops._library import ops
 from fastscore.samplers._batches import Batches
 from fastscore.samplers._graph import StepGraph
+from fastscore.samplers._measured import Measured
 from fastscore.samplers._plan import OPEN, Callback, Clamp, Model, Plan
 from fastscore.samplers._state import SamplerState
 
@@ -80,6 +81,7 @@ class Chain:
     known_table: Tensor | None = None  # known elements are a known + b known_noise after each row
     known_noise: Tensor | None = None
     adjust: Callable[[Chain, Tensor], None] | None = None
+    projection: Measured | None = None  # to what was measured
     row: int = 0  # the number of the next row, for the host
     second: Tensor | None = field(init=False, default=None)  # of a score that is a sum of two
     weights: Tensor | None = field(init=False, default=None)
@@ -211,6 +213,8 @@ class Chain:
             multistep_update(self.x, self.history, score, *held, *self.clip, *sample_of)
             torch._C._increment_version((self.x, self.history))
         self.count_row()
+        if self.projection is not None:
+            self.projection.project(self.x, self.key, self.sample_offset, self.samples)
 
     def count_row(self) -> None:
         """One row further, on the device and on the host."""

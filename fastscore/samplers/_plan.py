@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastscore._support.checks import check_int, check_sequence, check_sigmas, fail
+from fastscore.samplers._measured import Projection
 
 Model = Callable[..., Tensor]
 Callback = Callable[[int, Tensor], Any]
@@ -63,6 +64,7 @@ class Plan:
     prepare: Callable[[Setting], None] | None = None  # what is measured before the run
     adjust: Callable[[Any, Tensor], None] | None = None  # changes the table's row, given a score
     make_chain: Callable[..., Any] | None = None  # a chain of another kind
+    projection: Projection | None = None  # to a measurement, before each row and at the end
     settings: str = ""  # in words, what a run that is resumed has to have alike
     graph_by_itself: bool = True  # whether "auto" may mean a CUDA graph
 
@@ -86,6 +88,17 @@ class Plan:
             return torch.stack([a, -b / sigma, c, k], dim=-1)
         b = b / sigma.square()
         return torch.stack([a - b, b, c, k], dim=-1)
+
+    def held(self) -> Tensor:
+        """By what known values and their noise are multiplied before each row, and at the end.
+
+        In the variable of the state: (rows + 1, 2), m and k.
+        """
+        scales = [1.0, 1.0] if self.scales is None else self.scales
+        first = self.table.new_tensor([[self.known_part, self.known_scale]]) * scales[0]
+        held = torch.cat([first, self.table[:, [4, 3]]])
+        held[-1] = held.new_tensor([scales[-1], 0.0])
+        return held
 
     def recorded(self, fn: str, trajectory: Sequence[int] | None) -> list[int] | None:
         """After how many steps the state is recorded, sorted; None where nothing is asked for."""

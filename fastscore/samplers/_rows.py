@@ -175,6 +175,23 @@ def denoising_row(process: Process, time: Tensor) -> Rows:
     return Rows.between(at, to, b=at.s.square())
 
 
+def resampled(rows: Rows, levels: Levels, times: int) -> Rows:
+    """The rows of each interval so many times over, back at its beginning after all but the last.
+
+    The way back, y + sqrt(s^2 - s'^2) z (Lugmayr et al. 2022), has no row of its own: its noise is
+    added to that of the row before, c'^2 = c^2 + s^2 - s'^2.
+    """
+    intervals = len(levels.s) - 1
+    shape = (intervals, 1, len(rows) // intervals)
+    repeated = Rows(*(column.view(shape).repeat(1, times, 1) for column in rows.columns()))
+    back = (slice(None), slice(-1), -1)  # the last row of every time but the last
+    at = levels[:-1]
+    rise = at.s.square() - levels.s[1:].square()
+    repeated.c[back] = (repeated.c[back].square() + rise.unsqueeze(-1)).sqrt()
+    repeated.t_after[back], repeated.s_after[back] = at.t.unsqueeze(-1), at.s.unsqueeze(-1)
+    return Rows(*(column.flatten() for column in repeated.columns()))
+
+
 # ---- the probability flow, dy/ds = -s S ----------------------------------------------------------
 
 
@@ -220,6 +237,8 @@ def heun_rows(
     # The noise that takes the state to the level of the next step, after the last row of each.
     rise = torch.cat([raised[1:].square() - levels.s[1:-1].square(), raised.new_zeros(1)])
     rows.c[1::2] = churn_noise * rise.clamp_min(0).sqrt()
+    # So that is where the state is then, in a variable that may be another one there.
+    rows.t_after[1:-1:2], rows.s_after[1:-1:2] = times[1:], raised[1:]
     if bool(whole[-1]):
         return rows
     return Rows(*(column[:-1] for column in rows.columns()), slopes=slopes)

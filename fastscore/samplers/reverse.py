@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 from typing_extensions import Unpack
 
 from fastscore._support.checks import check_choice, check_int, check_number, fail
+from fastscore._support.options import Option
 from fastscore.samplers._continuous import (
     ContinuousOptions,
     Grid,
@@ -18,16 +19,46 @@ from fastscore.samplers._continuous import (
 )
 from fastscore.samplers._corrector import Corrector
 from fastscore.samplers._frame import Frame
+from fastscore.samplers._measured import Projection
 from fastscore.samplers._options import sampler_with
 from fastscore.samplers._plan import Model, Plan
-from fastscore.samplers._rows import annealed_size, corrector_rows, denoising_row, predictor_rows
+from fastscore.samplers._rows import (
+    Levels,
+    Rows,
+    corrector_rows,
+    denoising_row,
+    predictor_rows,
+    resampled,
+)
 from fastscore.sde import Process, as_process
 
 PREDICTORS = ("euler_maruyama", "reverse_diffusion", "ancestral")
 STEPS = 1000
 
 
-@sampler_with(ContinuousOptions)
+class ReverseOptions(ContinuousOptions, total=False):
+    """Keyword arguments of :func:`reverse_sde`: what is measured belongs to a run."""
+
+    operator: Annotated[
+        Any,
+        Option(
+            None,
+            """together with ``measurement``: a linear A, any object with ``A(x)`` and
+            ``A_dagger(y)``, its pseudo-inverse, of batches (batch, ...), such as those of
+            :mod:`fastscore.operators`. The state is projected, see above; it gets no gradients.""",
+        ),
+    ]
+    measurement: Annotated[
+        Tensor | None,
+        Option(
+            None,
+            """y = A x_0, without noise or nearly, (batch, ...) as A gives it, or (1, ...): one for
+            all samples.""",
+        ),
+    ]
+
+
+@sampler_with(ReverseOptions)
 def reverse_sde(
     model: Model,
     sde: Process | Any,
@@ -43,7 +74,9 @@ def reverse_sde(
     eta: float = 1.0,
     grid: Grid = "uniform",
     norms: str | Tensor = "pilot",
-    **options: Unpack[ContinuousOptions],
+    resamplings: int = 1,
+    projection: float = 1.0,
+    **options: Unpack[ReverseOptions],
 ) -> Plan:
     r"""The reverse SDE from noise to data, by predictor and corrector (Song et al. 2021).
 
@@ -68,6 +101,25 @@ def reverse_sde(
     steps (1 + corrector_steps) + 1 calls of the model in all; published settings are
     VE(0.01, 50), 1000 steps, ``corrector="langevin"``, snr 0.16 for CIFAR-10, and VP, 1000 steps,
     no corrector. With few calls, see :func:`probability_flow`.
+
+    With an ``operator`` A and a ``measurement`` y the state is moved before each call of the model,
+    to the noise level that the model is about to see, and at the end, without noise, by
+
+        ``x <- x + lambda A_dagger(y_t - A x)``,  ``y_t = alpha y + sigma A z``
+
+    (Song et al. 2022, "Solving inverse problems in medical imaging with score-based generative
+    models"), lambda being ``projection`` and z fresh noise of the sample's own. With lambda = 1 and
+    a pseudo-inverse, A x = y of the result exactly where A can give y, and choosing elements is
+    what ``known`` does. The part that A does not see is drawn given a noisy copy of what it does,
+    which is its conditional distribution only where the two are independent. Below 1 the state has
+    less noise along A than its level says, and the result comes near to y only. Correctors and
+    ``resamplings`` bring both nearer.
+
+    With ``resamplings`` U each interval is gone through U times, predictor and correctors, and from
+    t' back to t in between, ``y + sqrt(s^2 - s'^2) z`` of y = x/alpha, s = sigma/alpha (RePaint,
+    Lugmayr et al. 2022, with a jump length of 1): what is held and what is free come to fit one
+    another. The way back is exact and costs no call of the model. It is still one step, of
+    U (1 + corrector_steps) calls.
 
     The noise of a sample depends on its number and the seed alone, as in
     :func:`annealed_langevin`, and so do its bytes where the model's rows do not depend on one
@@ -100,6 +152,8 @@ def reverse_sde(
             e = 2 a (snr |z|/|s|)^2 with both norms averaged over the batch in each step, as the
             papers' code does: each sample then depends on its neighbours, and there is no CUDA
             graph; to compare with.
+        resamplings: U, how often each interval is gone through.
+        projection: lambda, above 0 and at most 1: how far the state goes towards ``measurement``.
         trajectory: after how many steps the state is recorded.
 
     Returns:
@@ -109,8 +163,9 @@ def reverse_sde(
 
     Raises:
         ValueError: an argument out of its range; a grid that is not falling or leaves the process;
-            noise levels where a process is meant; and as :func:`annealed_langevin`.
-        TypeError: an argument of the wrong type.
+            noise levels where a process is meant; a measurement of a shape that A can't give, or
+            with ``known``; and as :func:`annealed_langevin`.
+        TypeError: an argument of the wrong type; an operator without ``A`` or ``A_dagger``.
 
     Warns:
         UserWarning: the model's first score is far from what it must be at the highest noise
@@ -151,30 +206,39 @@ def reverse_sde(
     points = None if steps == STEPS and not isinstance(grid, str) else steps + 1
     times = times_for(fn, model, frame, x, grid, points, t_start)
     steps = len(times) - 1
-    rows = predictor_rows(process, times, predictor, eta)
-    each = 1
     repeats = check_int(fn, "corrector_steps", corrector_steps, minimum=1)
     if corrector is None and repeats != 1:
         fail(fn, "corrector_steps", "1 without a corrector", repeats)
     how = Corrector.of(fn, corrector, snr, norms, process, times)
-    if how is not None:
-        size = annealed_size(process, times, how.snr)
-        rows = rows.each_followed_by(corrector_rows(process, times, size), repeats)
-        each += repeats
-    if denoise:
-        rows = rows.then(denoising_row(process, times[-1]))
+    times_over = check_int(fn, "resamplings", resamplings, minimum=1)
+    if times_over > 1 and isinstance(norms, str) and norms == "batch":
+        fail(fn, "resamplings", '1 with norms="batch", which is to compare with', times_over)
+    held = Projection.asked(fn, options, projection)
+    each = 1 if how is None else 1 + repeats
+
+    def rows_with(size: Tensor | None) -> Rows:
+        rows = predictor_rows(process, times, predictor, eta)
+        if size is not None:
+            rows = rows.each_followed_by(corrector_rows(process, times, size), repeats)
+        if times_over > 1:
+            rows = resampled(rows, Levels.of(process, times), times_over)
+        return rows.then(denoising_row(process, times[-1])) if denoise else rows
+
     words = f"predictor={predictor!r}, steps={steps}"
     words += "" if how is None else f", {corrector=}, snr={how.snr:g}"
+    words += "" if times_over == 1 else f", resamplings={times_over}"
+    words += "" if held is None else f", with an operator, projection={held.strength:g}"
     plan = plan_of(
         fn,
         frame,
-        rows,
-        ends_of(steps, each, 1 if denoise else 0),
+        rows_with(None if how is None else how.first_size()),
+        ends_of(steps, each * times_over, 1 if denoise else 0),
         dict(options),
         model=model,
         settings=words,
         from_start=t_start == 1,
     )
+    plan.projection = held
     if how is not None:
-        how.set_up(plan, frame, model, rows, each)
+        how.set_up(plan, frame, model, rows_with, each * times_over)
     return plan
