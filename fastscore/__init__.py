@@ -2,7 +2,8 @@
 
 ============  =====================================================================================
 losses        ``dsm_loss``, ``sde_loss``, ``ssm_loss``, ``score_matching_loss``, as modules
-              ``DSMLoss``, ``SDELoss``, ``SSMLoss``, ``ScoreMatchingLoss``: in ``losses``
+              ``DSMLoss``, ``SDELoss``, ``SSMLoss``, ``ScoreMatchingLoss``: in ``losses``; of a
+              classifier of noisy data ``classifier_loss``, ``ClassifierLoss``
 samplers      ``langevin``, ``annealed_langevin``, ``consistent_annealed_langevin``; in continuous
               time ``reverse_sde``, ``probability_flow``, ``SamplerState``: in ``samplers``
 noise scales  ``geometric_sigmas``, ``noise_scales``, ``sigma_max_from_data``, and the step size
@@ -18,8 +19,10 @@ evaluation    ``evaluation``: ``frechet_distance``, ``sliced_wasserstein``, ``en
 processes     ``sde``: ``VE``, ``VP``, ``SubVP``, ``Cosine``, ``DDPM``, ``RectifiedFlow``, any
               object with alpha(t) and sigma(t); ``ProcessScore``; ``conversions``, ``grids``
 measurements  ``operators``: ``Mask``, ``Blur``, ``MaskedFourier``, ``Radon`` and others
-networks      ``nn``: ``ScoreMLP``, ``ScoreConvNet``, ``EMA``; ``shared`` marks an argument that is
-              not the samples'
+control       ``guidance``: ``ClassifierGuidance``, ``ClassifierFreeGuidance``, ``DPS``, ``PiGDM``,
+              ``MMPS``, ``InBasis``
+networks      ``nn``: ``ScoreMLP``, ``ScoreConvNet``, ``NoisyClassifier``, ``EMA``; ``shared`` marks
+              an argument that is not the samples'
 saving        ``save_checkpoint``, ``load_checkpoint``, ``Checkpoint``: in ``checkpoint``; pictures
               of samples: ``save_grid``
 numbers       ``random``: ``key``, ``normal``, ``uniform``, ``rademacher``
@@ -44,6 +47,7 @@ from fastscore import (
     checkpoint,
     derivatives,
     evaluation,
+    guidance,
     losses,
     nn,
     operators,
@@ -69,10 +73,12 @@ from fastscore.evaluation import (
     sliced_fisher_divergence,
 )
 from fastscore.losses import (
+    ClassifierLoss,
     DSMLoss,
     ScoreMatchingLoss,
     SDELoss,
     SSMLoss,
+    classifier_loss,
     dsm_loss,
     score_matching_loss,
     sde_loss,
@@ -98,6 +104,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Checkpoint",
+    "ClassifierLoss",
     "DSMLoss",
     "SDELoss",
     "SSMLoss",
@@ -106,6 +113,7 @@ __all__ = [
     "annealed_langevin",
     "bits_per_dim",
     "checkpoint",
+    "classifier_loss",
     "consistent_annealed_langevin",
     "dequantize",
     "derivatives",
@@ -114,6 +122,7 @@ __all__ = [
     "evaluation",
     "fisher_divergence",
     "geometric_sigmas",
+    "guidance",
     "jvp",
     "jvps",
     "keep_freed_memory",

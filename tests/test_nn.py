@@ -14,7 +14,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from fastscore.nn import ScoreConvNet, ScoreMLP, conv, ema, mlp
+from fastscore.nn import ScoreConvNet, ScoreMLP, _perceptron, conv, ema, mlp
 from fastscore.scores import GaussianMixture
 
 
@@ -174,7 +174,7 @@ def test_scaled_input_and_log_sigma_are_what_the_layers_see() -> None:
     torch.testing.assert_close(model(x, SIGMA), model.layers(features) / level)
 
 
-@pytest.mark.parametrize("activation", list(mlp.ACTIVATIONS))
+@pytest.mark.parametrize("activation", list(_perceptron.ACTIVATIONS))
 def test_every_activation(activation: str) -> None:
     model = ScoreMLP(2, (5, 4), activation=activation)
     assert len(model.layers) == 5

@@ -51,14 +51,15 @@ def test_the_likelihood_weighting_has_one_expectation(process: sde.Process, kind
 
     options = declared_defaults() | {"weighting": "likelihood", "times": kind, "log_std": 3.0}
     prepared = _prepare("test", process, options)
-    t = prepared.times.of_uniform(grid())
+    times = prepared.in_time.times
+    t = times.of_uniform(grid())
     s = process.noise_level(t)
 
     def f(s: Tensor) -> Tensor:
         return s**2 / (1 + s**2) ** 2
 
     got = (_weights("test", prepared, t, s, s) * f(s)).mean()
-    logs = torch.linspace(prepared.times.low, prepared.times.high, 200_001, dtype=torch.float64)
+    logs = torch.linspace(times.low, times.high, 200_001, dtype=torch.float64)
     want = 2 * torch.trapezoid(f(logs.exp()), logs) / (process.t_max - process.t_eps)
     torch.testing.assert_close(got, want, rtol=2e-4, atol=0)
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from fastscore._support.checks import fail_type
 from fastscore._support.extras import require
-from fastscore.nn import ScoreConvNet, ScoreMLP
+from fastscore.nn import NoisyClassifier, ScoreConvNet, ScoreMLP
 from fastscore.nn._contents import contents
 from fastscore.scores.adapters import Wrapper
 
@@ -18,7 +18,7 @@ FORMAT = "fastscore-checkpoint-3"
 SECOND_FORMAT = "fastscore-checkpoint-2"  # without a process
 FIRST_FORMAT = "fastscore-checkpoint-1"  # networks of fastscore.nn alone, under their class's name
 NETWORKS: dict[str, Any] = {
-    f"fastscore.nn:{kind.__name__}": kind for kind in (ScoreMLP, ScoreConvNet)
+    f"fastscore.nn:{kind.__name__}": kind for kind in (ScoreMLP, ScoreConvNet, NoisyClassifier)
 }
 NAMES = {kind: name for name, kind in NETWORKS.items()}
 

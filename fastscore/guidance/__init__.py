@@ -1,14 +1,23 @@
 """Control: a score given a class or a measurement, made of a score given nothing.
 
 Everything conditional is the same samplers with another score, score(x) + grad log p(y | x).
+
+==========================  ========================================================================
+``ClassifierGuidance``      of a class, by a classifier of noisy data
+``ClassifierFreeGuidance``  of any condition, by a network trained with and without it
+``DPS, PiGDM, MMPS``        of a linear measurement y = A x + n
+``InBasis``                 of elements in another orthogonal basis
+==========================  ========================================================================
 """
 
 from fastscore.guidance.basis import InBasis
+from fastscore.guidance.classifier import ClassifierGuidance
+from fastscore.guidance.classifier_free import ClassifierFreeGuidance
 from fastscore.guidance.dps import DPS
 from fastscore.guidance.mmps import MMPS
 from fastscore.guidance.pigdm import PiGDM
 
-__all__ = ["DPS", "InBasis", "MMPS", "PiGDM"]
+__all__ = ["DPS", "MMPS", "ClassifierFreeGuidance", "ClassifierGuidance", "InBasis", "PiGDM"]
 
 
 def __dir__() -> list[str]:

@@ -3,6 +3,8 @@
 =================================================  ================================================
 ``dsm_loss``, ``DSMLoss``                          denoising score matching, the cheapest
 ``sde_loss``, ``SDELoss``                          the same in continuous time, of a process
+``classifier_loss``, ``ClassifierLoss``            cross-entropy of a classifier of noisy data, to
+                                                   guide a score by it
 ``ssm_loss``, ``SSMLoss``                          sliced score matching, on clean data too
 ``score_matching_loss``, ``ScoreMatchingLoss``     score matching with the exact trace
 =================================================  ================================================
@@ -15,16 +17,19 @@ A module checks and prepares its noise levels once: take it in a training loop.
 torch.Size([])
 """
 
+from fastscore.losses.classifier import ClassifierLoss, classifier_loss
 from fastscore.losses.dsm import DSMLoss, dsm_loss
 from fastscore.losses.score_matching import ScoreMatchingLoss, score_matching_loss
 from fastscore.losses.sde import SDELoss, sde_loss
 from fastscore.losses.ssm import SSMLoss, ssm_loss
 
 __all__ = [
+    "ClassifierLoss",
     "DSMLoss",
     "SDELoss",
     "SSMLoss",
     "ScoreMatchingLoss",
+    "classifier_loss",
     "dsm_loss",
     "score_matching_loss",
     "sde_loss",

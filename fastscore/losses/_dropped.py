@@ -6,86 +6,77 @@ the unconditional score where a part of the samples gets a null condition.
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypedDict
 
 from torch import Tensor
+from typing_extensions import Self
 
-from fastscore._support.checks import (
-    check_device,
-    check_number,
-    check_tensor,
-    describe,
-    fail,
-    fail_type,
-    per_sample,
-)
-
-Null = Mapping[str, "Tensor | float"]
+from fastscore._support.checks import check_number, fail
+from fastscore._support.null import EXPECTED, check_null, without_conditions
+from fastscore._support.options import Option
+from fastscore.losses._times import uniform
+from fastscore.random import Stream
 
 
-def check_null(fn: str, drop: Any, null: Any) -> tuple[float, dict[str, Tensor | float]]:
+class DropOptions(TypedDict, total=False):
+    """Which conditions are left out."""
+
+    drop: Annotated[
+        float,
+        Option(
+            0.0,
+            """for classifier-free guidance (Ho and Salimans 2021), the part of the samples, drawn
+            by their seed, whose conditions are replaced by ``null``.""",
+        ),
+    ]
+    null: Annotated[
+        Mapping[str, Tensor | float] | None,
+        Option(
+            None,
+            """what stands for no condition, by the names of ``model_kwargs``: a number, or a tensor
+            of a sample's shape, as {"label": 10}. An entry that is replaced is a tensor
+            (batch, ...).""",
+        ),
+    ]
+
+
+@dataclass(frozen=True)
+class Dropping:
     """The part of the samples whose conditions are dropped, and what stands in their place."""
-    part = check_number(fn, "drop", drop, minimum=0.0)
-    if part > 1:
-        fail(fn, "drop", "a probability, at most 1", part)
-    expected = 'a dictionary of what stands for no condition, as {"label": 10}'
-    if null is None:
-        if part:
-            fail(fn, "null", f"{expected}, with drop", None)
-        return part, {}
-    if not isinstance(null, Mapping):
-        fail_type(fn, "null", expected, null)
-    checked: dict[str, Tensor | float] = {}
-    for name, value in null.items():
-        if not isinstance(name, str):
-            fail_type(fn, "null", f"{expected}, with names that are strings", name)
-        arg = f"null[{name!r}]"
-        if isinstance(value, (numbers.Real, bool)):
-            checked[name] = value  # type: ignore[assignment]
-            continue
-        check_tensor(fn, arg, value)
-        if value.requires_grad:
-            fail(fn, arg, "a tensor that needs no gradient", "one that requires grad")
-        checked[name] = value
-    if part and not checked:
-        fail(fn, "null", f"{expected}, with drop", "an empty one")
-    return part, checked
 
+    part: float = 0.0
+    null: dict[str, Tensor | float] = field(default_factory=dict)
 
-def dropped(fn: str, model_kwargs: dict[str, Any], null: Null, without: Tensor) -> dict[str, Any]:
-    """``model_kwargs`` with the null value of each name where ``without``, bool (batch,), is true.
+    @classmethod
+    def of(cls, fn: str, options: DropOptions) -> Self:
+        """Checked."""
+        part, null = check_number(fn, "drop", options["drop"], minimum=0.0), options["null"]
+        if part > 1:
+            fail(fn, "drop", "a probability, at most 1", part)
+        if null is None and part:
+            fail(fn, "null", f"{EXPECTED}, with drop", None)
+        checked = {} if null is None else check_null(fn, null)
+        if part and not checked:
+            fail(fn, "null", f"{EXPECTED}, with drop", "an empty one")
+        return cls(part, checked)
 
-    Raises:
-        ValueError: a name that is not among ``model_kwargs``; an entry that is no tensor of
-            (batch, ...), a null value that is none of its samples' (another shape, device, or a
-            broken number where the entry holds whole ones).
-    """
-    changed = dict(model_kwargs)
-    for name, value in null.items():
-        if name not in model_kwargs:
-            fail(fn, "null", f"of names in model_kwargs ({', '.join(model_kwargs)})", repr(name))
-        changed[name] = _replaced(fn, name, model_kwargs[name], value, without)
-    return changed
+    def tensors(self) -> dict[str, Tensor]:
+        """What has to be where the data are, under names of its own."""
+        numbered = {f"null_{i}": value for i, value in enumerate(self.null.values())}
+        return {name: value for name, value in numbered.items() if isinstance(value, Tensor)}
 
+    def with_tensors(self, moved: Mapping[str, Any]) -> Dropping:
+        """With these in their place."""
+        null = {n: moved.get(f"null_{i}", value) for i, (n, value) in enumerate(self.null.items())}
+        return Dropping(self.part, null)
 
-def _replaced(fn: str, name: str, entry: Any, value: Tensor | float, without: Tensor) -> Tensor:
-    arg, expected = f"model_kwargs[{name!r}]", f"a tensor of shape ({len(without)}, ...), to drop"
-    if not isinstance(entry, Tensor):
-        fail_type(fn, arg, expected, entry)
-    if not entry.dim() or entry.shape[0] != len(without):
-        fail(fn, arg, expected, describe(entry))
-    check_device(fn, arg, entry, without.device, "where x is")
-    mask, arg = per_sample(without, entry), f"null[{name!r}]"
-    whole = not (entry.is_floating_point() or entry.is_complex())
-    if not isinstance(value, Tensor):
-        if whole and value != int(value):
-            fail(fn, arg, f"a whole number, for an entry of {entry.dtype}", value)
-        return entry.masked_fill(mask, value)
-    if value.shape not in ((), entry.shape[1:]):
-        fail(fn, arg, f"a number or a tensor of shape {tuple(entry.shape[1:])}", describe(value))
-    if whole and (value.is_floating_point() or value.is_complex()):
-        fail(fn, arg, f"of whole numbers, for an entry of {entry.dtype}", describe(value))
-    check_device(fn, arg, value, entry.device, f"where model_kwargs[{name!r}] is")
-    return value.to(entry.dtype).where(mask, entry)
+    def __call__(
+        self, fn: str, model_kwargs: dict[str, Any], batch: int, key: Tensor, numbers: Any
+    ) -> dict[str, Any]:
+        """``model_kwargs`` without the conditions of the samples that the key draws."""
+        if not self.part:
+            return model_kwargs
+        without = uniform(key, batch, Stream.DROP, **numbers) < self.part
+        return without_conditions(fn, model_kwargs, self.null, batch, without)

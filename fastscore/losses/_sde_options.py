@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, TypedDict
 
 from torch import Tensor
 
 from fastscore._support.common_options import KeyOptions, ModelOptions
 from fastscore._support.options import Option
+from fastscore.losses._dropped import DropOptions
 
 WEIGHTINGS = ("sigma2", "likelihood", "edm", "min_snr", "output")
 
@@ -28,8 +29,8 @@ class SDEDrawOptions(ModelOptions, KeyOptions, total=False):
     ]
 
 
-class SDELossOptions(TypedDict, total=False):
-    """What makes one loss of a process differ from another."""
+class TimesOptions(TypedDict, total=False):
+    """At which times samples are perturbed."""
 
     times: Annotated[
         str,
@@ -51,25 +52,11 @@ class SDELossOptions(TypedDict, total=False):
     ]
     log_mean: Annotated[float, Option(-1.2, 'of log s, for times="log_normal".')]
     log_std: Annotated[float, Option(1.2, "the same.")]
-    weighting: Annotated[
-        SDEWeighting,
-        Option(
-            "sigma2",
-            """lambda(t): "sigma2", sigma^2; "likelihood", g^2 (Song, Durkan et al. 2021), corrected
-            for times that are not uniform, so that its mean stays the same ("log_uniform" is their
-            importance sampling, of the least variance: there it is sigma^2 times a constant);
-            "edm",
-            alpha^2 s^2 (s^2 + sigma_data^2)/sigma_data^2 (Karras et al. 2022); "min_snr",
-            sigma^2 min(1, gamma s^2) (Hang et al. 2023); "output", the squared error of what the
-            network returns (flow matching, of a velocity); or a function of the float64 tensor of
-            times (batch,) that returns their lambda. All but "likelihood" are of these times as
-            they are drawn.""",
-        ),
-    ]
-    sigma_data: Annotated[
-        float, Option(0.5, 'standard deviation of the data, for weighting="edm".')
-    ]
-    gamma: Annotated[float, Option(5.0, 'the largest signal-to-noise ratio, for "min_snr".')]
+
+
+class CalledOptions(TypedDict, total=False):
+    """How a model is told the time or the noise level."""
+
     conditioning: Annotated[
         str | None,
         Option(
@@ -78,16 +65,6 @@ class SDELossOptions(TypedDict, total=False):
             ``model(x_t / alpha, s)``, "log_sigma" for log s; "index" for the nearest of its own
             levels. By default as the model's own attribute ``conditioning`` says, else as the
             process's: "sigma" of ``VE``, "time" of the others.""",
-        ),
-    ]
-    prediction: Annotated[
-        str | None,
-        Option(
-            None,
-            """what the model returns: "score", of the variable that it is called with; "eps", an
-            estimate of z; "x0", of the data; "v", (alpha z - sigma x_0)/n, called with x_t / n,
-            n = sqrt(alpha^2 + sigma^2); or "velocity", alpha' x_0 + sigma' z. By default what its
-            own attribute ``prediction`` says, else "score".""",
         ),
     ]
     time_scale: Annotated[
@@ -114,21 +91,38 @@ class SDELossOptions(TypedDict, total=False):
             attribute, or those of a process ``DDPM``.""",
         ),
     ]
-    drop: Annotated[
-        float,
+
+
+class SDELossOptions(TimesOptions, CalledOptions, DropOptions, total=False):
+    """What makes one loss of a process differ from another."""
+
+    weighting: Annotated[
+        SDEWeighting,
         Option(
-            0.0,
-            """for classifier-free guidance (Ho and Salimans 2021), the part of the samples, drawn
-            by their seed, whose conditions are replaced by ``null``.""",
+            "sigma2",
+            """lambda(t): "sigma2", sigma^2; "likelihood", g^2 (Song, Durkan et al. 2021), corrected
+            for times that are not uniform, so that its mean stays the same ("log_uniform" is their
+            importance sampling, of the least variance: there it is sigma^2 times a constant);
+            "edm",
+            alpha^2 s^2 (s^2 + sigma_data^2)/sigma_data^2 (Karras et al. 2022); "min_snr",
+            sigma^2 min(1, gamma s^2) (Hang et al. 2023); "output", the squared error of what the
+            network returns (flow matching, of a velocity); or a function of the float64 tensor of
+            times (batch,) that returns their lambda. All but "likelihood" are of these times as
+            they are drawn.""",
         ),
     ]
-    null: Annotated[
-        Mapping[str, Tensor | float] | None,
+    sigma_data: Annotated[
+        float, Option(0.5, 'standard deviation of the data, for weighting="edm".')
+    ]
+    gamma: Annotated[float, Option(5.0, 'the largest signal-to-noise ratio, for "min_snr".')]
+    prediction: Annotated[
+        str | None,
         Option(
             None,
-            """what stands for no condition, by the names of ``model_kwargs``: a number, or a tensor
-            of a sample's shape, as {"label": 10}. An entry that is replaced is a tensor
-            (batch, ...).""",
+            """what the model returns: "score", of the variable that it is called with; "eps", an
+            estimate of z; "x0", of the data; "v", (alpha z - sigma x_0)/n, called with x_t / n,
+            n = sqrt(alpha^2 + sigma^2); or "velocity", alpha' x_0 + sigma' z. By default what its
+            own attribute ``prediction`` says, else "score".""",
         ),
     ]
     reduction: Annotated[

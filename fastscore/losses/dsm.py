@@ -37,6 +37,7 @@ from fastscore.conditioning import (
     conditioning_of,
     prediction_of,
 )
+from fastscore.losses._dropped import DropOptions, Dropping
 from fastscore.losses._options import DrawOptions, LossOptions, Weighting, check_call, shown
 from fastscore.losses._perturbed import (
     beside,
@@ -129,7 +130,7 @@ class Loss(ExactBuffers):
         __call__: Callable[..., Tensor]
 
 
-class DSMOptions(LossOptions, total=False):
+class DSMOptions(LossOptions, DropOptions, total=False):
     """The options of denoising score matching."""
 
 
@@ -180,11 +181,12 @@ class DSMLoss(Loss):
     def __init__(self, sigmas: Tensor | Sequence[float], **options: Unpack[DSMOptions]) -> None:
         super().__init__()
         prepared = _prepare("DSMLoss", sigmas, options)
+        self._dropping = Dropping.of("DSMLoss", options)
         self.reduction = options["reduction"]
         self.conditioning = options["conditioning"]
         self.weighting = options["weighting"]
         self.prediction = options["prediction"]
-        for name, table in prepared._asdict().items():
+        for name, table in {**prepared._asdict(), **self._dropping.tensors()}.items():
             self.register_buffer(name, table, persistent=False)
 
     def extra_repr(self) -> str:
@@ -203,7 +205,8 @@ class DSMLoss(Loss):
     ) -> Tensor:
         """The loss of ``model`` on ``x``; see :func:`dsm_loss` for the arguments."""
         tables = Tables(self.sigmas, self.perturb_table, self.residual_table)
-        how = self.conditioning, self.prediction, self.reduction
+        dropping = self._dropping.with_tensors(self._buffers)
+        how = self.conditioning, self.prediction, self.reduction, dropping
         return _loss("DSMLoss", model, x, tables, *how, draws)
 
 
@@ -259,7 +262,8 @@ def dsm_loss(
     fn = "dsm_loss"
     check_floating(fn, "x", x, min_dim=1)
     tables = Tables(*(table.to(x.device) for table in _prepare(fn, sigmas, options)))
-    how = options["conditioning"], options["prediction"], options["reduction"]
+    dropping = Dropping.of(fn, options)
+    how = options["conditioning"], options["prediction"], options["reduction"], dropping
     return _loss(fn, model, x, tables, *how, options)
 
 
@@ -288,6 +292,7 @@ def _loss(
     conditioning: str | None,
     prediction: str | None,
     reduction: str,
+    dropping: Dropping,
     draws: DrawOptions,
 ) -> Tensor:
     check_data(fn, x, tables.sigmas)
@@ -297,6 +302,7 @@ def _loss(
     check_levels(fn, draws, x, len(tables.sigmas))
     model_kwargs = check_model_kwargs(fn, draws["model_kwargs"])
     key = noise_key(fn, x, draws)
+    model_kwargs = dropping(fn, model_kwargs, len(x), key, numbering(draws))
     at = perturbed(x, tables.sigmas, tables.perturb_table, key, draws)
     output = call_model(fn, model, at.x, at.sigma, at.levels, conditioning, model_kwargs)
     table = tables.residual_table

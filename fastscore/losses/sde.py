@@ -25,12 +25,12 @@ from fastscore._support.checks import (
     check_floating,
     check_number,
     fail,
-    fail_type,
 )
 from fastscore._support.model_kwargs import check_model_kwargs
 from fastscore._support.options import declared, documents, takes_options
-from fastscore.conditioning import CONDITIONINGS, PREDICTIONS, call_model
-from fastscore.losses._dropped import check_null, dropped
+from fastscore.conditioning import PREDICTIONS, call_model
+from fastscore.losses._dropped import Dropping
+from fastscore.losses._in_time import InTime, perturbed_in_time, table_of
 from fastscore.losses._options import shown
 from fastscore.losses._perturbed import (
     beside,
@@ -41,16 +41,11 @@ from fastscore.losses._perturbed import (
     values_can_be_read,
 )
 from fastscore.losses._sde_options import WEIGHTINGS, SDEDrawOptions, SDELossOptions
-from fastscore.losses._times import Times, stratified, uniform
 from fastscore.losses.dsm import Loss
-from fastscore.ops import dsm_residual, perturb
+from fastscore.ops import dsm_residual
 from fastscore.ops.dsm import REDUCTIONS
-from fastscore.random import Stream
-from fastscore.sde import Process, as_process
-from fastscore.sde._frame import Frame, Levels, index_levels, levels_of_process
-from fastscore.sde._process import check_time
-
-SLACK = 1e-6  # by which a time may have been rounded out of its range
+from fastscore.sde import Process
+from fastscore.sde._frame import Frame
 
 
 class _EveryOption(SDELossOptions, SDEDrawOptions, total=False):
@@ -61,30 +56,20 @@ class _EveryOption(SDELossOptions, SDEDrawOptions, total=False):
 class Prepared:
     """What does not change from call to call, checked."""
 
-    times: Times
+    in_time: InTime
     options: SDELossOptions
-    levels: Levels | None  # of an index, as given
-    process_levels: Levels | None  # and those of the process
-    null: dict[str, Tensor | float]
+    dropping: Dropping
 
     def tensors(self) -> dict[str, Tensor]:
         """What has to be where the data are, under names of its own."""
-        numbered = {f"null_{i}": value for i, value in enumerate(self.null.values())}
-        found = {name: value for name, value in numbered.items() if isinstance(value, Tensor)}
-        for name, levels in (("levels", self.levels), ("process_levels", self.process_levels)):
-            if levels is not None:
-                found[name] = levels.s
-        return found
+        return {**self.dropping.tensors(), **self.in_time.tensors()}
 
     def with_tensors(self, moved: Mapping[str, Any]) -> Prepared:
         """With these in their place."""
         if not moved:
             return self
-        null = {n: moved.get(f"null_{i}", value) for i, (n, value) in enumerate(self.null.items())}
-        levels, own = self.levels, self.process_levels
-        levels = levels and Levels(moved["levels"], levels.kind)
-        own = own and Levels(moved["process_levels"], own.kind)
-        return Prepared(self.times, self.options, levels, own, null)
+        in_time, dropping = self.in_time.with_tensors(moved), self.dropping.with_tensors(moved)
+        return Prepared(in_time, self.options, dropping)
 
 
 @documents(SDELossOptions)
@@ -120,7 +105,7 @@ class SDELoss(Loss):
     def __init__(self, sde: Process | Any, **options: Unpack[SDELossOptions]) -> None:
         super().__init__()
         host = _prepare("SDELoss", sde, options)
-        self.sde, self._host = host.times.process, host
+        self.sde, self._host = host.in_time.process, host
         for name, tensor in host.tensors().items():
             self.register_buffer(name, tensor, persistent=False)
 
@@ -216,33 +201,19 @@ def declared_defaults() -> dict[str, Any]:
 
 def _prepare(fn: str, sde: Any, options: SDELossOptions) -> Prepared:
     """Check what does not change from call to call."""
-    process = as_process(fn, sde)
+    in_time = InTime.of(fn, sde, options)
     check_choice(fn, "reduction", options["reduction"], REDUCTIONS)
-    conditioning, prediction = options["conditioning"], options["prediction"]
-    if conditioning is not None:
-        check_choice(fn, "conditioning", conditioning, CONDITIONINGS)
-    if prediction is not None:
-        check_choice(fn, "prediction", prediction, PREDICTIONS)
+    if options["prediction"] is not None:
+        check_choice(fn, "prediction", options["prediction"], PREDICTIONS)
     if not callable(options["weighting"]):
         other = "a function of the times"
         check_choice(fn, "weighting", options["weighting"], WEIGHTINGS, other=other)
-    if not isinstance(options["stratified"], bool):
-        fail_type(fn, "stratified", "True or False", options["stratified"])
     for name in ("sigma_data", "gamma"):
         check_number(fn, name, options[name], positive=True)
-    if options["time_scale"] is not None:
-        check_number(fn, "time_scale", options["time_scale"], positive=True)
-    drop, null = check_null(fn, options["drop"], options["null"])
+    dropping = Dropping.of(fn, options)
     own: SDELossOptions = {name: options[name] for name in declared_defaults()}  # type: ignore
-    own["drop"] = drop
-    mean, std = options["log_mean"], options["log_std"]
-    return Prepared(
-        Times.of(fn, process, options["times"], mean, std),
-        own,
-        index_levels(fn, options["sigmas"], options["betas"]),
-        levels_of_process(process),
-        null,
-    )
+    own["drop"] = dropping.part
+    return Prepared(in_time, own, dropping)
 
 
 # ---- a call --------------------------------------------------------------------------------------
@@ -253,69 +224,36 @@ def _loss(
 ) -> Tensor:
     check_data(fn, x)
     check_callable(fn, "model", model)
-    options, process = prepared.options, prepared.times.process
+    options, in_time = prepared.options, prepared.in_time
     frame = Frame.of(
         fn,
         model,
-        process,
+        in_time.process,
         conditioning=options["conditioning"],
         prediction=options["prediction"],
         time_scale=options["time_scale"],
-        levels=prepared.levels,
-        process_levels=prepared.process_levels,
+        levels=in_time.levels,
+        process_levels=in_time.process_levels,
     )
     model_kwargs = check_model_kwargs(fn, draws["model_kwargs"])
     key, numbers = noise_key(fn, x, draws), numbering(draws)
-    if options["drop"]:
-        without = uniform(key, len(x), Stream.DROP, **numbers) < options["drop"]
-        model_kwargs = dropped(fn, model_kwargs, prepared.null, without)
-    t = _times(fn, x, prepared, key, draws)
-    s = process.noise_level(t)
-    alpha = frame.alpha(t, s)
-    sigma = alpha * s
-    p, q, h = frame.residual_coefficients(t, alpha, sigma)
-    w = _weights(fn, prepared, t, s, p)
-    labels = torch.arange(len(x), device=x.device)  # a row of each sample's own
-    noisy, _ = perturb(x, _table(alpha, sigma), key, labels=labels, **numbers)
-    told = torch.float64 if x.dtype == torch.float64 else torch.float32
-    time = (t * frame.time_scale).to(told) if frame.conditioning == "time" else None
-    index = frame.index(s) if frame.conditioning == "index" else labels
-    output = call_model(
-        fn, model, noisy, s.to(told), index, frame.conditioning, model_kwargs, time=time
-    )
-    table, clean = _table(p, q, w), None
+    model_kwargs = prepared.dropping(fn, model_kwargs, len(x), key, numbers)
+    t = in_time.drawn(fn, x, key, draws)
+    at = perturbed_in_time(frame, x, t, key, draws)
+    p, q, h = frame.residual_coefficients(t, at.alpha, at.sigma)
+    w = _weights(fn, prepared, t, at.s, p)
+    how = frame.conditioning
+    output = call_model(fn, model, at.x, at.level, at.number, how, model_kwargs, time=at.time)
+    table, clean = table_of(p, q, w), None
     if h is not None:
-        table, clean = _table(p, q, w, h), beside(output, x)
+        table, clean = table_of(p, q, w, h), beside(output, x)
     reduction = options["reduction"]
-    return dsm_residual(output, table, labels, key, noisy=clean, reduction=reduction, **numbers)
-
-
-def _table(*columns: Tensor) -> Tensor:
-    """A row of each sample's own; a kernel wants one of no samples, too."""
-    table = torch.stack(columns, dim=-1)
-    return table if len(table) else table.new_ones((1, len(columns)))
-
-
-def _times(fn: str, x: Tensor, prepared: Prepared, key: Tensor, draws: SDEDrawOptions) -> Tensor:
-    """The time of each sample, float64 (batch,): given and checked, or drawn."""
-    times, t = prepared.times, draws["t"]
-    if t is None:
-        numbers = draws["sample_offset"], draws["samples"]
-        if prepared.options["stratified"]:
-            return times.of_uniform(stratified(key, len(x), *numbers))
-        return times.of_uniform(uniform(key, len(x), Stream.TIME, *numbers))
-    t = check_time(fn, x, t).expand(len(x))
-    low, high = times.process.t_eps * (1 - SLACK), times.process.t_max * (1 + SLACK)
-    inside = (t >= low) & (t <= high)
-    if values_can_be_read(t) and not bool(inside.all()):
-        ends = f"from t_eps = {times.process.t_eps:g} to t_max = {times.process.t_max:g}"
-        fail(fn, "t", f"{ends} of the process", f"{float(t[~inside][0]):.7g}")
-    return t.where(inside, torch.nan)
+    return dsm_residual(output, table, at.rows, key, noisy=clean, reduction=reduction, **numbers)
 
 
 def _weights(fn: str, prepared: Prepared, t: Tensor, s: Tensor, p: Tensor) -> Tensor:
     """w = lambda/sigma^2, float64 (batch,): what the predicted noise's error is weighted with."""
-    options, times = prepared.options, prepared.times
+    options, times = prepared.options, prepared.in_time.times
     weighting = options["weighting"]
     if callable(weighting):
         return _given_weights(fn, weighting, t) / times.process.sigma(t).square()

@@ -1,10 +1,13 @@
 """Small noise-conditional score networks, and the moving average of their weights.
 
-================  ================================================================================
-``ScoreMLP``      a multilayer perceptron, for data of the shape (dim,)
-``ScoreConvNet``  a small U-Net, for images
-``EMA``           the moving average of any network's weights
-================  ================================================================================
+===================  =============================================================================
+``ScoreMLP``         a multilayer perceptron, for data of the shape (dim,)
+``ScoreConvNet``     a small U-Net, for images
+``NoisyClassifier``  a multilayer perceptron that tells the class of noisy data, of any shape
+``EMA``              the moving average of any network's weights
+===================  =============================================================================
+
+The first two are told classes where they are made with ``classes=``.
 
 Any ``torch.nn.Module``, and any function, will do in the place of these networks.
 
@@ -19,11 +22,12 @@ import importlib
 import warnings
 from types import ModuleType
 
+from fastscore.nn.classifier import NoisyClassifier
 from fastscore.nn.conv import ScoreConvNet
 from fastscore.nn.ema import EMA
 from fastscore.nn.mlp import ScoreMLP
 
-__all__ = ["EMA", "ScoreConvNet", "ScoreMLP"]
+__all__ = ["EMA", "NoisyClassifier", "ScoreConvNet", "ScoreMLP"]
 
 
 def __dir__() -> list[str]:

@@ -18,6 +18,7 @@ from fastscore._support.checks import (
 )
 from fastscore._support.spread import standard_deviation, warn_if_far_off
 from fastscore.conditioning import as_sigma
+from fastscore.nn._classes import ClassEmbedding, check_classes, refuse_label
 
 GROUPS = 8
 BASE_CHANNELS = 32
@@ -77,6 +78,9 @@ class ScoreConvNet(nn.Module):
         blocks: residual blocks at each stage.
         data_std: standard deviation of the pixels about their means; :meth:`for_data` takes it
             from the images. The default is that of images on [-1, 1]; on [0, 1] it is about 0.3.
+        classes: how many classes f is told, by a learnt vector beside that of the noise level:
+            ``model(x, sigma, label=label)`` with int64 labels (batch,) in [0, classes), or
+            ``classes`` itself for none of them. None for a network without classes.
 
     Attributes:
         data_shape: (channels, image_size, image_size), from which samplers know what to draw.
@@ -86,7 +90,7 @@ class ScoreConvNet(nn.Module):
 
     Raises:
         TypeError, ValueError: sizes that do not fit; on call, an x that is not
-            (batch, *data_shape) or a sigma that is not (batch,).
+            (batch, *data_shape), a sigma that is not (batch,), or a label that is no class.
 
     >>> model = ScoreConvNet(channels=1, image_size=8)
     >>> model(torch.zeros(2, 1, 8, 8), torch.ones(2)).shape
@@ -103,6 +107,7 @@ class ScoreConvNet(nn.Module):
         base_channels: int = BASE_CHANNELS,
         blocks: int = 1,
         data_std: float = 0.5,
+        classes: int | None = None,
     ) -> None:
         """See the class."""
         super().__init__()
@@ -112,6 +117,7 @@ class ScoreConvNet(nn.Module):
         check_int(fn, "image_size", image_size, minimum=2)
         check_int(fn, "base_channels", base_channels, minimum=GROUPS)
         check_number(fn, "data_std", data_std, positive=True)
+        classes = check_classes(fn, classes)
         if image_size % 2:
             fail(fn, "image_size", "even", image_size)
         if base_channels % GROUPS:
@@ -144,9 +150,20 @@ class ScoreConvNet(nn.Module):
         self.leave = nn.Conv2d(base_channels, channels, 3, padding=1)
         for parameter in self.leave.parameters():
             nn.init.zeros_(parameter)
+        self.classes, self.embed_class = classes, None
+        if classes is not None:
+            self.config["classes"] = classes
+            self.embed_class = ClassEmbedding(fn, classes, embedding)
 
     @classmethod
-    def for_data(cls, x: Tensor, *, base_channels: int = BASE_CHANNELS, blocks: int = 1) -> Self:
+    def for_data(
+        cls,
+        x: Tensor,
+        *,
+        base_channels: int = BASE_CHANNELS,
+        blocks: int = 1,
+        classes: int | None = None,
+    ) -> Self:
         """The network for a set of images: their channels, size and ``data_std``.
 
         Images whose mean is more than 3 standard deviations from 0 get a warning: take it off,
@@ -155,7 +172,7 @@ class ScoreConvNet(nn.Module):
         Args:
             x: the images, or a large part of them, (n, channels, size, size), floating point, on
                 the scale that the network is trained on.
-            base_channels, blocks: as for the class.
+            base_channels, blocks, classes: as for the class.
 
         Raises:
             TypeError, ValueError: as the class; an ``x`` of another shape, with fewer than two
@@ -172,15 +189,24 @@ class ScoreConvNet(nn.Module):
             fail(fn, "x", "of shape (n, channels, image_size, image_size)", got)
         warn_if_far_off(fn, x, spread)
         return cls(
-            x.shape[1], x.shape[2], base_channels=base_channels, blocks=blocks, data_std=spread
+            x.shape[1],
+            x.shape[2],
+            base_channels=base_channels,
+            blocks=blocks,
+            data_std=spread,
+            classes=classes,
         )
 
-    def forward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """The score at x and noise levels sigma (batch,)."""
+    def forward(self, x: Tensor, sigma: Tensor | float, label: Tensor | None = None) -> Tensor:
+        """The score at x, noise levels sigma and, with classes, label, (batch,)."""
         check_floating("ScoreConvNet", "x", x, min_dim=1)
         check_shape("ScoreConvNet", "x", x, (len(x), *self.data_shape), "batch and data_shape")
         level = as_sigma("ScoreConvNet", x, sigma)
         embedding = self.embed(level.log(), x.dtype)
+        if self.embed_class is None:
+            refuse_label("ScoreConvNet", label)
+        else:
+            embedding = embedding + self.embed_class.of(label, x)
         level = per_sample(level, x)
         h = self.enter((x / (level.square() + self.data_std**2).sqrt()).to(x.dtype))
         for block in self.encode:
@@ -196,4 +222,5 @@ class ScoreConvNet(nn.Module):
 
     def extra_repr(self) -> str:
         """What the layers don't say, for ``repr``."""
-        return f"data_shape={self.data_shape}, data_std={self.data_std}"
+        own = f"data_shape={self.data_shape}, data_std={self.data_std}"
+        return own if self.classes is None else f"{own}, classes={self.classes}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,28 +10,18 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from fastscore._support.checks import (
-    check_choice,
     check_floating,
     check_int,
     check_number,
     check_shape,
     fail,
-    fail_type,
 )
 from fastscore._support.spread import standard_deviation, warn_if_far_off
 from fastscore.conditioning import as_sigma
+from fastscore.nn._classes import ClassEmbedding, check_classes, refuse_label
+from fastscore.nn._perceptron import ACTIVATION, HIDDEN, check_widths, draw_weights, perceptron
 
-HIDDEN = (256, 256, 256)
-ACTIVATION = "silu"
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "softplus": nn.Softplus,
-    "silu": nn.SiLU,
-    "tanh": nn.Tanh,
-    "elu": nn.ELU,
-    "gelu": nn.GELU,
-    "relu": nn.ReLU,
-    "sigmoid": nn.Sigmoid,
-}
+CLASS_WIDTH = 32  # of the vector that stands for a class
 
 
 class ScoreMLP(nn.Module):
@@ -85,10 +75,14 @@ class ScoreMLP(nn.Module):
             them. Too large by a factor of 7, as 1 is for the rings, it costs most of the gain. The
             mean is not taken off: that makes no difference where it lies within one standard
             deviation of 0, a small one at 3, and a large one at 10.
+        classes: how many classes f is told, as a vector that is learnt: ``model(x, sigma,
+            label=label)`` with int64 labels (batch,) in [0, classes), or ``classes`` itself for
+            none of them, which :class:`fastscore.guidance.ClassifierFreeGuidance` and ``drop=`` of
+            the losses take as ``null={"label": classes}``. None for a network without classes.
 
     Attributes:
         layers: the ``nn.Sequential`` of linear layers and activations. Its input is the scaled x,
-            followed by log sigma when noise-conditional.
+            followed by log sigma when noise-conditional, and the vector of its class.
         data_shape: (dim,), from which samplers know what to draw.
         sigma_range: the noise levels (lowest, highest) that it was trained on, for samplers in
             continuous time; None until it is set.
@@ -96,7 +90,8 @@ class ScoreMLP(nn.Module):
 
     Raises:
         TypeError, ValueError: sizes below 1, no hidden layer, an unknown activation; on call, an x
-            that is not (batch, dim), a sigma that is not (batch,), or none where f is told it.
+            that is not (batch, dim), a sigma that is not (batch,), or none where f is told it; a
+            label likewise, or one that is no class.
 
     >>> model = ScoreMLP(2, hidden=(64, 64))
     >>> model(torch.zeros(5, 2), torch.ones(5)).shape
@@ -113,18 +108,15 @@ class ScoreMLP(nn.Module):
         activation: str = ACTIVATION,
         noise_conditional: bool = True,
         data_std: float = 1.0,
+        classes: int | None = None,
     ) -> None:
         """See the class."""
         super().__init__()
         fn = "ScoreMLP"
         check_int(fn, "dim", dim, minimum=1)
-        check_choice(fn, "activation", activation, tuple(ACTIVATIONS))
         check_number(fn, "data_std", data_std, positive=True)
-        if isinstance(hidden, str) or not isinstance(hidden, Iterable):
-            fail_type(fn, "hidden", "a sequence of widths", hidden)
-        widths = [check_int(fn, "hidden", width, minimum=1) for width in hidden]
-        if not widths:
-            fail(fn, "hidden", "at least one width", tuple(hidden))
+        classes = check_classes(fn, classes)
+        widths = check_widths(fn, hidden, activation)
         self.config: dict[str, Any] = {
             "dim": int(dim),
             "hidden": widths,
@@ -136,12 +128,13 @@ class ScoreMLP(nn.Module):
         self.data_std = data_std
         self.noise_conditional = noise_conditional
         self.conditioning, self.sigma_optional = "sigma", not noise_conditional
-        layers: list[nn.Module] = []
-        width = dim + int(noise_conditional)
-        for next_width in widths:
-            layers += [nn.Linear(width, next_width), ACTIVATIONS[activation]()]
-            width = next_width
-        self.layers = nn.Sequential(*layers, nn.Linear(width, dim))
+        told = 0 if classes is None else CLASS_WIDTH
+        width = dim + int(noise_conditional) + told
+        self.layers = perceptron(width, widths, dim, activation)
+        self.classes, self.embed = classes, None
+        if classes is not None:
+            self.config["classes"] = classes
+            self.embed = ClassEmbedding(fn, classes, CLASS_WIDTH)
         self.reset_parameters()
 
     @classmethod
@@ -152,6 +145,7 @@ class ScoreMLP(nn.Module):
         *,
         activation: str = ACTIVATION,
         noise_conditional: bool = True,
+        classes: int | None = None,
     ) -> Self:
         """The network for a data set: ``dim`` and ``data_std`` are taken from it.
 
@@ -160,7 +154,7 @@ class ScoreMLP(nn.Module):
 
         Args:
             x: the data, or a large part of them, (n, dim), floating point.
-            hidden, activation, noise_conditional: as for the class.
+            hidden, activation, noise_conditional, classes: as for the class.
 
         Raises:
             TypeError, ValueError: as the class; an ``x`` that is not (n, dim) with two samples at
@@ -182,33 +176,40 @@ class ScoreMLP(nn.Module):
             activation=activation,
             noise_conditional=noise_conditional,
             data_std=spread,
+            classes=classes,
         )
 
     def reset_parameters(self) -> None:
         """Draw the weights anew from torch's default generator."""
-        linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
-        for layer in linear:
-            nn.init.xavier_uniform_(layer.weight, gain=0.01 if layer is linear[-1] else 1.0)
-            if layer is linear[-1]:
-                nn.init.zeros_(layer.bias)
-            else:
-                nn.init.uniform_(layer.bias, -1.0, 1.0)
+        draw_weights(self.layers)
+        if self.embed is not None:
+            self.embed.reset_parameters()
 
-    def forward(self, x: Tensor, sigma: Tensor | float | None = None) -> Tensor:
-        """The score at x (batch, dim) and noise levels sigma (batch,)."""
+    def forward(
+        self, x: Tensor, sigma: Tensor | float | None = None, label: Tensor | None = None
+    ) -> Tensor:
+        """The score at x (batch, dim), noise levels sigma and, with classes, label (batch,)."""
         check_floating("ScoreMLP", "x", x, min_dim=1)
         check_shape("ScoreMLP", "x", x, (len(x), *self.data_shape), "batch and dim")
+        told = []
+        if self.embed is None:
+            refuse_label("ScoreMLP", label)
+        else:
+            told.append(self.embed.of(label, x))
         if sigma is None:
             if self.noise_conditional:
                 fail("ScoreMLP", "sigma", "given to a noise-conditional network", None)
-            return self.layers(x)
+            return self.layers(torch.cat([x, *told], dim=1) if told else x)
         level = as_sigma("ScoreMLP", x, sigma).unsqueeze(1)
         features = x
         if self.noise_conditional:
             scaled = x / (level.square() + self.data_std**2).sqrt()
-            features = torch.cat([scaled, level.log()], dim=1).to(x.dtype)
+            features = torch.cat([scaled, level.log(), *told], dim=1).to(x.dtype)
+        elif told:
+            features = torch.cat([x, *told], dim=1).to(x.dtype)
         return (self.layers(features) / level).to(x.dtype)
 
     def extra_repr(self) -> str:
         """What the layers don't say, for ``repr``."""
-        return f"noise_conditional={self.noise_conditional}, data_std={self.data_std}"
+        own = f"noise_conditional={self.noise_conditional}, data_std={self.data_std}"
+        return own if self.classes is None else f"{own}, classes={self.classes}"

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastscore._support.checks import check_floating, describe, fail, fail_type
-from fastscore._support.eager import compiled_parts_run_eagerly
 from fastscore._support.explain import explained
-from fastscore._support.inference import recordable, recording
 from fastscore._support.lending import lend, lent
-from fastscore._support.once import marked_once, only_once
-from fastscore._support.tangents import refuse_tangents
 from fastscore._support.warn import warn_caller
 from fastscore.conditioning import as_sigma
+from fastscore.derivatives.gradients import gradient_of_values
 from fastscore.scores.adapters import Adapter
 
 
@@ -54,6 +49,7 @@ class EnergyScore(Adapter):
         TypeError: ``energy`` can't be called or does not return a tensor.
 
     Example:
+        >>> import torch
         >>> model = EnergyScore(lambda x, sigma: 0.5 * x.square().sum(1) / sigma**2)
         >>> model(torch.ones(2, 2), torch.tensor([1.0, 2.0])).detach()
         tensor([[-1.0000, -1.0000],
@@ -104,12 +100,16 @@ class EnergyScore(Adapter):
         What else is given by name goes to the energy.
         """
         level = self._level(x, sigma)
-        gradient = self._functional_gradient if _needs_functional() else self._gradient
-        return -gradient(x, level, model_kwargs)
+
+        def values(at: Tensor, *level: Tensor) -> Tensor:
+            return self._values(at, level, model_kwargs)
+
+        return -gradient_of_values("EnergyScore", "energy", values, x, level)
 
     def values(self, x: Tensor, sigma: Tensor | float | None = None, **model_kwargs: Any) -> Tensor:
         """The energy itself, one number of each sample, (batch,); arguments as of the score.
 
+        >>> import torch
         >>> model = EnergyScore(lambda x, sigma: 0.5 * x.square().sum(1) / sigma**2)
         >>> model.values(torch.ones(2, 2), torch.tensor([1.0, 2.0]))
         tensor([1.0000, 0.2500])
@@ -134,34 +134,3 @@ class EnergyScore(Adapter):
             expected = f"a function that returns one number per sample, shape ({len(x)},)"
             fail("EnergyScore", "energy", expected, describe(values))
         return values
-
-    def _gradient(
-        self, x: Tensor, level: tuple[Tensor, ...], model_kwargs: dict[str, Any]
-    ) -> Tensor:
-        refuse_tangents("EnergyScore", (x,))
-        record = torch.is_grad_enabled()
-        # Compiled code has no second derivatives.
-        eagerly = compiled_parts_run_eagerly() if record else contextlib.nullcontext()
-        with recording(), eagerly:
-            x, level = recordable(x), tuple(map(recordable, level))
-            # The caller's own tensor only where its graph has to go on through it.
-            leaf = x if record and x.requires_grad else x.detach().requires_grad_()
-            values = self._values(leaf, level, model_kwargs)
-            if not values.requires_grad:
-                fail("EnergyScore", "energy", "differentiable in x", "a value with no graph")
-            (gradient,) = torch.autograd.grad(values.sum(), leaf, create_graph=record)
-            if record and marked_once(values).functions:
-                gradient = only_once(gradient, values)
-        return gradient
-
-    def _functional_gradient(
-        self, x: Tensor, level: tuple[Tensor, ...], model_kwargs: dict[str, Any]
-    ) -> Tensor:
-        result: Any = torch.func.vjp(lambda at: self._values(at, level, model_kwargs), x)
-        values, pullback = result
-        return pullback(torch.ones_like(values))[0]
-
-
-def _needs_functional() -> bool:
-    """Whether autograd.grad on a leaf of our own is out of the question here."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()

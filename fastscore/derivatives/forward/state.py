@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_flatten
 
 from fastscore._support.lending import lent
 from fastscore._support.scripted import scripted_calls
+from fastscore._support.terms import summed
 from fastscore.derivatives.call import Call
 
 # The autograd.Function whose forward a code object is, or None.
@@ -64,7 +65,7 @@ def evaluate(call: Call, x: torch.Tensor) -> Any:
     succeeded = False
     try:
         with scripted_calls(_refuse_scripted):
-            output = call.model(x, *args, **kwargs)
+            output = summed(call.model(x, *args, **kwargs))
         if CALLER.writes is not None:
             output = CALLER.writes.of_output(output)
         succeeded = True

@@ -21,6 +21,7 @@ from fastscore._support.lending import lend
 from fastscore._support.once import marked_once, only_once, refuse
 from fastscore._support.reach import Statistics
 from fastscore._support.tangents import refuse_tangents
+from fastscore._support.terms import summed
 from fastscore.derivatives.call import Call
 from fastscore.derivatives.forward.elementary import ELEMENTARY
 from fastscore.derivatives.forward.state import (
@@ -52,7 +53,7 @@ def whole_model(
 
 def _to_third_order(fn: str, model: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
     with differentiable_to_third_order():
-        output = model(*args, **kwargs)
+        output = summed(model(*args, **kwargs))
     if not isinstance(output, Tensor):
         fail_type(fn, "model", "a function that returns a tensor", output)
     return output
