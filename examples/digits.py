@@ -58,8 +58,8 @@ class Size(NamedTuple):
     truths: int  # that are drawn from it
 
 
-FULL = Size(32, 3000, 2000, 100, 16, 30, 1500, 64)
-QUICK = Size(8, 150, 200, 30, 4, 10, 200, 96)
+FULL = Size(32, 2500, 2000, 100, 12, 30, 1000, 64)
+QUICK = Size(8, 150, 200, 25, 2, 10, 100, 64)
 
 
 class Data(NamedTuple):
@@ -192,7 +192,7 @@ def judged(samples: Tensor, truth: Tensor, where: Tensor | None = None) -> dict[
         "coverage": float(shares.mean()),
         "standard_error": float(shares.std() / len(shares) ** 0.5),
         "interval": float(wide[kept].mean()),
-        "rmse_of_mean": float(off[kept].mean().sqrt()),
+        "error_of_mean": float(off[kept].mean().sqrt()),
     }
 
 
@@ -255,9 +255,7 @@ def classes(
     shown = {}
     guided: dict[str, Callable[[float], nn.Module]] = {
         "classifier": lambda w: ClassifierGuidance(net, classifier, scale=w),
-        "classifier-free": lambda w: ClassifierFreeGuidance(
-            net, null={"label": NO_CLASS}, scale=w
-        ),
+        "classifier-free": lambda w: ClassifierFreeGuidance(net, null={"label": NO_CLASS}, scale=w),
     }
     for name, guide in guided.items():
         found[name] = {}
@@ -278,10 +276,12 @@ def classes(
                 "seconds": time.perf_counter() - start,
             }
             shown[name, scale] = x.unflatten(0, (CLASSES, -1))
-    rows = [
-        Row(f"{c}\n{name}\nw = {scale:g}", None, None, shown[name, scale][c])
-        for c in (3, 8)
-        for name, scale in [(n, s) for n in guided for s in (0.0, 1.0, 4.0)]
+    one = 3
+    rows = [Row("held out", None, None, data.held_out[data.held_out_labels == one])]
+    rows += [
+        Row(f"{name}\nw = {scale:g}", None, None, shown[name, scale][one])
+        for name in guided
+        for scale in (0.0, 1.0, 4.0)
     ]
     save_figure(out / "control-classes.png", rows, ink=True, shown=8)
     return found
@@ -348,6 +348,7 @@ def reconstruct(data: Data, net: nn.Module, size: Size, out: Path) -> dict[str, 
         "exact": (exact, exact.sample(size.truths, seed=3), data.x.var(0).mean() + KERNEL**2),
         "network": (net, data.held_out[: size.digits], data.x.var(0).mean()),
     }
+    title = {"exact": "", "network": "network, "}
     found: dict[str, Any] = {}
     rows = []
     for case, (score, truth, variance) in cases.items():
@@ -381,13 +382,11 @@ def reconstruct(data: Data, net: nn.Module, size: Size, out: Path) -> dict[str, 
             }
             back = operator.A_dagger(y)
             rows += [
-                Row(f"{kind}\n{case if name == 'exact' else name}", truth[0], back[0], x[0])
+                Row(f"{kind}\n{title[case]}{name}", truth[0], back[0], x[0])
                 for name, x in drawn.items()
                 if name in ("exact", "MMPS")
             ]
-    save_figure(
-        out / "control-reconstruct.png", rows, ink=True, titles=("truth", "A_dagger y")
-    )
+    save_figure(out / "control-reconstruct.png", rows, ink=True, titles=("truth", "A_dagger y"))
     return found
 
 
@@ -416,18 +415,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "training_seconds": time.perf_counter() - begin,
         "judge_held_out_accuracy": judge.held_out,
     }
-    if "inpaint" in jobs:
-        figures["inpaint"] = inpaint(data, net, judge, size, args.out)
-    if "classes" in jobs:
-        classifier = train_classifier(data, size)
-        figures["classes"] = classes(data, net, classifier, judge, size, args.out)
-    if "reconstruct" in jobs:
-        figures["reconstruct"] = reconstruct(data, net, size, args.out)
+    for job in jobs:
+        if job == "inpaint":
+            figures[job] = inpaint(data, net, judge, size, args.out)
+        elif job == "classes":
+            figures[job] = classes(data, net, train_classifier(data, size), judge, size, args.out)
+        else:
+            figures[job] = reconstruct(data, net, size, args.out)
+        print(*(f"{job}: {line}" for line in table(figures[job])), sep="\n", flush=True)
     figures["total_seconds"] = time.perf_counter() - begin
     (args.out / "control_digits.json").write_text(json.dumps(figures, indent=2) + "\n")
-    for job in JOBS:
-        for line in table(figures.get(job, {})):
-            print(f"{job}: {line}")
     return figures
 
 

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib
+import numpy
 from torch import Tensor
 
 matplotlib.use("Agg")  # writes files, and needs no display
-from matplotlib import pyplot  # noqa: E402
+from matplotlib import pyplot
 
 
 class Row(NamedTuple):
-    """One row of the figure; pictures are (height, width) or (channels, height, width)."""
+    """One row: pictures of one size, (height, width) or (channels, height, width)."""
 
     name: str
     truth: Tensor | None
@@ -50,41 +51,40 @@ def save_figure(
     heads = [*titles, *["sample"] * shown, "mean", "std. dev."]
     table = []
     for row, spread in zip(rows, spreads, strict=True):
-        samples = list(row.samples[:shown])
-        table.append([row.truth, row.measurement, *samples, row.samples.mean(0), spread])
+        grey = [row.truth, row.measurement, *row.samples[:shown], row.samples.mean(0)]
+        line = [None if picture is None else _shades(picture, limits, ink) for picture in grey]
+        table.append([*line, matplotlib.colormaps["magma"]((spread / most).numpy())[..., :3]])
     kept = [c for c in range(len(heads)) if any(line[c] is not None for line in table)]
-    figure, axes = pyplot.subplots(
-        len(rows),
-        len(kept),
-        figsize=(size * len(kept) + 0.7, size * len(rows) + 0.3),
-        squeeze=False,
-        layout="constrained",
-    )
-    for line, row, places in zip(table, rows, axes, strict=True):
-        for place, c in zip(places, kept, strict=True):
-            place.set(xticks=[], yticks=[])
-            place.spines[:].set_visible(False)
-            if line[c] is None:
-                continue
-            if c == len(heads) - 1:
-                place.imshow(line[c], cmap="magma", vmin=0, vmax=most)
-            else:
-                low, high = limits
-                picture = ((_last(line[c]) - low) / (high - low)).clamp(0, 1)
-                place.imshow(picture, cmap="gray_r" if ink else "gray", vmin=0, vmax=1)
-        places[0].set_ylabel(row.name, fontsize=8)
-    for place, c in zip(axes[0], kept, strict=True):
-        place.set_title(heads[c], fontsize=8)
+
+    # One image for all of them: axes of their own take a hundred times as long.
+    high, wide = spreads[0].shape
+    gap = max(1, wide // 8)
+    mosaic = numpy.ones((len(rows) * (high + gap), len(kept) * (wide + gap), 3))
+    for i, line in enumerate(table):
+        for j, c in enumerate(kept):
+            if (picture := line[c]) is not None:
+                top, left = i * (high + gap), j * (wide + gap)
+                mosaic[top : top + high, left : left + wide] = picture
+    inches = size * len(kept) + 0.8, size * high / wide * len(rows) + 0.3
+    figure, axes = pyplot.subplots(figsize=inches, layout="constrained")
+    axes.imshow(mosaic, interpolation="nearest", aspect="equal")
+    middle = [(wide + gap) * j + wide / 2 for j in range(len(kept))], [heads[c] for c in kept]
+    axes.set_xticks(*middle, fontsize=8)
+    middle = [(high + gap) * i + high / 2 for i in range(len(rows))], [row.name for row in rows]
+    axes.set_yticks(*middle, fontsize=8)
+    axes.tick_params(length=0, labeltop=True, labelbottom=False)
+    axes.spines[:].set_visible(False)
     figure.savefig(path, dpi=100)
     pyplot.close(figure)
 
 
-def _last(picture: Tensor) -> Tensor:
-    """(height, width), or (height, width, 3), as matplotlib takes them."""
-    picture = picture.detach().double().cpu()
-    if picture.dim() == 3:
-        picture = picture[0] if len(picture) == 1 else picture.movedim(0, -1)
-    return picture
+def _shades(picture: Tensor, limits: tuple[float, float], ink: bool) -> numpy.ndarray:
+    """(height, width, 3) from 0 to 1."""
+    low, high = limits
+    picture = (picture.detach().double().cpu() - low) / (high - low)
+    picture = picture if picture.dim() == 3 else picture[None]
+    shades = picture.clamp(0, 1).movedim(0, -1).expand(*picture.shape[1:], 3).numpy()
+    return 1 - shades if ink else shades
 
 
 def _grey(spread: Tensor) -> Tensor:
