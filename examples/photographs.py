@@ -7,7 +7,7 @@ no network.
 
     python examples/photographs.py --out photographs
 
-Needs ``pip install 'fastscore[demo]'``. Ten minutes on one CPU core; ``--quick`` looks whether all
+Needs ``pip install 'fastscore[demo]'``. Five minutes on one CPU core; ``--quick`` looks whether all
 of it runs.
 """
 
@@ -258,7 +258,7 @@ def holes(score: torch.nn.Module, x: Tensor, **how: Any) -> Job:
 
 
 def save_figures(path: Path, x: Tensor, measured: Tensor, samples: Tensor, title: str) -> None:
-    """Of the patches that vary most."""
+    """Of the patches that vary most, samples by moment matching."""
     most = x.flatten(1).std(1).argsort(descending=True)[:6].tolist()
     rows = [Row("", x[i], measured[i], samples[i]) for i in most]
     save_figure(path, rows, shown=4, limits=(-1, 1), titles=("truth", title))
