@@ -32,7 +32,7 @@ from fastscore import guidance, operators
 SIZE = 16  # of a patch
 PERIOD = 64  # columns, of the 320 of a photograph at half its size: the last SIZE are held out
 MEETING = 0.3  # the noise level at which network and Gaussian have equal weight
-SAMPLES = 19  # drawn for each patch: the next is among them with probability 18/20, so is the truth
+SAMPLES = 19  # for each patch; a 20th lies between their least and greatest 18 times of 20
 SDE = fastscore.sde.VE(0.01, 40.0)
 
 
