@@ -43,7 +43,7 @@ def build_reverse(network: networks.Network) -> Callable[[Case], Work]:
         def ours(seed: int | None = None, **options: Any) -> Tensor:
             return fastscore.reverse_sde(
                 model, PROCESS, x, steps=steps, corrector="annealed", snr=SNR, denoise=False,
-                seed=seed, **options,
+                seed=seed, **{"cuda_graph": "auto", **options},
             )  # fmt: skip
 
         def check() -> Agreement:  # by itself and as replayed: the same arithmetic
@@ -93,7 +93,9 @@ def build_heun(network: networks.Network) -> Callable[[Case], Work]:
         x = sigmas[0] * torch.randn(case.shape, device=case.device)
 
         def ours() -> Tensor:
-            return fastscore.probability_flow(model, PROCESS, x, solver="heun", steps=steps)
+            return fastscore.probability_flow(
+                model, PROCESS, x, solver="heun", steps=steps, cuda_graph="auto"
+            )
 
         def in_eager() -> Tensor:
             with torch.no_grad():
