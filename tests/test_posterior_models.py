@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import fastscore
 from fastscore.guidance import DPS, MMPS, PiGDM
+from fastscore.operators import Mask
 from fastscore.scores import (
     DenoiserScore,
     EDMDenoiser,
@@ -298,3 +299,24 @@ def test_autocast(kind: Any) -> None:
         pytest.raises(ValueError, match="score must be differentiable in float32"),
     ):
         kind(eps, OPERATOR, Y32)(3000 * x, 3000 * sigma)
+
+
+def test_samples_that_run_away_are_explained() -> None:
+    correlated = torch.full((16, 16), 0.9).double()  # of variance 14.5 in one direction
+    covariance = correlated.fill_diagonal_(1.0)
+    values, basis = torch.linalg.eigh(covariance)
+
+    def score(x: Tensor, sigma: Tensor) -> Tensor:
+        scaled = (x @ basis.to(x)) / (values.to(x) + sigma[:, None].square())
+        return -scaled @ basis.T.to(x)
+
+    mask = Mask(torch.arange(16) % 2 == 0)
+    options: dict[str, Any] = {"shape": (4, 16), "seed": 0, "steps": 50, "grid": "karras"}
+    posterior = PiGDM(score, mask, torch.ones(16), data_variance=0.01, noise=1e-3)
+    with pytest.warns(UserWarning, match="PiGDM steps too far where data_variance, here 0.01"):
+        fastscore.reverse_sde(posterior, fastscore.sde.VE(0.01, 50.0), **options)
+    enough = PiGDM(score, mask, torch.ones(16), data_variance=15.0, noise=1e-3)
+    assert (
+        float(fastscore.reverse_sde(enough, fastscore.sde.VE(0.01, 50.0), **options).abs().max())
+        < 10
+    )

@@ -42,8 +42,10 @@ class PiGDM(Posterior):
             of 1. For one of each sample: None here, and ``model_kwargs={"measurement": y}``.
         noise: the standard deviation of the noise in y, at least 0; of complex numbers, that of
             the real part.
-        data_variance: v, of an element of the data. Of data in clusters that within one is nearer
-            to what is left at low noise, and comes nearer to the posterior.
+        data_variance: v, of the data. Where elements depend on one another, as those of pictures
+            do, their variance in the direction of the largest: the first eigenvalue of their
+            covariance. With less, each step goes too far, and samples may diverge. Of clusters of
+            independent elements that within one is nearer to what is left at low noise.
         iterations: of conjugate gradients, where nothing else gives the inverse.
 
     Attributes:
@@ -84,6 +86,14 @@ class PiGDM(Posterior):
         self.noise = check_noise(name, noise)
         self.data_variance = check_number(name, "data_variance", data_variance, positive=True)
         self.iterations = check_int(name, "iterations", iterations, minimum=1)
+
+    @property
+    def diverges_where(self) -> str:
+        """What the samplers say besides, where samples run away."""
+        return (
+            f"PiGDM steps too far where data_variance, here {self.data_variance:g}, is below the "
+            "variance of the data in some direction (the largest eigenvalue of their covariance)."
+        )
 
     def _guidance(self, at: Denoised, y: Tensor, rows: Rows | None) -> Tensor:
         r2 = variance_left(at.variance, self.data_variance)

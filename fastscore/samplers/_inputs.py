@@ -144,7 +144,7 @@ def sample(
         look.warn()
     if taken > start_step:
         seen = final if chain.failed is None else final[~chain.failed]
-        warn_of_divergence(fn, seen, x, taken, plan)
+        warn_of_divergence(fn, model, seen, x, taken, plan)
     if plan.returns_state:
         kept = replace(chain.state_after(final, taken, plan), run=run_of(fn, plan))
         return with_states(kept, record, states)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,7 +76,9 @@ def warn_of_share(chain: Chain, share: float, prior: Prior) -> None:
     )
 
 
-def warn_of_divergence(fn: str, x: Tensor, start: Tensor | None, steps: int, plan: Plan) -> None:
+def warn_of_divergence(
+    fn: str, model: Any, x: Tensor, start: Tensor | None, steps: int, plan: Plan
+) -> None:
     """Say that a chain has left the finite numbers, or all reason: looked at once, at the end."""
     size = largest(x)
     if size <= FAR_OFF * max(plan.init_scale, 1.0):  # False for NaN
@@ -87,10 +90,12 @@ def warn_of_divergence(fn: str, x: Tensor, start: Tensor | None, steps: int, pla
     else:
         bad = int((~torch.isfinite(x)).reshape(len(x), -1).any(1).sum())
         what = f"NaN or infinity in {bad} of {len(x)} samples after {steps} steps"
+    own = getattr(model, "diverges_where", None)
+    advice = f"{own} " if isinstance(own, str) else ""
     warn_caller(
-        f"{fn}: {what}. The chain diverges where {plan.step_size} is too large, where the model "
-        "returns something else than the score (of a network that predicts the noise or the data, "
-        'say prediction="eps" or "x0", or make it a score by fastscore.scores.EpsScore or '
+        f"{fn}: {what}. {advice}The chain diverges where {plan.step_size} is too large, where the "
+        "model returns something else than the score (of a network that predicts the noise or the "
+        'data, say prediction="eps" or "x0", or make it a score by fastscore.scores.EpsScore or '
         "DenoiserScore), or where it is called with another conditioning than it was trained with.",
         UserWarning,
     )
