@@ -30,6 +30,7 @@ from fastscore.apps.bench.case import Agreement, Candidate, Case, Side, Work, li
 from fastscore.apps.bench.cases import (
     dsm,
     dual,
+    guided,
     langevin,
     multistep,
     networks,
@@ -317,6 +318,13 @@ def jobs(scale: Scale) -> Iterator[Case]:
     yield sampled(scale, images, 8, scale.steps + 3, reduce_overhead(images))
     yield in_time(scale, "sample_reverse_sde", sampling_in_time.build_reverse, images, steps=30)
     yield in_time(scale, "sample_heun", sampling_in_time.build_heun, images, steps=18)
+    for name, network in (("none", None), ("conv", images)):
+        for kind in ("classifier-free", "pigdm"):
+            yield Case(
+                "sample_guided", "jobs", guided.build(network, kind), (images.batch, *images.shape),
+                device=scale.device, clock="host",
+                params={"network": name, "kind": kind, "steps": 30},
+            )  # fmt: skip
     adaptive = sampling_in_time.build_adaptive
     yield in_time(scale, "sample_rk45", adaptive, images, tolerance=1e-2)
     yield in_time(scale, "sample_rk45", adaptive, small, tolerance=1e-3)

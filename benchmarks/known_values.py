@@ -10,7 +10,7 @@ second coordinate is then a Gaussian whose moments each row moves. ``limits`` ha
 replacement at up to 100,000 steps.
 
 Run: python benchmarks/known_values.py [--out benchmarks/results] [--samples 40000] [--quick]
-Writes known_values.json and prints its table; takes about five minutes on one core.
+Writes known_values.json and prints its table; takes about ten minutes on one core.
 """
 
 from __future__ import annotations

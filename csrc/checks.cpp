@@ -184,8 +184,8 @@ namespace {
 bool share_memory(const Tensor& x, const Tensor& out) {
   if (!x.is_contiguous() && !is_dense(x, 0)) return false;
   if (!out.is_contiguous() && !is_dense(out, 0)) return false;
-  const char* a = static_cast<const char*>(x.data_ptr());
   const char* b = static_cast<const char*>(out.data_ptr());
+  const char* a = static_cast<const char*>(x.const_data_ptr());
   return a < b + out.numel() * static_cast<int64_t>(out.element_size()) &&
          b < a + x.numel() * static_cast<int64_t>(x.element_size());
 }
@@ -194,8 +194,10 @@ bool share_memory(const Tensor& x, const Tensor& out) {
 
 void check_no_partial_overlap(const char* op, const char* arg, const Tensor& x, const Tensor& out,
                               const char* out_name) {
-  const bool same = x.data_ptr() == out.data_ptr() && x.scalar_type() == out.scalar_type() &&
-                    same_strides(x, out);
+  // In this order: what is written may move, from memory that it shares until then.
+  const void* begin = out.data_ptr();
+  const bool same =
+      x.const_data_ptr() == begin && x.scalar_type() == out.scalar_type() && same_strides(x, out);
   if (!same && share_memory(x, out)) {
     fail(op, arg, "apart from ", out_name, " in memory or exactly the same, got an overlap");
   }
@@ -236,9 +238,11 @@ int64_t sample_size(const Tensor& x) {
   return size;
 }
 
-View make_view(const char* op, const char* arg, const Tensor& x) {
+namespace {
+
+View view_at(const char* op, const char* arg, const Tensor& x, void* data) {
   View view;
-  view.data = x.data_ptr();
+  view.data = data;
   switch (x.scalar_type()) {
     case ScalarType::Double:
       view.dtype = DType::kFloat64;
@@ -274,6 +278,16 @@ View make_view(const char* op, const char* arg, const Tensor& x) {
   }
   view.ndim = ndim > 0 ? ndim : 1;
   return view;
+}
+
+}  // namespace
+
+View make_view(const char* op, const char* arg, const Tensor& x) {
+  return view_at(op, arg, x, x.data_ptr());
+}
+
+View read_view(const char* op, const char* arg, const Tensor& x) {
+  return view_at(op, arg, x, const_cast<void*>(x.const_data_ptr()));
 }
 
 namespace {

@@ -75,6 +75,10 @@ int64_t sample_size(const Tensor& x);
 // The view of a tensor, its dimensions merged as far as its strides allow.
 View make_view(const char* op, const char* arg, const Tensor& x);
 
+// The same of a tensor that is only read: memory lent until somebody writes to it stays lent. After
+// the views of what is written, which may be the same tensor.
+View read_view(const char* op, const char* arg, const Tensor& x);
+
 // A new contiguous tensor.
 Tensor new_tensor(std::initializer_list<int64_t> shape, ScalarType dtype, const Tensor& like);
 Tensor new_tensor(std::span<const int64_t> shape, ScalarType dtype, const Tensor& like);

@@ -18,9 +18,9 @@ evaluation    ``evaluation``: ``frechet_distance``, ``sliced_wasserstein``, ``en
               ``nearest_distance``; ``fisher_divergence``, ``sliced_fisher_divergence``
 processes     ``sde``: ``VE``, ``VP``, ``SubVP``, ``Cosine``, ``DDPM``, ``RectifiedFlow``, any
               object with alpha(t) and sigma(t); ``ProcessScore``; ``conversions``, ``grids``
+control       ``guidance``: ``ClassifierGuidance``, ``ClassifierFreeGuidance``; of measurements
+              ``DPS``, ``PiGDM``, ``MMPS``
 measurements  ``operators``: ``Mask``, ``Blur``, ``MaskedFourier``, ``Radon`` and others
-control       ``guidance``: ``ClassifierGuidance``, ``ClassifierFreeGuidance``, ``DPS``, ``PiGDM``,
-              ``MMPS``, ``InBasis``
 networks      ``nn``: ``ScoreMLP``, ``ScoreConvNet``, ``NoisyClassifier``, ``EMA``; ``shared`` marks
               an argument that is not the samples'
 saving        ``save_checkpoint``, ``load_checkpoint``, ``Checkpoint``: in ``checkpoint``; pictures

@@ -76,6 +76,8 @@ class Recorder(TorchDispatchMode):
 
     def undo(self) -> None:
         for tensor, value in reversed(self.before.values()):
+            if 0 in tensor.stride():  # expanded: nothing writes to it
+                continue
             nan = tensor.isnan() & value.isnan()
             if not bool(((tensor == value) | nan).all()):
                 tensor.copy_(value)

@@ -11,7 +11,7 @@ from helpers import assert_same_bytes, make_key, randn
 from torch import Tensor, nn
 
 import fastscore
-from fastscore import reverse_sde, sde
+from fastscore import operators, reverse_sde, sde
 from fastscore.guidance import InBasis
 from fastscore.random import Stream, normal
 from fastscore.samplers import _measured
@@ -133,6 +133,28 @@ class FirstChannel:
 
     def A_dagger(self, y: Tensor) -> Tensor:
         return torch.cat([y, torch.zeros_like(y), torch.zeros_like(y)], dim=1)
+
+
+def test_it_equals_the_projection_with_the_operators_of_the_library(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Grey is sqrt(3) times less than the first element of the basis that goes with it."""
+    basis, grey = operators.ChannelBasis.from_grey("mean"), operators.Grey("mean")
+    y, x = randn(5, 1, 2, 2), 10 * randn(*SHAPE, seed=1)
+    how = {"steps": 20, "seed": 3, "grid": "karras", "predictor": "ancestral", "eta": 0.0}
+    process, known = sde.VE(0.02, 10.0), 3**0.5 * y
+    model = InBasis(score, basis)
+    turned = reverse_sde(model, process, basis.A(x), known=known, mask=MASK, **how)
+
+    def of_the_row(key: Tensor, shape: Any, **named: Any) -> Tensor:
+        draw = int(key[1])
+        named["stream"] = Stream.LANGEVIN if draw else Stream.INIT
+        return basis.A_adjoint(normal(make_key(3, max(draw - 1, 0)), shape, **named))
+
+    monkeypatch.setattr(_measured.random, "normal", of_the_row)
+    got = reverse_sde(score, process, x, operator=grey, measurement=y, **how)
+    torch.testing.assert_close(basis.A(got), turned, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(grey.A(got), y, rtol=1e-5, atol=1e-5)
 
 
 def test_the_flow_is_the_same_in_either_basis() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import fastscore
 from fastscore import DSMLoss, dsm_loss, sde, sde_loss
+from fastscore.guidance import ClassifierFreeGuidance, ClassifierGuidance
 from fastscore.nn import NoisyClassifier, ScoreConvNet, ScoreMLP
 
 SIGMAS = fastscore.geometric_sigmas(4.0, 0.1, 6)
@@ -68,6 +69,9 @@ def test_without_classes_nothing_has_changed(make: Any, shape: tuple[int, ...]) 
     levels = torch.zeros(4, dtype=torch.int64)
     with pytest.warns(FutureWarning, match="labels= is now levels="):
         dsm_loss(net, randn(4, *shape), SIGMAS, labels=levels)
+    adapter = fastscore.scores.EpsScore(net)
+    with pytest.warns(FutureWarning, match="labels= is now levels="):
+        dsm_loss(adapter, randn(4, *shape), SIGMAS, labels=levels)
     with pytest.raises(TypeError, match="takes 'label' too"):
         dsm_loss(told, randn(4, *shape), SIGMAS, labels=levels)
 
@@ -144,6 +148,27 @@ def test_saved_and_loaded(make: Any, shape: tuple[int, ...], tmp_path: Path) -> 
 def test_for_data_takes_classes() -> None:
     assert ScoreMLP.for_data(randn(10, 2), classes=4).classes == 4
     assert ScoreConvNet.for_data(randn(10, 1, 8, 8), classes=4).classes == 4
+
+
+def test_guided_scores_saved_and_loaded(tmp_path: Path) -> None:
+    """Into one of the same weight: a file says how a score was guided."""
+    pytest.importorskip("safetensors")
+
+    def guided(w: float, **null: Any) -> nn.Module:
+        net = made(lambda **k: ScoreMLP(4, hidden=(8,), **k), classes=2)
+        inner = ClassifierFreeGuidance(net, null={"label": 2, **null}, scale=w)
+        classifier = NoisyClassifier(4, 2, hidden=(8,))
+        return ClassifierGuidance(inner, classifier, scale=w, conditional=True)
+
+    path = tmp_path / "guided.safetensors"
+    model = guided(2.0)
+    fastscore.save_checkpoint(path, fastscore.Checkpoint(model, SIGMAS))
+    loaded = fastscore.load_checkpoint(path, model=guided(2.0))
+    own: Any = {"seed": 0, "model_kwargs": {"label": torch.tensor([0, 1, 1])}}
+    want = fastscore.annealed_langevin(model, SIGMAS, num_samples=3, **own)
+    assert_same_bytes(loaded.sample(3, **own), want)
+    with pytest.raises(ValueError, match=r"scale=2\.0"):
+        fastscore.load_checkpoint(path, model=guided(3.0))
 
 
 # ---- the classifier --------------------------------------------------------------------------

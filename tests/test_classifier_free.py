@@ -264,6 +264,12 @@ def test_networks_that_mix_their_batch_are_called_twice() -> None:
     want = 2 * net(x, sigma, labels) - net(x, sigma, torch.full_like(labels, NONE))
     got = total(ClassifierFreeGuidance(net, null=NULL)(x, sigma, label=labels))
     torch.testing.assert_close(got, want.detach())
+    together = ClassifierFreeGuidance(net, null=NULL, batched=True)
+    with pytest.raises(ValueError, match="batched must be False for a network that mixes its batc"):
+        together(x, sigma, label=labels)
+    net.eval()
+    want = 2 * net(x, sigma, labels) - net(x, sigma, torch.full_like(labels, NONE))
+    torch.testing.assert_close(total(together(x, sigma, label=labels)), want.detach())
 
 
 # ---- bad input -------------------------------------------------------------------------------

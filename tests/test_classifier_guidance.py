@@ -11,6 +11,7 @@ from class_cases import (
     LABELS,
     SAMPLERS,
     VE,
+    Conditional,
     InTime,
     Posterior,
     each_score,
@@ -289,6 +290,53 @@ def test_what_else_the_classifier_takes_goes_with_the_samples() -> None:
     own: Any = {"model_kwargs": {"classifier_kwargs": {"sign": sign}}}
     whole = SAMPLERS["reverse"](model, **own)
     torch.testing.assert_close(SAMPLERS["reverse"](model, batch_size=4, **own), whole)
+
+
+def test_a_conditional_score_is_told_the_label_too() -> None:
+    """At weight w the score of p(y | c) p(c | y)^w: that of w + 1 in classifier guidance."""
+    x, sigma, labels = points(torch.float64)
+    inner, posterior = Conditional(torch.float64), Posterior(torch.float64)
+    model = ClassifierGuidance(inner, posterior, scale=2.0, conditional=True)
+    want = total(guided(torch.float64, scale=3.0)(x, sigma, label=labels))
+    torch.testing.assert_close(total(model(x, sigma, label=labels)), want)
+    none = ClassifierGuidance(inner, posterior, scale=0.0, conditional=True, label=1)
+    ones = torch.ones_like(labels)
+    assert_same_bytes(none(x, sigma), inner(x, sigma, ones))
+
+
+def test_a_classifier_of_fewer_levels_is_told_of() -> None:
+    net, classifier = fastscore.nn.ScoreMLP(4), fastscore.nn.NoisyClassifier(4, 2)
+    net.sigma_range, classifier.sigma_range = (0.01, 50.0), (0.01, 10.0)
+    with pytest.warns(UserWarning, match="from 0.01 to 10, the score on those from 0.01 to 50"):
+        ClassifierGuidance(net, classifier)
+    classifier.sigma_range = (0.0101, 49.9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert ClassifierGuidance(net, classifier).sigma_range == (0.01, 50.0)
+
+
+def test_labels_that_nobody_looks_at_make_nan_of_their_samples() -> None:
+    """As on a GPU, where a second look would wait."""
+    x, sigma, labels = points()
+    model = ClassifierGuidance(mixtures()[0], Logits())
+    want = model.gradient(x, sigma, label=labels).detach()
+    labels[3], labels[5] = 2, -1
+    compiled = torch.compile(
+        lambda x, s, label: model.gradient(x, s, label=label), backend="aot_eager", fullgraph=True
+    )
+    got = compiled(x, sigma, labels).detach()
+    bad = torch.tensor([3, 5])
+    assert got[bad].isnan().all()
+    keep = torch.ones(64, dtype=torch.bool).index_fill(0, bad, False)
+    torch.testing.assert_close(got[keep], want[keep])
+
+
+def test_in_a_sampler_under_autocast() -> None:
+    whole, net = mixtures()[0], Logits()
+    model = ClassifierGuidance(whole, net, label=1)
+    got = SAMPLERS["reverse"](model, autocast=torch.bfloat16)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, SAMPLERS["reverse"](model), rtol=0.1, atol=0.1)
 
 
 def test_nan_stays_with_its_sample() -> None:

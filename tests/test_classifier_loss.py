@@ -164,6 +164,19 @@ def test_in_compiled_code() -> None:
     torch.testing.assert_close(compiled(x, labels, key), step(x, labels, key))
 
 
+def test_labels_that_nobody_looks_at_make_nan_of_their_samples() -> None:
+    x, labels = data()
+    labels[4] = 2
+    loss_fn = ClassifierLoss(sde.VP(), reduction="none")
+
+    def step(x: Tensor, labels: Tensor, key: Tensor) -> Tensor:
+        return loss_fn(logits_of_nothing, x, labels, key=key)
+
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+    got = compiled(x, labels, fastscore.random.key(7))
+    assert got.isnan().nonzero().tolist() == [[4]]
+
+
 # ---- training --------------------------------------------------------------------------------
 
 

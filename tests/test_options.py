@@ -22,6 +22,7 @@ from fastscore._support.options import (
 from fastscore.derivatives.hutchinson import DivergenceOptions
 from fastscore.losses._options import DrawOptions, LossOptions
 from fastscore.losses._sde_options import SDEDrawOptions, SDELossOptions
+from fastscore.losses.classifier import ClassifierOptions
 from fastscore.losses.dsm import DSMOptions
 from fastscore.losses.score_matching import ScoreMatchingOptions
 from fastscore.losses.ssm import SSMOptions
@@ -35,6 +36,8 @@ FUNCTIONS: list[tuple[Callable[..., Any], list[type]]] = [
     (fastscore.ssm_loss, [LossOptions, SSMOptions, DrawOptions]),
     (fastscore.score_matching_loss, [LossOptions, ScoreMatchingOptions, DrawOptions]),
     (fastscore.sde_loss, [SDELossOptions, SDEDrawOptions]),
+    (fastscore.classifier_loss, [ClassifierOptions, SDEDrawOptions]),
+    (fastscore.ClassifierLoss, [ClassifierOptions]),
     (fastscore.DSMLoss, [LossOptions, DSMOptions]),
     (fastscore.SDELoss, [SDELossOptions]),
     (fastscore.SSMLoss, [LossOptions, SSMOptions]),

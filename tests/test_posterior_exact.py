@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -92,6 +93,11 @@ def flow_moments(model: Any, mean: Tensor, root: Tensor, steps: int) -> tuple[Te
     return ends[0], out @ out.T
 
 
+def at_level(model: Any, told: Tensor, x: Tensor) -> Tensor:
+    total: Tensor = model(x, told).total()
+    return total
+
+
 def reverse_moments(model: Any, mean: Tensor, root: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """The same of reverse diffusion, x + d S + sqrt(d) z, d the difference of squared levels."""
     covariance = root @ root.T
@@ -99,9 +105,8 @@ def reverse_moments(model: Any, mean: Tensor, root: Tensor, steps: int) -> tuple
     eye = torch.eye(SIZE, dtype=F64)
     for k in range(steps):
         drop = levels[k] ** 2 - levels[k + 1] ** 2
-        matrix, offset = affine(
-            lambda x, level=levels[k]: model(x, level.expand(len(x))).total(), SIZE
-        )
+        told = levels[k].expand(SIZE + 1)
+        matrix, offset = affine(partial(at_level, model, told), SIZE)
         mean = mean + drop * (matrix @ mean + offset)
         step = eye + drop * matrix
         covariance = step @ covariance @ step.T + drop * eye
@@ -109,30 +114,36 @@ def reverse_moments(model: Any, mean: Tensor, root: Tensor, steps: int) -> tuple
 
 
 @both
-@pytest.mark.parametrize("moments", [flow_moments, reverse_moments], ids=["flow", "reverse"])
-def test_moments_converge_at_first_order(kind: Kind, prior: Gaussian, moments: Any) -> None:
-    """At N = 250, 500 and 1000 the errors halve (of VE, which starts where it truly does)."""
+@pytest.mark.parametrize(("moments", "power"), [(flow_moments, 0.5), (reverse_moments, 1.0)])
+def test_moments_converge_at_first_order(
+    kind: Kind, prior: Gaussian, moments: Any, power: float
+) -> None:
+    """At N = 250, 500 and 1000 the errors halve, of a start that is off the mean by a shift."""
     noise, y = 0.2, torch.tensor([1.0, -0.5, 0.3], dtype=F64)
     model, truth = kind(Solvable(MATRIX), y, noise=noise), prior.given(MATRIX, y, noise)
     eye, errors = torch.eye(SIZE, dtype=F64), []
     root = torch.linalg.cholesky(truth.covariance + 10.0**2 * eye)
+    # Along an eigenvector the flow keeps (x - m)/sd, and the reverse process (x - m)/variance.
+    kept = ((truth.values + 0.01**2) / (truth.values + 10.0**2)) ** power
+    shift = 50 * torch.ones(SIZE, dtype=F64)
+    end = truth.mean + truth.vectors @ (kept * (truth.vectors.T @ shift))
     with torch.no_grad():
         for steps in (250, 500, 1000):
-            mean, covariance = moments(model, truth.mean, root, steps)
+            mean, covariance = moments(model, truth.mean + shift, root, steps)
             off = covariance - truth.covariance - 0.01**2 * eye
-            errors.append((float((mean - truth.mean).norm()), float(off.norm())))
+            errors.append((float((mean - end).norm()), float(off.norm())))
     coarse, middle, fine = errors
-    for i in range(2):
-        if coarse[i] < 1e-9:  # the flow keeps the mean, where it starts at it
-            continue
+    exact_mean = moments is reverse_moments  # 1 - d/(C + s^2) is (C + s'^2)/(C + s^2)
+    assert exact_mean == (coarse[0] < 1e-9)
+    for i in (1,) if exact_mean else (0, 1):
         assert 1.8 < coarse[i] / middle[i] < 2.2
         assert 1.8 < middle[i] / fine[i] < 2.2
-        assert fine[i] < 0.02
+        assert fine[i] < 0.03
 
 
 @both
 def test_reverse_sde_draws_from_the_posterior(kind: Kind, prior: Gaussian) -> None:
-    noise, y, count = 0.3, torch.tensor([1.0, -0.5, 0.3]), 20_000
+    noise, y, count = 0.3, torch.tensor([1.0, -0.5, 0.3]), 8000
     model = kind(Solvable(MATRIX), y, noise=noise)
     truth = prior.given(MATRIX, y, noise)
     x = fastscore.reverse_sde(
@@ -141,7 +152,7 @@ def test_reverse_sde_draws_from_the_posterior(kind: Kind, prior: Gaussian) -> No
     spread = truth.covariance.diagonal().max().sqrt()
     assert float((x.mean(0) - truth.mean).abs().max()) < 5 * spread / math.sqrt(count) + 0.02
     off = (torch.cov(x.T) - truth.covariance).norm() / truth.covariance.norm()
-    assert float(off) < 0.04
+    assert float(off) < 0.08
 
 
 @pytest.mark.parametrize("solver", ["heun", "rk45", "dpmpp_2m", "rk4"])

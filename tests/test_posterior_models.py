@@ -101,6 +101,7 @@ X32, S32, Y32 = POINTS.float(), LEVELS.float(), Y.float()
 EVAL: dict[str, Callable[[], Any]] = {
     "in place": InPlace,
     "scripted": lambda: torch.jit.script(Net()),
+    "compiled": lambda: torch.compile(Net(), backend="aot_eager"),
     "batch norm in evaluation": lambda: Net(nn.Sequential(nn.BatchNorm1d(32), nn.SiLU())).eval(),
     "dropout in evaluation": lambda: Net(nn.Sequential(nn.Dropout(0.5), nn.SiLU())).eval(),
 }
@@ -110,7 +111,7 @@ EVAL: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("name", EVAL)
 def test_networks_as_they_are(kind: Any, name: str) -> None:
     net = EVAL[name]()
-    plain: Any = Net() if name in ("in place", "scripted") else net
+    plain: Any = Net() if name in ("in place", "scripted", "compiled") else net
     x, sigma = X32.clone(), S32.clone()
     with torch.no_grad():
         got = kind(net, OPERATOR, Y32)(x, sigma).total()

@@ -11,6 +11,7 @@ import torch
 from helpers import assert_same_bytes, randn
 from posteriors import F64, Matrix, Picked, mixture_given, some_matrix
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastscore
 from fastscore import operators
@@ -333,3 +334,32 @@ def test_no_samples(kind: Any) -> None:
     model = kind(MIXTURE, Picked(4, [0, 2]))
     x = torch.zeros(0, 4, dtype=F64)
     assert model(x, 0.5, measurement=torch.zeros(0, 2, dtype=F64)).total().shape == (0, 4)
+
+
+class Reads(TorchDispatchMode):
+    """Counts what reads a value from the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        reading = ("_local_scalar_dense", "equal", "is_nonzero", "nonzero", "masked_select")
+        self.count += func.overloadpacket.__name__ in reading
+        return func(*args, **(kwargs or {}))
+
+
+@every_kind
+@pytest.mark.parametrize("operator", [Picked(4, [0, 2]), Matrix(some_matrix(2, 4))])
+def test_the_host_reads_nothing_but_at_first(kind: Any, operator: Any) -> None:
+    model = kind(MIXTURE, operator)
+    x, sigma, y = randn(3, 4, dtype=F64), torch.ones(3, dtype=F64), randn(3, 2, dtype=F64, seed=1)
+    counts = []
+    for _ in range(3):
+        with Reads() as reads, torch.no_grad():
+            model(x, sigma, measurement=y)
+        counts.append(reads.count)
+    assert counts[0] > 0
+    assert counts[1:] == [0, 0]

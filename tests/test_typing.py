@@ -85,6 +85,18 @@ assert_type(fastscore.dsm_loss(model, x, sigmas, weighting=lambda s: s**2), Tens
 assert_type(fastscore.ssm_loss(model, x, sigmas=sigmas, prediction="eps"), Tensor)
 fastscore.dsm_loss(model, x, sigmas, weighing="none")  # error: call-arg
 fastscore.dsm_loss(model, "x", sigmas)  # error: arg-type
+labels = torch.zeros(3, dtype=torch.int64)
+classifier = fastscore.nn.NoisyClassifier(2, classes=3)
+assert_type(fastscore.classifier_loss(classifier, x, labels, sde, label_smoothing=0.1), Tensor)
+fastscore.classifier_loss(classifier, x, labels, sde, smoothing=0.1)  # error: call-arg
+
+# Guided scores
+own = {"label": labels}
+guided = fastscore.guidance.ClassifierGuidance(model, classifier, scale=2.0)
+assert_type(fastscore.annealed_langevin(guided, sigmas, num_samples=3, model_kwargs=own), Tensor)
+free = fastscore.guidance.ClassifierFreeGuidance(model, null={"label": 3}, sigma_interval=(0.1, 3))
+assert_type(fastscore.probability_flow(free, sde, num_samples=3, model_kwargs=own), Tensor)
+fastscore.guidance.ClassifierFreeGuidance(model)  # error: call-arg
 
 # Networks and their averages
 average = fastscore.nn.EMA(model, decay=0.9, module=fastscore.nn.ScoreMLP(2))

@@ -19,10 +19,10 @@ SampleRows rows_of(const Tensor& dense) {
 
 RungeKuttaArgs args_of(const char* op, const Tensor& x, const std::vector<Tensor>& slopes) {
   RungeKuttaArgs args;
-  args.x = make_view(op, "x", x);
+  args.x = read_view(op, "x", x);
   args.slope_count = static_cast<int>(slopes.size());
   for (size_t j = 0; j < slopes.size(); ++j) {
-    args.slopes[j] = make_view(op, "slopes", slopes[j]);
+    args.slopes[j] = read_view(op, "slopes", slopes[j]);
   }
   args.numel = x.numel();
   args.sample_size = sample_size(x);
@@ -68,7 +68,7 @@ Tensor rk_error(const Tensor& x, const Tensor& fresh, const std::vector<Tensor>&
   }
   const Tensor dense = dense_rows(coefficients);
   const Tensor scales = dense_rows(tolerances);
-  args.fresh = make_view(op, "new", fresh);
+  args.fresh = read_view(op, "new", fresh);
   args.coefficients = rows_of(dense);
   args.tolerances = rows_of(scales);
   // As the kernel counts its tiles.
@@ -92,9 +92,10 @@ void rk_advance_(Tensor x, Tensor first, const Tensor& fresh, const Tensor& last
   check_advance(op, x, first, fresh, last, accepted, out, coefficients);
   if (x.numel() == 0) return;
   RungeKuttaArgs args = args_of(op, x, {});
+  args.x = make_view(op, "x", x);
   args.first = make_view(op, "first", first);
-  args.fresh = make_view(op, "new", fresh);
-  args.last = make_view(op, "last", last);
+  args.fresh = read_view(op, "new", fresh);
+  args.last = read_view(op, "last", last);
   const Tensor flags = dense_rows(accepted);
   args.accepted = reinterpret_cast<const uint8_t*>(flags.const_data_ptr<bool>());
   std::optional<Tensor> dense;

@@ -19,11 +19,11 @@ class StepReader {
   StepReader(const char* op, const StepInputs& in, const Tensor& out, LangevinArgs& args) {
     const Tensor &x = in.x, &table = in.table, &key = in.key;
     args.out = make_view(op, "out", out);
-    args.x = make_view(op, "x", x);
-    args.score = make_view(op, "score", in.score);
+    args.x = read_view(op, "x", x);
+    args.score = read_view(op, "score", in.score);
     if (in.mask) mask_ = torch::stable::contiguous(*in.mask);
     args.mask = mask_ ? reinterpret_cast<const uint8_t*>(mask_->const_data_ptr<bool>()) : nullptr;
-    if (in.known) args.known = make_view(op, "known", *in.known);
+    if (in.known) args.known = read_view(op, "known", *in.known);
     args.columns = table.size(table.dim() - 1);
     args.rows = row_of(table, key.const_data_ptr<int64_t>()[key.stride(key.dim() - 1)]);
     args.batch_rows = table.dim() == 3 ? batch_size(x) : 1;
@@ -39,7 +39,7 @@ class StepReader {
     args.high = in.high.value_or(std::numeric_limits<double>::infinity());
     args.weights = nullptr;
     if (!in.second) return;
-    args.second = make_view(op, "second", *in.second);
+    args.second = read_view(op, "second", *in.second);
     args.weights = in.weights->const_data_ptr<double>();
     args.weights_stride = in.weights->stride(in.weights->dim() - 1);
     args.weights_step = in.weights->dim() == 2 ? in.weights->stride(0) : 0;

@@ -316,8 +316,8 @@ struct Views {
   int count = 0;
 
   Views(const char* op, const Tensor& state, const std::vector<Tensor>& given)
-      : x(make_view(op, "x", state)), count(static_cast<int>(given.size())) {
-    for (int j = 0; j < count; ++j) slopes[j] = make_view(op, "slopes", given[j]);
+      : x(read_view(op, "x", state)), count(static_cast<int>(given.size())) {
+    for (int j = 0; j < count; ++j) slopes[j] = read_view(op, "slopes", given[j]);
   }
 
   bool packable(int v) const {
@@ -414,7 +414,7 @@ Tensor rk_error(const Tensor& x, const Tensor& fresh, const std::vector<Tensor>&
   const Tensor dense = dense_rows(coefficients);
   const Tensor scales = dense_rows(tolerances);
   Views views(op, x, slopes);
-  views.fresh = make_view(op, "new", fresh);
+  views.fresh = read_view(op, "new", fresh);
   with_access<kPack<double>, 1>(
       views, views.slopes[0].dtype, [&](int v) { return size % v == 0; },
       [&](const auto& state, const auto& slope) {
@@ -444,9 +444,10 @@ void rk_advance_(Tensor x, Tensor first, const Tensor& fresh, const Tensor& last
   AdvanceArgs args = {
       flags.const_data_ptr<bool>(), {}, out.has_value(), Divider::by(sample_size(x)), x.numel()};
   Views views(op, x, {});
-  views.fresh = make_view(op, "new", fresh);
+  views.x = make_view(op, "x", x);
   views.first = make_view(op, "first", first);
-  views.last = make_view(op, "last", last);
+  views.fresh = read_view(op, "new", fresh);
+  views.last = read_view(op, "last", last);
   if (out) {
     dense = dense_rows(*coefficients);
     args.coefficients = SampleRows::of(*dense);

@@ -56,10 +56,10 @@ struct StepViews {
 
   StepViews(const char* op, const StepInputs& in, const Tensor& out_tensor) {
     out = make_view(op, "out", out_tensor);
-    x = make_view(op, "x", in.x);
-    score = make_view(op, "score", in.score);
-    if (in.known) known = make_view(op, "known", *in.known);
-    if (in.second) second = make_view(op, "second", *in.second);
+    x = read_view(op, "x", in.x);
+    score = read_view(op, "score", in.score);
+    if (in.known) known = read_view(op, "known", *in.known);
+    if (in.second) second = read_view(op, "second", *in.second);
     if (in.mask) dense_mask = torch::stable::contiguous(*in.mask);
     mask = dense_mask ? static_cast<bool*>(dense_mask->data_ptr()) : nullptr;
   }

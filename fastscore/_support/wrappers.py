@@ -65,9 +65,16 @@ def _attribute(model: Any, name: str) -> Any:
 def parameters_of(model: Any) -> list[str]:
     """The names of what a model can be called with; none where it does not say.
 
-    Of an adapter, those of what it is made around.
+    Of an adapter, those of what it is made around. A network that refuses some of its own, as they
+    depend on how it was made, names them in an attribute ``refused_names``.
     """
     model = unwrapped(model)
+    if isinstance(model, nn.Module) and (refused := _attribute(model, "refused_names")):
+        return [name for name in _parameters_of(model) if name not in refused]
+    return _parameters_of(model)
+
+
+def _parameters_of(model: Any) -> list[str]:
     if hasattr(model, "net_conditioning"):
         return parameters_of(getattr(model, "net", None) or getattr(model, "energy", None))
     if isinstance(model, partial):

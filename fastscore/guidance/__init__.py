@@ -5,8 +5,10 @@ Everything conditional is the same samplers with another score, score(x) + grad 
 ==========================  ========================================================================
 ``ClassifierGuidance``      of a class, by a classifier of noisy data
 ``ClassifierFreeGuidance``  of any condition, by a network trained with and without it
-``DPS, PiGDM, MMPS``        of a linear measurement y = A x + n
-``InBasis``                 of elements in another orthogonal basis
+``DPS``                     of a linear measurement, by the gradient of its residual
+``PiGDM``                   the same, with a Gaussian of isotropic variance about the denoised mean
+``MMPS``                    the same, with the covariance that the score's own Jacobian says
+``InBasis``                 of the data in another orthogonal basis: colorization as inpainting
 ==========================  ========================================================================
 """
 

@@ -7,6 +7,7 @@ data given a noisy sample, D(x) = x + s^2 S(x, s), and its covariance, s^2 dD/dx
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fastscore._support.checks import fail, per_sample
+from fastscore._support.eager import compiled_parts_run_eagerly
 from fastscore._support.explain import explained
 from fastscore._support.inference import recordable, recording
 from fastscore._support.sums import tree_sum
@@ -29,10 +31,20 @@ Weights = Sequence[Tensor | float]
 class Denoised(NamedTuple):
     """A score at some points, and what follows of it."""
 
-    score: Tensor  # S, of the points' shape and dtype
-    mean: Tensor  # D
+    x: Tensor  # the points
+    score: Tensor  # S, of their shape and dtype
     variance: Tensor  # s^2 of each sample, (batch,) float64
     pullback: Callable[[Tensor], Tensor]  # u to (dS/dx)'u
+
+    @property
+    def mean(self) -> Tensor:
+        """D, made anew in a pass."""
+        return combined(self.x, [self.score], (1.0, self.variance))
+
+    def misfit(self, y: Tensor) -> Tensor:
+        """y - D of y like x, or (1, ...), in one pass."""
+        weights = (1.0, -1.0, -self.variance)
+        return combined(y.expand_as(self.x), [self.x, self.score], weights)
 
     def pulled(self, u: Tensor, scale: Tensor | float = 1.0) -> Tensor:
         """``scale`` (dD/dx)'u, the scale a number or (batch,)."""
@@ -57,8 +69,7 @@ def denoised(call: Call, x: Tensor, level: Tensor, *, differentiates: bool, once
     refuse_half(call.fn, score)
     score = score.to(x.dtype)
     variance = level.double().square()
-    mean = combined(x, [score], (1.0, variance))
-    return Denoised(score, mean, variance, pullback)
+    return Denoised(x, score, variance, pullback)
 
 
 def _score_and_pullback(
@@ -66,9 +77,11 @@ def _score_and_pullback(
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     if torch.is_grad_enabled() or differentiates or in_transform():
         return output_and_pullback(call, x)
-    # First derivatives alone, which fused attention and compiled code have, too.
+    # First derivatives alone, which fused attention and compiled code have, too; but compiled code
+    # may give memory away in its first reverse pass.
     refuse_tangents(call.fn, (x,))
-    with recording():
+    eagerly = contextlib.nullcontext() if once else compiled_parts_run_eagerly()
+    with recording(), eagerly:
         point = recordable(x).detach().requires_grad_()
         output = call.recordable().output(point)
     if not output.requires_grad:

@@ -18,7 +18,7 @@ from fastscore.guidance._denoised import Denoised, denoised, in_transform, is_re
 from fastscore.guidance._guided import Guided
 from fastscore.guidance._looks import Looks
 from fastscore.guidance._rows import Rows, rows_of
-from fastscore.operators import as_operator, check_measurement
+from fastscore.operators import Mask, as_operator, check_measurement
 
 
 class Posterior(Guided):
@@ -74,7 +74,7 @@ class Posterior(Guided):
         with torch.set_grad_enabled(self._is_recorded(x, level, y)):
             at = self._denoised(x, level, model_kwargs)
             with full_precision(x):
-                guidance = self._guidance(at, y, self._rows_of(at.mean, y))
+                guidance = self._guidance(at, y, self._rows_of(x, y))
         return Terms([(at.score, 1.0), (guidance, 1.0)])
 
     def _is_recorded(self, *tensors: Tensor) -> bool:
@@ -82,6 +82,14 @@ class Posterior(Guided):
         if not torch.is_grad_enabled() or is_recorded(*tensors) or in_transform():
             return torch.is_grad_enabled()
         return any(p.requires_grad for m in modules_of(self) for p in m.parameters(recurse=False))
+
+    def _off(self, at: Denoised, y: Tensor) -> tuple[Tensor, Tensor]:
+        """y - A D, and A' of it."""
+        if isinstance(self.operator, Mask):  # A' of it is itself
+            off = self.operator.A(at.misfit(y))
+            return off, off
+        off = y - self.operator.A(at.mean)
+        return off, self.operator.A_adjoint(off)
 
     def _guidance(self, at: Denoised, y: Tensor, rows: Rows | None) -> Tensor:
         """grad log p(y | x) at these points, of x's shape."""

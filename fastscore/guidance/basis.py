@@ -44,23 +44,18 @@ class InBasis(Guided):
         ValueError: on call, a basis that is not orthogonal, or of other shapes than the score's.
 
     Example:
-        Two coordinates of which only the sum is known, 3, drawn by holding one element, which is
-        the sum over the root of 2:
+        Two pictures of one pixel, in colours of N(0, I), of which the grey is known:
 
         >>> import torch, fastscore, fastscore.guidance
-        >>> class Turned:
-        ...     def A(self, x):
-        ...         return torch.stack([x[:, 0] + x[:, 1], x[:, 0] - x[:, 1]], 1) / 2**0.5
-        ...
-        ...     A_adjoint = A
-        >>> score = lambda x, sigma: -x / (1 + sigma[:, None] ** 2)
-        >>> model = fastscore.guidance.InBasis(score, Turned())
-        >>> z = fastscore.probability_flow(
-        ...     model, fastscore.sde.VE(0.01, 10.0), shape=(3, 2), seed=0,
-        ...     known=3 / 2**0.5, mask=torch.tensor([True, False]),
+        >>> basis = fastscore.operators.ChannelBasis.from_grey("mean")
+        >>> grey, first = torch.tensor(0.5).reshape(1, 1, 1), torch.tensor([True, False, False])
+        >>> score = lambda x, sigma: -x / (1 + sigma[:, None, None, None] ** 2)
+        >>> z = fastscore.reverse_sde(
+        ...     fastscore.guidance.InBasis(score, basis), fastscore.sde.VE(0.01, 10.0), steps=50,
+        ...     shape=(2, 3, 1, 1), seed=0, known=3**0.5 * grey, mask=first.reshape(3, 1, 1),
         ... )
-        >>> Turned().A(z).sum(1)
-        tensor([3., 3., 3.])
+        >>> basis.A_adjoint(z).mean(1).flatten()
+        tensor([0.5000, 0.5000])
     """
 
     def __init__(self, score: Callable[..., Any], basis: Any) -> None:

@@ -32,7 +32,9 @@ from fastscore._support.known import known_of
 from fastscore._support.model_kwargs import check_model_kwargs, rebuilt
 from fastscore._support.rewind import Rewind
 from fastscore._support.terms import Terms
+from fastscore._support.warn import warn_caller
 from fastscore._support.wrappers import said_by
+from fastscore.conditioning import sigma_range_of
 from fastscore.derivatives.gradients import gradient_of_values
 from fastscore.derivatives.mixing import far_apart, mixes_samples, modes_of
 from fastscore.guidance._guided import Guided
@@ -47,6 +49,8 @@ from fastscore.sde._classifier import (
 )
 from fastscore.sde._frame import X, Y, index_levels
 from fastscore.sde._levels import nearest_level
+
+SLACK = 1.01  # by which ranges of noise levels may differ
 
 
 class ClassifierGuidance(Guided):
@@ -77,6 +81,8 @@ class ClassifierGuidance(Guided):
             another, as they do in a BatchNorm in training.
         scale: of the classifier's gradient, a number.
         label: the class of all samples, where it is one for all: a whole number from 0 on.
+        conditional: whether the score is told the label as well, by this name: of a network that
+            was trained with classes, as Dhariwal and Nichol's best.
         sde: the process that the classifier was trained on, of :mod:`fastscore.sde`, or any object
             with ``alpha(t)`` and ``sigma(t)``; only needed for one that is told the time, or DDPM's
             index.
@@ -129,6 +135,7 @@ class ClassifierGuidance(Guided):
         *,
         scale: float = 1.0,
         label: int | None = None,
+        conditional: bool = False,
         sde: Process | Any = None,
         conditioning: str | None = None,
         time_scale: float | None = None,
@@ -144,6 +151,9 @@ class ClassifierGuidance(Guided):
             way = 'one number for all (model_kwargs={"label": labels} has one of each sample)'
             fail(name, "label", way, describe(label))
         self.label = None if label is None else check_int(name, "label", label, minimum=0)
+        if not isinstance(conditional, bool):
+            fail_type(name, "conditional", "True or False", conditional)
+        self.conditional = conditional
         self.process = None if sde is None else as_process(name, sde)
         if self.process is None and "time" in (conditioning, said_by(classifier, "conditioning")):
             fail(name, "sde", "given, the process of a classifier that is told the time", None)
@@ -159,6 +169,21 @@ class ClassifierGuidance(Guided):
         self._frame = replace(frame, levels=None)  # which are a buffer
         self.register_buffer("levels", frame.levels, persistent=False)
         self.classifier = classifier
+        self._warn_of_levels()
+
+    def _warn_of_levels(self) -> None:
+        """Say so where the classifier does not know all the noise levels that the score does."""
+        name = type(self).__name__
+        own, known = self.sigma_range, sigma_range_of(self.classifier, fn=name)
+        if own is None or known is None:
+            return
+        if known[0] > own[0] * SLACK or known[1] * SLACK < own[1]:
+            warn_caller(
+                f"{name}: the classifier was trained on noise levels from {known[0]:.4g} to "
+                f"{known[1]:.4g}, the score on those from {own[0]:.4g} to {own[1]:.4g}: outside of "
+                "its own the classifier guesses.",
+                UserWarning,
+            )
 
     @property
     def differentiates_energy(self) -> bool:
@@ -170,6 +195,8 @@ class ClassifierGuidance(Guided):
         parts = [f"scale={self.scale:g}", f"conditioning={self.net_conditioning!r}"]
         if self.label is not None:
             parts.append(f"label={self.label}")
+        if self.conditional:
+            parts.append("conditional=True")
         return ", ".join(parts + [repr(self.process)] * (self.process is not None))
 
     def convention(self) -> dict[str, Any]:
@@ -178,6 +205,7 @@ class ClassifierGuidance(Guided):
         return {
             "scale": self.scale,
             "label": self.label,
+            "conditional": self.conditional,
             "conditioning": self.net_conditioning,
             "time_scale": self.time_scale,
             "levels": None if self.levels is None else self.levels.tolist(),
@@ -203,6 +231,9 @@ class ClassifierGuidance(Guided):
             model_kwargs: what else the score of the data is given, by name.
         """
         level = self._levels(x, sigma)
+        if self.conditional:
+            label = self._labels(x, self.label if label is None else label)
+            model_kwargs = {**model_kwargs, "label": label}
         if self.scale == 0:
             return self._score_at(x, level, model_kwargs)
         # First, for whoever returns the score may use its memory again.

@@ -18,6 +18,7 @@ from fastscore._support.model_kwargs import per_batch
 from fastscore._support.null import EXPECTED, check_null, without_conditions
 from fastscore._support.terms import Terms
 from fastscore.conditioning import check_sigma_range
+from fastscore.derivatives.mixing import mixes_samples
 from fastscore.guidance._guided import Guided
 from fastscore.ops._library import traced
 
@@ -68,7 +69,8 @@ class ClassifierFreeGuidance(Guided):
 
     Raises:
         ValueError: a name in ``null`` that is not among the conditions, a null value that is none
-            of its samples'; an interval that is none; an output that has not the shape of x.
+            of its samples'; an interval that is none; an output that has not the shape of x;
+            ``batched`` for a network with a BatchNorm in training.
         TypeError: an argument of the wrong type, a condition that is not a tensor (batch, ...).
 
     Example:
@@ -151,7 +153,7 @@ class ClassifierFreeGuidance(Guided):
         What is given by name goes to the network, the conditions among it.
         """
         level = self._levels(x, sigma)
-        weight = self._weight(level)
+        weight = self._weight(sigma, level)
         if weight is None:
             return self._score_at(x, level, model_kwargs)
         name = type(self).__name__
@@ -162,11 +164,13 @@ class ClassifierFreeGuidance(Guided):
             given, free = self._one_after_the_other(x, level, model_kwargs, unconditional)
         return Terms([(given, 1 + weight), (free, -weight)])
 
-    def _weight(self, level: Tensor) -> Tensor | float | None:
+    def _weight(self, sigma: Tensor | float, level: Tensor) -> Tensor | float | None:
         """w, or that of each sample's level; None where it is known to be 0."""
         if self.sigma_interval is None or self.scale == 0:
             return self.scale or None
         low, high = self.sigma_interval
+        if not isinstance(sigma, Tensor):
+            return self.scale if low < sigma <= high else None
         inside = (level > low) & (level <= high)
         if level.device.type == "cpu" and not traced() and not bool(inside.any()):
             return None
@@ -190,6 +194,9 @@ class ClassifierFreeGuidance(Guided):
     ) -> tuple[Tensor, Tensor]:
         """The two scores, of one call for twice the samples."""
         batch = len(x)
+        if mixes_samples(self.score):
+            got = "True, for one with a BatchNorm layer that takes the statistics of its batch"
+            fail(type(self).__name__, "batched", "False for a network that mixes its batch", got)
         twice = per_batch(conditional, batch, lambda value: torch.cat([value, value]))
         for name in self._null:
             twice[name] = torch.cat([conditional[name], free[name]])

@@ -81,8 +81,7 @@ class DPS(Posterior):
         self.data_variance = check_number(name, "data_variance", data_variance, positive=True)
 
     def _guidance(self, at: Denoised, y: Tensor, rows: Rows | None) -> Tensor:
-        off = y - self.operator.A(at.mean)
-        back = self.operator.A_adjoint(off)
+        off, back = self._off(at, y)
         if rows is None:
             square, count = squared(off), float(off[:1].numel() * (2 if off.is_complex() else 1))
         else:  # without what A never gives

@@ -27,8 +27,10 @@ class MMPS(Posterior):
 
     x_0 given x is taken for the Gaussian with its true mean and covariance, Cov(x_0 | x) = s^2 J
     (https://arxiv.org/abs/2405.13712, section 4). Exact for any Gaussian data with the exact score,
-    with as many iterations as A has rows, and so are the samples, as steps get small; of other data
-    nearer than :class:`PiGDM`, which takes r^2 I for the covariance, for more work.
+    with as many iterations as A has rows, and so are the samples, as steps get small. Other data
+    are not Gaussian given x, those in clusters far apart least: what is drawn is mostly nearer to
+    the posterior than by a :class:`PiGDM` that is told the variance of all data, and farther than
+    by one that is told the variance within a cluster.
 
     The inverse is that of a few conjugate gradients, each of them one reverse pass through the
     score: ``iterations`` in all, for the products that the guidance needs at last are those of the
@@ -72,8 +74,6 @@ class MMPS(Posterior):
         tensor([True])
     """
 
-    takes_one_product = False
-
     def __init__(
         self,
         score: Callable[..., Any],
@@ -88,6 +88,7 @@ class MMPS(Posterior):
         name = type(self).__name__
         self.noise = check_noise(name, noise)
         self.iterations = check_int(name, "iterations", iterations, minimum=1)
+        self.takes_one_product = self.iterations == 1
 
     def residual(
         self,

@@ -21,7 +21,7 @@ from fastscore._support.checks import (
 )
 from fastscore._support.common_options import KeyOptions
 from fastscore._support.warn import warn_caller
-from fastscore._support.wrappers import parameters_of, unwrapped
+from fastscore._support.wrappers import parameters_of
 from fastscore.losses._options import DrawOptions
 from fastscore.ops import perturb
 from fastscore.ops._library import traced
@@ -132,8 +132,6 @@ def with_levels(
     named = draws["model_kwargs"] or {}
     taken = 1 if conditioning == "none" else 2
     free = [name for name in parameters_of(model)[taken:] if name not in named]
-    if getattr(unwrapped(model), "classes", 0) is None:  # one of ours, which takes no label
-        free = [name for name in free if name != "label"]
     if free:
         name = "label" if free[0].startswith("**") else free[0]
         raise TypeError(

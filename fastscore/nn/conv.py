@@ -197,6 +197,11 @@ class ScoreConvNet(nn.Module):
             classes=classes,
         )
 
+    @property
+    def refused_names(self) -> tuple[str, ...]:
+        """Arguments that this network does not take, made as it was."""
+        return ("label",) if self.classes is None else ()
+
     def forward(self, x: Tensor, sigma: Tensor | float, label: Tensor | None = None) -> Tensor:
         """The score at x, noise levels sigma and, with classes, label, (batch,)."""
         check_floating("ScoreConvNet", "x", x, min_dim=1)

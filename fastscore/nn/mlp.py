@@ -185,6 +185,11 @@ class ScoreMLP(nn.Module):
         if self.embed is not None:
             self.embed.reset_parameters()
 
+    @property
+    def refused_names(self) -> tuple[str, ...]:
+        """Arguments that this network does not take, made as it was."""
+        return ("label",) if self.classes is None else ()
+
     def forward(
         self, x: Tensor, sigma: Tensor | float | None = None, label: Tensor | None = None
     ) -> Tensor:

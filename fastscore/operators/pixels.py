@@ -20,6 +20,7 @@ from fastscore.operators._common import (
     check_mask_fits,
     check_size,
     divided,
+    kept,
     levels,
     masked_over,
     widened,
@@ -65,7 +66,7 @@ class Mask(LinearOperator):
     def _masked(self, fn: str, arg: str, x: Tensor) -> Tensor:
         check_data(fn, arg, x)
         check_mask_fits(fn, arg, self.mask, x, x.shape)
-        return torch.where(self.mask, x, 0.0)
+        return kept(x, self.mask)
 
     def A(self, x: Tensor) -> Tensor:
         """x where measured, 0 elsewhere."""

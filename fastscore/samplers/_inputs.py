@@ -87,8 +87,7 @@ def sample(
     use_graph = use_graph and (plan.graph_by_itself or options["cuda_graph"] is True)
     measured = None
     if plan.projection is not None:
-        plan.projection.checked(fn, shape, dtype, device)
-        measured = plan.projection.along(plan.held(), device)
+        measured = plan.projection.along(fn, plan.held(), shape, dtype, device)
     if plan.prepare is not None and shape.numel():
         plan.prepare(Setting(shape, dtype, device, dict(options)))
 

@@ -4,7 +4,8 @@ A sampler is a table whose rows (a, b, c, k, ...) are a call of the model each,
 
     x <- a x + b s(x, sigma) + c z,    z ~ N(0, I)
 
-(known pixels are set to ``known + k z`` instead). The loop asks the model for the score, applies
+(known pixels are set to ``known + k z`` instead, and the state is projected to what was measured
+otherwise: :mod:`fastscore.samplers._measured`). The loop asks the model for the score, applies
 the row to the state in one fused kernel, and counts the row on the device. A step is a row, or
 several where a solver looks twice or a corrector follows. It never waits for the device, and after
 the first step it allocates nothing of its own.

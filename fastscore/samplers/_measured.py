@@ -59,41 +59,43 @@ class Projection:
         check_tensor(fn, "measurement", measurement)
         return cls(operator, measurement.detach(), strength)
 
-    def checked(self, fn: str, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> None:
-        """That A gives what was measured, of states like these, and A_dagger leads back."""
-        operator, y, arg = self.operator, self.measurement, "measurement"
-        with torch.no_grad():
-            nothing = operator.A(torch.zeros(shape, dtype=dtype, device=device))
-        check_tensor(fn, "what the operator's A returns", nothing)
-        if nothing.shape[:1] != shape[:1]:
-            expected = f"one whose A keeps the batch of {shape[0]}"
-            fail(fn, "operator", expected, f"A(x) of shape {tuple(nothing.shape)}")
-        check_device(fn, arg, y, device, "where the state is")
-        one = torch.Size((1, *nothing.shape[1:]))
-        if y.shape not in (nothing.shape, one):
-            expected = (
-                f"of shape {tuple(nothing.shape)}, what A gives of {tuple(shape)}, or {tuple(one)}"
-            )
-            fail(fn, arg, expected, describe(y))
-        if y.is_complex() and not nothing.is_complex():
-            fail(fn, arg, f"of {nothing.dtype}, what A gives", describe(y))
-        if not bool(torch.isfinite(y).all()):
-            fail(fn, arg, "finite everywhere", "NaN or infinity")
-        if bool((nothing != 0).any()):
-            fail(fn, "operator", "linear", "one whose A of 0 is not 0")
-        with torch.no_grad():
-            back = operator.A_dagger(nothing)
-        check_tensor(fn, "what the operator's A_dagger returns", back)
-        if back.shape != shape or back.is_complex():
-            expected = f"one whose A_dagger leads back to real states of shape {tuple(shape)}"
-            fail(fn, "operator", expected, describe(back))
-
-    def along(self, held: Tensor, device: torch.device) -> Measured:
+    def along(
+        self, fn: str, held: Tensor, shape: torch.Size, dtype: torch.dtype, device: torch.device
+    ) -> Measured:
         """For a run whose known elements would be m known + k z: rows (m, k), before each row."""
         m, k = held.unbind(-1)
         table = torch.stack([-torch.ones_like(k), k, m], dim=-1)
         pull = torch.tensor([1.0, self.strength], dtype=torch.float64)
-        return Measured(self.operator, self.measurement, table.to(device), pull.to(device))
+        y = self.checked(fn, torch.zeros(shape, dtype=dtype, device=device))
+        return Measured(self.operator, y, table.to(device), pull.to(device))
+
+    @torch.no_grad()
+    def checked(self, fn: str, nothing: Tensor) -> Tensor:
+        """The measurement, one that A gives of states like these zeros, to which A_dagger leads."""
+        operator, y, arg = self.operator, self.measurement, "measurement"
+        seen = operator.A(nothing.clone())
+        check_tensor(fn, "what the operator's A returns", seen)
+        if seen.shape[:1] != nothing.shape[:1]:
+            expected = f"one whose A keeps the batch of {len(nothing)}"
+            fail(fn, "operator", expected, f"A(x) of shape {tuple(seen.shape)}")
+        check_device(fn, arg, y, nothing.device, "where the state is")
+        one = seen.shape[1:]
+        if y.shape not in (seen.shape, one, torch.Size((1, *one))):
+            expected = f"of shape {tuple(seen.shape)} or {tuple(one)}, as {type(operator).__name__}"
+            fail(fn, arg, f"{expected}.A gives of x of shape {tuple(nothing.shape)}", describe(y))
+        if y.is_complex() != seen.is_complex():
+            kind = "complex" if seen.is_complex() else "real"
+            fail(fn, arg, f"{kind}, as {type(operator).__name__}.A gives", describe(y))
+        if not bool(torch.isfinite(y).all()):
+            fail(fn, arg, "finite everywhere", "NaN or infinity")
+        if bool((seen != 0).any()):
+            fail(fn, "operator", "linear", "one whose A of 0 is not 0")
+        back = operator.A_dagger(torch.zeros_like(seen))
+        check_tensor(fn, "what the operator's A_dagger returns", back)
+        if back.shape != nothing.shape or back.is_complex():
+            expected = f"one whose A_dagger leads back to real states of {tuple(nothing.shape)}"
+            fail(fn, "operator", expected, describe(back))
+        return y.unsqueeze(0) if y.shape == one else y
 
 
 @dataclass(frozen=True)

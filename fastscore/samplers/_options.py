@@ -73,17 +73,23 @@ class SamplerOptions(ModelOptions, SeedOptions, total=False):
         Option(
             None,
             """inpainting, together with ``mask``: where the mask is True the state is held at
-            ``known`` plus noise of the current level, fresh in each step (``probability_flow``
-            keeps one noise for the whole run), and ends as ``known`` exactly. A number
-            or a tensor that broadcasts to the state's shape; it may be anything, NaN too, where the
-            mask is False. The rest is then drawn given the known part only approximately: it sees
-            a noisy copy of that. More steps at each level bring it nearer to the conditional
-            distribution.""",
+            ``known`` plus noise of the level that the model is about to see, fresh in each call
+            (``probability_flow`` keeps one noise for the whole run), and ends as ``known``
+            exactly, the last denoising being of the rest alone. A number or a tensor that
+            broadcasts to the state's shape; it may be anything, NaN too, where the mask is False.
+            The rest is then drawn given the known part only approximately: it sees a noisy copy of
+            that, however many levels there are. More steps at each level bring it nearer to the
+            conditional distribution (``steps_per_sigma``, ``corrector_steps``,
+            ``resamplings``).""",
         ),
     ]
     mask: Annotated[
         Tensor | None,
-        Option(None, "boolean, True where the state is known; broadcasts to the state's shape."),
+        Option(
+            None,
+            """boolean, True where the state is known, which it is of one element at least;
+            broadcasts to the state's shape.""",
+        ),
     ]
     clamp: Annotated[
         Clamp | None,

@@ -110,7 +110,10 @@ def probability_flow(
         RuntimeError: "rk45" can't meet its tolerances; the message names sample, time and step.
 
     Known elements (``known``, ``mask``) move along ``alpha known + sigma z`` with one z for the
-    whole run.
+    whole run, for a field that changes from step to step has no solution. What is not known is then
+    further from its conditional distribution than with :func:`reverse_sde`, whose example of two
+    coordinates has mean 0.447 and variance 0.517 here, for 0.9 and 0.19, with any
+    solver but "dpmpp_2m_sde" (0.626 and 0.405).
 
     Example:
         Standard normal data, sampled in 20 calls of the exact score, encoded and decoded:

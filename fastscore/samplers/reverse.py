@@ -45,15 +45,16 @@ class ReverseOptions(ContinuousOptions, total=False):
             None,
             """together with ``measurement``: a linear A, any object with ``A(x)`` and
             ``A_dagger(y)``, its pseudo-inverse, of batches (batch, ...), such as those of
-            :mod:`fastscore.operators`. The state is projected, see above; it gets no gradients.""",
+            :mod:`fastscore.operators`. The state is projected, see above, after ``clamp``; there
+            are no gradients.""",
         ),
     ]
     measurement: Annotated[
         Tensor | None,
         Option(
             None,
-            """y = A x_0, without noise or nearly, (batch, ...) as A gives it, or (1, ...): one for
-            all samples.""",
+            """y = A x_0, without noise or nearly, (batch, ...) as A gives it; or one for all
+            samples, with a batch of 1 or without.""",
         ),
     ]
 
@@ -110,10 +111,15 @@ def reverse_sde(
     (Song et al. 2022, "Solving inverse problems in medical imaging with score-based generative
     models"), lambda being ``projection`` and z fresh noise of the sample's own. With lambda = 1 and
     a pseudo-inverse, A x = y of the result exactly where A can give y, and choosing elements is
-    what ``known`` does. The part that A does not see is drawn given a noisy copy of what it does,
-    which is its conditional distribution only where the two are independent. Below 1 the state has
-    less noise along A than its level says, and the result comes near to y only. Correctors and
-    ``resamplings`` bring both nearer.
+    what ``known`` does. Below 1 the state has less noise along A than its level says, and the
+    result comes near to y only.
+
+    However many steps there are, what is not held is drawn given a noisy copy of what is, which is
+    its conditional distribution only where the two are independent; correctors and ``resamplings``
+    lead there. Of two coordinates of variance 1 and correlation 0.9, one known to be 1, the other
+    has mean 0.9 and variance 0.19. With the exact score in VE(0.01, 10) and 1000 steps it has
+    0.626 and 0.314 (at 100,000 steps 0.627 and 0.311), with a corrector of snr 0.5 0.895 and 0.193,
+    with five 0.899 and 0.191, with 20 resamplings 0.891 and 0.194.
 
     With ``resamplings`` U each interval is gone through U times, predictor and correctors, and from
     t' back to t in between, ``y + sqrt(s^2 - s'^2) z`` of y = x/alpha, s = sigma/alpha (RePaint,

@@ -194,7 +194,7 @@ def sample_diffusers_ddim(
 
 
 @functools.cache
-def _azula() -> tuple[Any, Any]:
+def azula_modules() -> tuple[Any, Any]:
     """Its samplers, and a denoiser of a score network whose time is the noise level itself."""
     from azula import denoise, noise, sample
 
@@ -224,7 +224,7 @@ def sample_azula(
     but for "HeunSampler", which divides by it, and "xEABSampler", which takes its logarithm. Steps
     of its own spacing are log-linear on its ``VESchedule``, and end above 0.
     """
-    module, denoiser = _azula()
+    module, denoiser = azula_modules()
     base: Any = getattr(module, sampler)
 
     class OnGrid(base):

@@ -98,6 +98,47 @@ def heun(model: Model, sigmas: list[float], x: Tensor) -> Tensor:
     return x
 
 
+# ---- guided samplers ---------------------------------------------------------------------------
+
+
+def ancestral(score: Model, sigmas: list[float], x: Tensor) -> Tensor:
+    """Ho et al. 2020 in noise levels: to a draw of p(x' | x, D), D = x + sigma^2 s; at 0 to D."""
+    x = x.clone()
+    level = x.new_empty(len(x))
+    for sigma, below in itertools.pairwise(sigmas):
+        s = score(x, level.fill_(sigma))
+        if not below:
+            return x.add_(s, alpha=sigma**2)
+        langevin_step_(x, s, sigma**2 - below**2, below * (1 - (below / sigma) ** 2) ** 0.5)
+    return x
+
+
+def pigdm(model: Model, mask: Tensor, y: Tensor, noise: float) -> Model:
+    """The score given the elements that a mask of ones and zeros leaves (Song et al. 2023)."""
+
+    def score(x: Tensor, sigma: Tensor) -> Tensor:
+        variance = sigma.square().reshape(-1, *[1] * (x.dim() - 1))
+        with torch.enable_grad():
+            point = x.detach().requires_grad_()
+            s = model(point, sigma)
+            data = torch.addcmul(point, variance, s)
+            left = variance / (1 + variance) + noise**2
+            off = (y - data.detach()).mul_(mask / left)
+            (pull,) = torch.autograd.grad(data, point, off)
+        return pull.add_(s.detach())
+
+    return score
+
+
+def classifier_free(model: Model, scale: float) -> Model:
+    """(1 + w) s_c - w s (Ho and Salimans 2021), the model called with a label, 1 or 0."""
+
+    def score(x: Tensor, sigma: Tensor) -> Tensor:
+        return (1 + scale) * model(x, sigma, label=1) - scale * model(x, sigma, label=0)
+
+    return score
+
+
 def perturb(x: Tensor, sigmas: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(x~, labels, sigma of each sample, z)."""
     labels = torch.randint(len(sigmas), x.shape[:1], device=x.device)
