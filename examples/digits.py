@@ -208,7 +208,7 @@ def inpaint(data: Data, net: nn.Module, judge: Judge, size: Size, out: Path) -> 
     operator = Mask(upper)
     y = each(operator.A(truth))
     v = float(data.x.var(0).mean())
-    common = {"shape": y.shape, "steps": size.steps, "seed": 1, "batch_size": 256}
+    common = {"shape": y.shape, "steps": size.steps, "seed": 1}
     held = {"known": y, "mask": upper}
     corrected = {"corrector": "annealed", "corrector_steps": 2}
     given = {"model_kwargs": {"measurement": y}}
@@ -374,7 +374,6 @@ def reconstruct(data: Data, net: nn.Module, size: Size, out: Path) -> dict[str, 
                     shape=(len(truth) * SAMPLES, 1, 8, 8),
                     steps=size.steps,
                     model_kwargs={"measurement": each(y)},
-                    batch_size=512,
                     seed=6,
                 )
                 seconds[name], drawn[name] = time.perf_counter() - start, by_truth(x)
