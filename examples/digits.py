@@ -9,7 +9,7 @@ One small network, trained with classes that are now and then left out, does all
   the score is exact and the posterior known, and with the network on held-out digits.
 
 Run: python examples/digits.py [inpaint] [classes] [reconstruct] [--out DIR] [--quick]
-Writes control_digits.json and a picture for each job; takes some five minutes on one core. Needs
+Writes control_digits.json and a picture for each job; takes some three minutes on one core. Needs
 ``pip install 'fastscore[demo]'``.
 """
 
