@@ -46,8 +46,8 @@ def test_known_pixels_are_kept(found: Any) -> None:
     ways = found[0]["inpaint"]
     for name in ("known", "known, corrector"):
         assert ways[name]["known_pixels_off"] == 0.0
-    for name in ("PiGDM", "MMPS"):
-        assert ways[name]["known_pixels_off"] < 0.02  # a third of a level of 17
+    assert ways["PiGDM"]["known_pixels_off"] < 0.02  # a third of a level of 17
+    assert ways["MMPS"]["known_pixels_off"] < 0.5  # 5 deviations of the noise that it is told
     for way in ways.values():
         assert way["interval"] > 0.1  # the samples differ
         assert way["error_of_mean"] < 0.45  # of noise between 0 and 1 it is more
