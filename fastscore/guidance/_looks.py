@@ -11,6 +11,7 @@ from fastscore._support.checks import fail, largest, per_sample
 from fastscore._support.eager import compiled_parts_run_eagerly
 from fastscore._support.explain import explained
 from fastscore._support.inference import is_captured
+from fastscore._support.known import known_of
 from fastscore._support.reach import modules_of
 from fastscore._support.rewind import Rewind
 from fastscore.derivatives.call import Call
@@ -22,6 +23,7 @@ from fastscore.guidance._denoised import (
     refuse_half,
     signs_like,
 )
+from fastscore.scores.adapters import Wrapper
 
 # Of the comparison with differences: their step over the noise, at most, over what rounding spoils.
 STEP, MOST_STEP, ROUNDED = 0.01, 0.1, 1e3
@@ -31,7 +33,11 @@ LOST = 0.1  # of the score, by what half precision makes of the guidance
 
 
 class Looks:
-    """What has been looked at, of one guided score: again when a module changes its mode."""
+    """What has been looked at, of one guided score: again when a module changes its mode.
+
+    Of a module it is remembered beyond the one: by the network, the adapters around it, its modes
+    and the precision.
+    """
 
     def __init__(self) -> None:
         self.modules: list[nn.Module] | None = None
@@ -61,8 +67,27 @@ class Looks:
             return  # where no value can be looked at: the next call is
         if not x.numel():
             return
-        look_at_score(call, x.detach(), level.detach(), differentiates=self.differentiates)
-        self.modules, self.modes = modules, [m.training for m in modules]
+        modes = [m.training for m in modules]
+        seen, key = _seen_of(call.model, modes, x)
+        if key not in seen:
+            look_at_score(call, x.detach(), level.detach(), differentiates=self.differentiates)
+            seen.add(key)
+        self.modules, self.modes = modules, modes
+
+
+def _seen_of(model: Any, modes: list[bool], x: Tensor) -> tuple[set[Any], Any]:
+    """How a network has been looked at, and this way of it; a function has no such memory."""
+    adapters: list[str] = []
+    while isinstance(model, Wrapper) and isinstance(model.inner, nn.Module):
+        adapters.append(repr((type(model), model.net_conditioning, model.extra_repr())))
+        model = model.inner
+    kind = x.device.type
+    autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    key = (*adapters, *modes, x.dtype, x.shape[1:], autocast)
+    if not isinstance(model, nn.Module):
+        return set(), key
+    seen: set[Any] = known_of(model).setdefault("guided", set())
+    return seen, key
 
 
 @torch.no_grad()

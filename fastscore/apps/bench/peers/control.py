@@ -45,7 +45,7 @@ def sample_azula(
     denoiser: Any = denoiser_of(net)
     options: dict[str, Any] = {"steps": len(sigmas) - 1, "silent": True}
     if method == "mmps":
-        covariance = IsotropicCovariance(torch.tensor(noise**2, dtype=x.dtype), shape=y.shape[1:])
+        covariance = IsotropicCovariance(torch.tensor(noise**2, dtype=x.dtype))
         base: Any = module.DDPMSampler
         given: tuple[Any, ...] = (
             guidance.MMPSDenoiser(
