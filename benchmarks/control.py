@@ -174,7 +174,7 @@ def deepinv(method: str, physics: Any, **options: Any) -> Job:
 
 def ways(task: str, operator: Any, physics: Any) -> Iterator[tuple[str, Job]]:
     """All of a task, by name. ``physics`` is deepinv's object of the operator, or None."""
-    for scale in (0.3, 1.0):
+    for scale in (1.0, 2.0):
         yield f"DPS, scale {scale:g}", guided("DPS", operator, scale=scale)
     for v in (1.0, 0.15):
         yield f"PiGDM, data_variance {v:g}", guided("PiGDM", operator, data_variance=v)
