@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from array import array
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from fastscore._support.checks import fail, per_sample
 from fastscore._support.eager import compiled_parts_run_eagerly
-from fastscore._support.explain import explained
+from fastscore._support.explain import explain
 from fastscore._support.inference import recordable, recording
 from fastscore._support.sums import tree_sum
 from fastscore._support.tangents import refuse_tangents
@@ -26,6 +27,7 @@ from fastscore.derivatives.traces import output_and_pullback
 from fastscore.ops import rk_error, rk_stage
 
 Weights = Sequence[Tensor | float]
+FEW = 256  # samples: the levels of more take the host longer than the arithmetic
 
 
 class Denoised(NamedTuple):
@@ -33,7 +35,7 @@ class Denoised(NamedTuple):
 
     x: Tensor  # the points
     score: Tensor  # S, of their shape and dtype
-    variance: Tensor  # s^2 of each sample, (batch,) float64
+    variance: Tensor | float  # s^2, the number of all samples or (batch,) float64
     pullback: Callable[[Tensor], Tensor]  # u to (dS/dx)'u
 
     @property
@@ -64,12 +66,15 @@ def denoised(call: Call, x: Tensor, level: Tensor, *, differentiates: bool, once
     Raises:
         ValueError: a score in half precision, or one that has no graph.
     """
-    with explained(call.fn, call.model, x, "sigma", call.kwargs):
+    try:
         score, pullback = _score_and_pullback(call, x, differentiates=differentiates, once=once)
+    except Exception as error:
+        explain(call.fn, call.model, x, "sigma", call.kwargs, error)
+        raise
     refuse_half(call.fn, score)
-    score = score.to(x.dtype)
-    variance = level.double().square()
-    return Denoised(x, score, variance, pullback)
+    known = one_for_all(level)
+    variance = level.double().square() if known is None else known * known
+    return Denoised(x, score.to(x.dtype), variance, pullback)
 
 
 def _score_and_pullback(
@@ -103,6 +108,18 @@ def _score_and_pullback(
     return output.detach(), pullback
 
 
+def one_for_all(level: Tensor) -> float | None:
+    """The noise level of all samples, where there is one and the host may know it for nothing.
+
+    Arithmetic with it costs nothing beside that with tensors, and has the same bytes as float64.
+    """
+    looks = level.is_cpu and type(level) is Tensor and not torch.is_grad_enabled()
+    if not looks or not 0 < len(level) <= FEW or in_transform() or torch._C._get_tracing_state():
+        return None
+    levels: list[float] = level.tolist()
+    return levels[0] if levels.count(levels[0]) == len(levels) else None
+
+
 def in_transform() -> bool:
     """Whether this runs inside of torch.func, or is being compiled."""
     return torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
@@ -116,7 +133,7 @@ def refuse_no_graph(fn: str) -> None:
 
 def refuse_half(fn: str, score: Tensor) -> None:
     """D is a difference of x and nearly x, and its derivative one of 1 and nearly 1."""
-    if torch.finfo(score.dtype).bits < 32:
+    if score.dtype.itemsize < 4:
         expected = "one that returns float32 or float64, for the denoised mean is a small "
         expected += "difference (model.float())"
         fail(fn, "score", expected, score.dtype)
@@ -149,8 +166,9 @@ def combined(
 
 def is_recorded(*values: Any) -> bool:
     """Whether autograd takes part in what is made of these."""
-    tensors = [value for value in values if isinstance(value, Tensor)]
-    return torch.is_grad_enabled() and any(value.requires_grad for value in tensors)
+    if not torch.is_grad_enabled():
+        return False
+    return any(value.requires_grad for value in values if isinstance(value, Tensor))
 
 
 def _factor(weight: Tensor | float, x: Tensor) -> Tensor | float:
@@ -158,7 +176,9 @@ def _factor(weight: Tensor | float, x: Tensor) -> Tensor | float:
 
 
 def _stacked(weights: Weights, x: Tensor) -> Tensor:
-    """As the kernels take them: float64 (batch, terms)."""
+    """As the kernels take them, float64: (terms,) of numbers on the host, or (batch, terms)."""
+    if x.is_cpu and not any(isinstance(weight, Tensor) for weight in weights):
+        return torch.frombuffer(array("d", weights), dtype=torch.float64)  # torch.tensor is slow
     batch = x.shape[:1]
     columns = [
         weight.double()
@@ -191,7 +211,14 @@ def squared(x: Tensor) -> Tensor:
     return rk_error(x, x, [x], one, one).square() * count
 
 
-def quotient(x: Tensor, y: Tensor, where: Tensor) -> Tensor:
+def inverse(x: Tensor | float) -> Tensor | float:
+    """1/x of numbers that are not negative, and 0 of 0."""
+    if isinstance(x, Tensor):
+        return quotient(torch.ones_like(x), x, x > 0)
+    return 1 / x if x > 0 else 0.0
+
+
+def quotient(x: Tensor | float, y: Tensor, where: Tensor) -> Tensor:
     """x/y where that is asked for, and 0 elsewhere; so is its derivative."""
     return torch.where(where, x / torch.where(where, y, 1.0), 0.0)
 

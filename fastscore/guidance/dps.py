@@ -87,9 +87,8 @@ class DPS(Posterior):
         else:  # without what A never gives
             square, count = squared(back) / rows.scale, rows.rank
         far = square > 0  # a norm has no gradient at 0, nor is one needed
-        size = square.where(far, 1.0).sqrt()
-        left = variance_left(at.variance, self.data_variance).sqrt()
-        weight = quotient(self.scale * math.sqrt(count) / left, size, far)
+        left = variance_left(at.variance, self.data_variance) * square  # r^2 |y - A D|^2
+        weight = quotient(self.scale * math.sqrt(count), left.where(far, 1.0).sqrt(), far)
         return at.pulled(back, weight)
 
     def extra_repr(self) -> str:

@@ -11,7 +11,13 @@ from torch import Tensor
 from fastscore._support.checks import check_int
 from fastscore.guidance._conjugate_gradients import Product, Solved, conjugate_gradients
 from fastscore.guidance._denoised import Denoised, combined, squared
-from fastscore.guidance._posterior import Posterior, check_noise, full_precision, variance_left
+from fastscore.guidance._posterior import (
+    Posterior,
+    check_noise,
+    full_precision,
+    solved,
+    variance_left,
+)
 from fastscore.guidance._rows import Rows
 
 ROUNDINGS = 8.0  # of the terms of a curvature: what is below has no sign
@@ -136,8 +142,7 @@ class MMPS(Posterior):
 
         def precondition(p: Tensor) -> Tensor:
             # For data of variance 1. Whatever they are, it takes out the operator's own spread.
-            solved: Tensor = operator.solve(p, variance_left(variance, 1.0), noise2)
-            return solved
+            return solved(operator, p, variance_left(variance, 1.0), noise2)
 
         return conjugate_gradients(
             multiply,
