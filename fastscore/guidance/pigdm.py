@@ -108,7 +108,7 @@ class PiGDM(Posterior):
             back: Tensor = operator.A_adjoint(solved(operator, off, r2, noise2))
             return back
 
-        def multiply(p: Tensor) -> Product:
+        def multiply(p: Tensor, _: Tensor) -> Product:
             carried = operator.A_adjoint(p)
             value = combined(operator.A(carried), [p], (r2, noise2))
             return Product(value, carried, 0.0)
