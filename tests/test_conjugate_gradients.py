@@ -166,3 +166,21 @@ def test_inner_products_by_squares(dtype: torch.dtype, scale: float) -> None:
     assert found.isnan().tolist() == [False, False, True, False, False]
     alone = inner(x[3:4], y[3:4], squared(x[3:4]), squared(y[3:4]))
     assert_same_bytes(alone, found[3:4])
+
+
+def test_memory_that_is_handed_on_is_not_written_to() -> None:
+    """The right-hand side, and directions where they are what is carried."""
+    matrices, b = positive(7, 5), randn(7, 5, dtype=F64, seed=1)
+    before, seen = b.clone(), []
+
+    def multiply(p: Tensor, p2: Tensor) -> Product:
+        seen.append((p, p.clone()))
+        return by(matrices)(p, p2)
+
+    plain = conjugate_gradients(multiply, b, iterations=5)
+    same = conjugate_gradients(multiply, b, iterations=5, precondition=lambda r: r)
+    assert_same_bytes(b, before)
+    for p, then in (*seen[:2], *seen[5:7]):
+        assert_same_bytes(p, then)
+    torch.testing.assert_close(same.carried, plain.carried)
+    torch.testing.assert_close(plain.carried, torch.linalg.solve(matrices, b))

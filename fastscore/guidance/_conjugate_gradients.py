@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastscore.guidance._denoised import combined, inner, is_recorded, quotient, squared
+from fastscore.guidance._denoised import combined, inner, quotient, squared
 
 # How far one step may move the residual, of what was off at first. Exact scores of Gaussians fitted
 # to photographs moved it by less than 4, networks that sent samples astray by thousands.
@@ -19,7 +19,7 @@ AT_ONCE = 4  # of the vectors that add up, so many are kept for one pass
 class Product(NamedTuple):
     """What a matrix K = N + B C makes of vectors p of the samples."""
 
-    value: Tensor  # K p, like p
+    value: Tensor  # K p, like p, in memory that is written to again
     carried: Tensor  # C p, of another shape: of which the same sum is wanted as of p
     floor: Tensor | float  # p'K p up to this, (batch,), is rounding
 
@@ -84,8 +84,8 @@ def conjugate_gradients(
             parts, steps = [combined(parts[0], parts[1:], steps)], [1.0]
         if i + 1 == iterations and not want_residual:
             break
-        out = None if i == 0 or is_recorded(residual) else residual  # its own memory, not b's
-        residual = combined(residual, [product.value], (1.0, -step), out=out)
+        last = residual
+        residual = combined(last, [product.value], (1.0, -step), out=product.value)
         if i + 1 == iterations:
             break
         if precondition is None:
@@ -96,7 +96,8 @@ def conjugate_gradients(
         previous, square = square, new
         going = going & (square > tolerance * first)
         ratio = quotient(square, previous, going)
-        direction = combined(turned, [direction], (1.0, ratio))  # what is carried may be the old
+        # Not into the old one, which may be what is carried; the first residual is b.
+        direction = combined(turned, [direction], (1.0, ratio), out=last if i else None)
     if not want_residual:
         return Solved(parts[0], first * 0)
     return Solved(parts[0], quotient(squared(residual), size, size > 0).sqrt())

@@ -139,7 +139,8 @@ class MMPS(Posterior):
         def multiply(p: Tensor, p2: Tensor) -> Product:
             back = p if masked else operator.A_adjoint(p)  # A' of what is masked is itself
             carried = at.pulled(back)
-            value = combined(operator.A(carried), [p], (variance, noise2))
+            seen = operator.A(carried)
+            value = combined(seen, [p], (variance, noise2), out=seen if masked else None)
             back2 = squared(back) if rows is None else rows.scale * p2
             return Product(value, carried, rounding * back2)
 
