@@ -113,11 +113,16 @@ def one_for_all(level: Tensor) -> float | None:
 
     Arithmetic with it costs nothing beside that with tensors, and has the same bytes as float64.
     """
-    looks = level.is_cpu and type(level) is Tensor and not torch.is_grad_enabled()
-    if not looks or not 0 < len(level) <= FEW or in_transform() or torch._C._get_tracing_state():
+    looks = _on_host(level) and 0 < level.numel() <= FEW and not torch.is_grad_enabled()
+    if not looks or in_transform() or torch._C._get_tracing_state():
         return None
     levels: list[float] = level.tolist()
     return levels[0] if levels.count(levels[0]) == len(levels) else None
+
+
+def _on_host(x: Tensor) -> bool:
+    """Whether numbers on the host are where x is; not of a FakeTensor and the like."""
+    return x.is_cpu and type(x) is Tensor
 
 
 def in_transform() -> bool:
@@ -179,7 +184,7 @@ def _factor(weight: Tensor | float, x: Tensor) -> Tensor | float:
 
 def _stacked(weights: Weights, x: Tensor) -> Tensor:
     """As the kernels take them, float64: (terms,) of numbers on the host, or (batch, terms)."""
-    if x.is_cpu and not any(isinstance(weight, Tensor) for weight in weights):
+    if _on_host(x) and not any(isinstance(weight, Tensor) for weight in weights):
         return torch.frombuffer(array("d", weights), dtype=torch.float64)  # torch.tensor is slow
     batch = x.shape[:1]
     columns = [
@@ -194,9 +199,9 @@ def _stacked(weights: Weights, x: Tensor) -> Tensor:
 def inner(x: Tensor, y: Tensor, x2: Tensor, y2: Tensor) -> Tensor:
     """<x, y> of each sample, given |x|^2 and |y|^2, in one pass where nothing is recorded.
 
-    It is (|x|^2 + |t y|^2 - |x - t y|^2)/2t, with the t that makes these squares equal: as exact
-    as a sum of products, up to rounding of |x||y|. (batch,) float64, of complex numbers as pairs of
-    real ones; its bytes hang on the sample alone.
+    It is (|x|^2 + |t y|^2 - |x - t y|^2)/2t, with the t that makes |x| = |t y|: up to rounding of
+    |x||y|, as a sum of products is. (batch,) float64, of complex numbers as pairs of real ones; its
+    bytes hang on the sample alone.
     """
     if x.is_complex():
         x, y = torch.view_as_real(x), torch.view_as_real(y)
@@ -229,7 +234,7 @@ def _squares(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
 
 def _one(x: Tensor) -> Tensor:
     """1 and 0, as the kernels take them."""
-    if x.is_cpu:
+    if _on_host(x):
         return _stacked((1.0, 0.0), x)
     return torch.eye(1, 2, dtype=torch.float64, device=x.device)[0]
 
