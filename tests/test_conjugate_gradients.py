@@ -10,6 +10,7 @@ from helpers import assert_same_bytes, randn
 from torch import Tensor
 
 from fastscore.guidance._conjugate_gradients import Product, Solved, conjugate_gradients
+from fastscore.guidance._denoised import inner, squared
 
 F64 = torch.float64
 
@@ -19,10 +20,10 @@ def positive(batch: int, size: int, dtype: torch.dtype = F64, seed: int = 0) -> 
     return root @ root.mH / size + 0.1 * torch.eye(size, dtype=dtype)
 
 
-def by(matrices: Tensor, floor: float = 0.0) -> Callable[[Tensor], Product]:
+def by(matrices: Tensor, floor: float = 0.0) -> Callable[[Tensor, Tensor], Product]:
     """K p, and p itself carried, so that the sum is the solution."""
 
-    def multiply(p: Tensor) -> Product:
+    def multiply(p: Tensor, p2: Tensor) -> Product:
         return Product((matrices * p.unsqueeze(1)).sum(-1), p, floor)
 
     return multiply
@@ -146,3 +147,40 @@ def test_the_derivative_is_that_of_the_solution() -> None:
 
     (got,) = torch.autograd.grad(solution(b).sum(), b)
     torch.testing.assert_close(got, torch.linalg.solve(matrices, torch.ones(2, 3, dtype=F64)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64, torch.complex64])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_inner_products_by_squares(dtype: torch.dtype, scale: float) -> None:
+    """Up to rounding of |x||y|, at every angle; 0 of a 0, NaN where there is one."""
+    angle = torch.tensor([0.0, 1e-3, 0.5, 1.57, 3.14])[:, None]
+    x, other = randn(5, 700, dtype=dtype), randn(5, 700, dtype=dtype, seed=1)
+    y = ((angle.cos() * x + angle.sin() * other) * scale).to(dtype)
+    true = (x.to(torch.complex128) * y.to(torch.complex128).conj()).real.sum(1)
+    size = x.to(torch.complex128).norm(dim=1) * y.to(torch.complex128).norm(dim=1)
+    error = (inner(x, y, squared(x), squared(y)) - true).abs() / size
+    assert float(error.max()) < 2 * torch.finfo(dtype).eps
+    x[0], y[1], x[2, 3] = 0, 0, torch.nan
+    found = inner(x, y, squared(x), squared(y))
+    assert found[:2].tolist() == [0, 0]
+    assert found.isnan().tolist() == [False, False, True, False, False]
+    alone = inner(x[3:4], y[3:4], squared(x[3:4]), squared(y[3:4]))
+    assert_same_bytes(alone, found[3:4])
+
+
+def test_memory_that_is_handed_on_is_not_written_to() -> None:
+    """The right-hand side, and directions where they are what is carried."""
+    matrices, b = positive(7, 5), randn(7, 5, dtype=F64, seed=1)
+    before, seen = b.clone(), []
+
+    def multiply(p: Tensor, p2: Tensor) -> Product:
+        seen.append((p, p.clone()))
+        return by(matrices)(p, p2)
+
+    plain = conjugate_gradients(multiply, b, iterations=5)
+    same = conjugate_gradients(multiply, b, iterations=5, precondition=lambda r: r)
+    assert_same_bytes(b, before)
+    for p, then in (*seen[:2], *seen[5:7]):
+        assert_same_bytes(p, then)
+    torch.testing.assert_close(same.carried, plain.carried)
+    torch.testing.assert_close(plain.carried, torch.linalg.solve(matrices, b))

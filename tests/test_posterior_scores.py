@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fastscore
 from fastscore import operators
 from fastscore.guidance import DPS, MMPS, PiGDM
+from fastscore.guidance._denoised import FEW, one_for_all
 from fastscore.guidance._rows import rows_of
 from fastscore.scores import GaussianMixture
 from fastscore.sde import VE
@@ -25,6 +26,20 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 MIXTURE = GaussianMixture(
     [0.5, 0.3, 0.2], randn(3, 4, seed=5), torch.tensor([0.1, 0.2, 0.05])
 ).double()
+
+
+TRIANGLE = torch.tensor([[1.0, 0.5, 0.0], [0.0, 2.0, 0.25]])
+
+
+class Stretched(Matrix):
+    """Of rows of two lengths, with a closed form in the measurement's dtype, as ours have."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.tensor([[1.0, 0.0, 0.0], [0.0, 3.0, 0.0]]))
+
+    def solve(self, y: Tensor, r2: Any, noise2: float) -> Tensor:
+        r2 = r2.to(y.dtype) if isinstance(r2, Tensor) else r2
+        return torch.stack([y[:, 0] / (r2 + noise2), y[:, 1] / (9 * r2 + noise2)], dim=1)
 
 
 def elementwise(x: Tensor, sigma: Tensor, **labels: Tensor) -> Tensor:
@@ -132,6 +147,35 @@ def test_a_sample_is_what_it_is_alone(kind: Any) -> None:
         model, VE(0.01, 5.0), x[2:3], samples=torch.tensor([2]), **options
     )
     assert_same_bytes(alone, drawn[2:3])
+
+
+@every_kind
+@pytest.mark.parametrize("operator", [Picked(3, [0, 2]), Stretched(), Matrix(TRIANGLE)])
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_levels_that_are_one_number_change_no_byte(kind: Any, operator: Any, dtype: Any) -> None:
+    """That of all samples is computed with by itself, those of a mixed batch as tensors."""
+    options: dict[str, Any] = {"data_variance": 1.7} if kind is not MMPS else {}
+    options |= {"noise": 0.3} if kind is not DPS else {}
+    model = kind(elementwise, operator, **options)
+    x, y = randn(7, 3, dtype=dtype), randn(7, 2, seed=1, dtype=dtype)
+    with torch.no_grad():
+        for level in torch.linspace(0.1, 3, 20).tolist():
+            one, mixed = torch.full((7,), level, dtype=dtype), torch.full((7,), level, dtype=dtype)
+            mixed[3] = 5.0
+            assert one_for_all(one) == one[0].item()
+            assert one_for_all(mixed) is None
+            guided, expected = (model(x, s, measurement=y).total() for s in (one, mixed))
+            others = [0, 1, 2, 4, 5, 6]
+            assert_same_bytes(guided[others], expected[others])
+
+
+def test_levels_are_not_read_where_that_takes_time() -> None:
+    with torch.no_grad():
+        assert one_for_all(torch.ones(FEW)) == 1.0
+        assert one_for_all(torch.ones(FEW + 1)) is None
+        assert one_for_all(torch.ones(3, device="meta")) is None
+        assert one_for_all(torch.ones(0)) is None
+    assert one_for_all(torch.ones(3)) is None  # where a gradient may be asked for
 
 
 @every_kind

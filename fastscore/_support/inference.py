@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 
-@contextmanager
-def recording() -> Iterator[None]:
+def recording() -> AbstractContextManager[Any]:
     """Gradients are recorded inside, whatever mode the caller is in."""
-    with torch.enable_grad():
-        if not torch.is_inference_mode_enabled():
-            yield
-            return
-        with torch.inference_mode(False):
-            yield
+    return _outside_of_inference() if torch.is_inference_mode_enabled() else torch.enable_grad()
+
+
+@contextmanager
+def _outside_of_inference() -> Iterator[None]:
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 def recordable(x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 from typing import Any
 
 import torch
@@ -44,6 +45,8 @@ class Terms:
                 fail_type("Terms", "pairs", "pairs (tensor, weight)", tensor)
             if tensor.shape != first.shape or tensor.dtype != first.dtype:
                 fail("Terms", "pairs", f"like {describe(first)}", describe(tensor))
+            if type(weight) is float and isfinite(weight):
+                continue
             if not isinstance(weight, Tensor):
                 check_number("Terms", "a weight", weight)
             elif weight.shape != first.shape[:1]:

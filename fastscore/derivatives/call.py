@@ -33,7 +33,9 @@ class Call(NamedTuple):
 
     def recordable(self) -> Call:
         """With arguments that autograd can take part in, also those made in inference mode."""
-        return self._replace(args=tuple(map(recordable, self.args)))
+        args = tuple(map(recordable, self.args))
+        same = all(arg is own for arg, own in zip(args, self.args, strict=True))
+        return self if same else self._replace(args=args)
 
     def changed(self, batch: int, change: Callable[[Tensor], Tensor]) -> Call:
         """For points of another batch: ``change`` makes of what belongs to the samples theirs."""

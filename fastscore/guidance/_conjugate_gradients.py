@@ -8,17 +8,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastscore.guidance._denoised import combined, inner, is_recorded, quotient, squared
+from fastscore.guidance._denoised import combined, inner, quotient, squared
 
 # How far one step may move the residual, of what was off at first. Exact scores of Gaussians fitted
 # to photographs moved it by less than 4, networks that sent samples astray by thousands.
 LIMIT = 10.0
+AT_ONCE = 4  # of the vectors that add up, so many are kept for one pass
 
 
 class Product(NamedTuple):
     """What a matrix K = N + B C makes of vectors p of the samples."""
 
-    value: Tensor  # K p, like p
+    value: Tensor  # K p, like p, in memory that is written to again
     carried: Tensor  # C p, of another shape: of which the same sum is wanted as of p
     floor: Tensor | float  # p'K p up to this, (batch,), is rounding
 
@@ -31,7 +32,7 @@ class Solved(NamedTuple):
 
 
 def conjugate_gradients(
-    multiply: Callable[[Tensor], Product],
+    multiply: Callable[[Tensor, Tensor], Product],
     b: Tensor,
     *,
     iterations: int,
@@ -49,7 +50,7 @@ def conjugate_gradients(
     sample alone.
 
     Args:
-        multiply: of directions like b.
+        multiply: of directions p like b, and their |p|^2.
         b: right-hand sides, (batch, ...), real or complex.
         iterations: at least 1, each of them one product.
         precondition: an approximate inverse of K, symmetric and not negative.
@@ -60,45 +61,43 @@ def conjugate_gradients(
     """
     residual = b
     direction = b if precondition is None else precondition(b)
-    square = first = squared(b) if precondition is None else inner(residual, direction)
+    size = squared(b)
+    square = first = size if precondition is None else inner(b, direction, size, squared(direction))
     going = square > 0
-    most = LIMIT**2 * (square if precondition is None else squared(b))
+    most = LIMIT**2 * size
     tolerance = torch.finfo(b.dtype).eps ** 2
-    carried: Tensor | None = None
+    parts: list[Tensor] = []  # of what is carried, added in one pass
+    steps: list[Tensor | float] = []
     for i in range(iterations):
-        product = multiply(direction)
-        curvature = inner(direction, product.value)
+        length = size if direction is b else squared(direction)
+        product = multiply(direction, length)
+        change = squared(product.value)
+        curvature = inner(direction, product.value, length, change)
         going = going & (curvature > product.floor)
         step = quotient(square, curvature, going)
         # A K that is not quite symmetric has directions whose curvature is 0 but by chance.
-        going = going & (step.square() * squared(product.value) <= most)
-        step = quotient(square, curvature, going)
-        if carried is None:
-            carried = combined(product.carried, [product.carried], (step, 0.0))
-        else:
-            carried = combined(carried, [product.carried], (1.0, step), out=_own(carried, True))
+        going = going & (step.square() * change <= most)
+        parts.append(product.carried)
+        step = step.where(going, 0.0)
+        steps.append(step)
+        if len(parts) == AT_ONCE or i + 1 == iterations:
+            parts, steps = [combined(parts[0], parts[1:], steps)], [1.0]
         if i + 1 == iterations and not want_residual:
             break
-        own = i > 0  # the first direction is b, or what a preconditioner has made of it
-        residual = combined(residual, [product.value], (1.0, -step), out=_own(residual, own))
+        last = residual
+        residual = combined(last, [product.value], (1.0, -step), out=product.value)
         if i + 1 == iterations:
             break
         if precondition is None:
             turned, new = residual, squared(residual)
         else:
             turned = precondition(residual)
-            new = inner(residual, turned)
+            new = inner(residual, turned, squared(residual), squared(turned))
         previous, square = square, new
         going = going & (square > tolerance * first)
         ratio = quotient(square, previous, going)
-        direction = combined(turned, [direction], (1.0, ratio), out=_own(direction, own))
-    assert carried is not None
+        # Not into the old one, which may be what is carried; the first residual is b.
+        direction = combined(turned, [direction], (1.0, ratio), out=last if i else None)
     if not want_residual:
-        return Solved(carried, first * 0)
-    left, size = squared(residual), squared(b)
-    return Solved(carried, quotient(left, size, size > 0).sqrt())
-
-
-def _own(x: Tensor, own: bool) -> Tensor | None:
-    """x as memory to write to, where it is the iterations' own and no graph holds it."""
-    return x if own and not is_recorded(x) else None
+        return Solved(parts[0], first * 0)
+    return Solved(parts[0], quotient(squared(residual), size, size > 0).sqrt())

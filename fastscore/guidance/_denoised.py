@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from array import array
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from fastscore._support.checks import fail, per_sample
 from fastscore._support.eager import compiled_parts_run_eagerly
-from fastscore._support.explain import explained
+from fastscore._support.explain import explain
 from fastscore._support.inference import recordable, recording
 from fastscore._support.sums import tree_sum
 from fastscore._support.tangents import refuse_tangents
@@ -26,6 +27,7 @@ from fastscore.derivatives.traces import output_and_pullback
 from fastscore.ops import rk_error, rk_stage
 
 Weights = Sequence[Tensor | float]
+FEW = 256  # samples: the levels of more take the host longer than the arithmetic
 
 
 class Denoised(NamedTuple):
@@ -33,7 +35,7 @@ class Denoised(NamedTuple):
 
     x: Tensor  # the points
     score: Tensor  # S, of their shape and dtype
-    variance: Tensor  # s^2 of each sample, (batch,) float64
+    variance: Tensor | float  # s^2, the number of all samples or (batch,) float64
     pullback: Callable[[Tensor], Tensor]  # u to (dS/dx)'u
 
     @property
@@ -64,12 +66,15 @@ def denoised(call: Call, x: Tensor, level: Tensor, *, differentiates: bool, once
     Raises:
         ValueError: a score in half precision, or one that has no graph.
     """
-    with explained(call.fn, call.model, x, "sigma", call.kwargs):
+    try:
         score, pullback = _score_and_pullback(call, x, differentiates=differentiates, once=once)
+    except Exception as error:
+        explain(call.fn, call.model, x, "sigma", call.kwargs, error)
+        raise
     refuse_half(call.fn, score)
-    score = score.to(x.dtype)
-    variance = level.double().square()
-    return Denoised(x, score, variance, pullback)
+    known = one_for_all(level)
+    variance = level.double().square() if known is None else known * known
+    return Denoised(x, score.to(x.dtype), variance, pullback)
 
 
 def _score_and_pullback(
@@ -103,6 +108,23 @@ def _score_and_pullback(
     return output.detach(), pullback
 
 
+def one_for_all(level: Tensor) -> float | None:
+    """The noise level of all samples, where there is one and the host may know it for nothing.
+
+    Arithmetic with it costs nothing beside that with tensors, and has the same bytes as float64.
+    """
+    looks = _on_host(level) and 0 < level.numel() <= FEW and not torch.is_grad_enabled()
+    if not looks or in_transform() or torch._C._get_tracing_state():
+        return None
+    levels: list[float] = level.tolist()
+    return levels[0] if levels.count(levels[0]) == len(levels) else None
+
+
+def _on_host(x: Tensor) -> bool:
+    """Whether numbers on the host are where x is; not of a FakeTensor and the like."""
+    return x.is_cpu and type(x) is Tensor
+
+
 def in_transform() -> bool:
     """Whether this runs inside of torch.func, or is being compiled."""
     return torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
@@ -116,7 +138,7 @@ def refuse_no_graph(fn: str) -> None:
 
 def refuse_half(fn: str, score: Tensor) -> None:
     """D is a difference of x and nearly x, and its derivative one of 1 and nearly 1."""
-    if torch.finfo(score.dtype).bits < 32:
+    if score.dtype.itemsize < 4:
         expected = "one that returns float32 or float64, for the denoised mean is a small "
         expected += "difference (model.float())"
         fail(fn, "score", expected, score.dtype)
@@ -144,13 +166,16 @@ def combined(
             total = total + other.to(x.dtype) * _factor(weight, x)
         return total
     others = [other.to(x.dtype) for other in others]
+    if not others:
+        others, weights = [x], [*weights, 0.0]  # as the kernel wants some
     return rk_stage(x, others, _stacked(weights, x), out=out)
 
 
 def is_recorded(*values: Any) -> bool:
     """Whether autograd takes part in what is made of these."""
-    tensors = [value for value in values if isinstance(value, Tensor)]
-    return torch.is_grad_enabled() and any(value.requires_grad for value in tensors)
+    if not torch.is_grad_enabled():
+        return False
+    return any(value.requires_grad for value in values if isinstance(value, Tensor))
 
 
 def _factor(weight: Tensor | float, x: Tensor) -> Tensor | float:
@@ -158,7 +183,9 @@ def _factor(weight: Tensor | float, x: Tensor) -> Tensor | float:
 
 
 def _stacked(weights: Weights, x: Tensor) -> Tensor:
-    """As the kernels take them: float64 (batch, terms)."""
+    """As the kernels take them, float64: (terms,) of numbers on the host, or (batch, terms)."""
+    if _on_host(x) and not any(isinstance(weight, Tensor) for weight in weights):
+        return torch.frombuffer(array("d", weights), dtype=torch.float64)  # torch.tensor is slow
     batch = x.shape[:1]
     columns = [
         weight.double()
@@ -169,13 +196,24 @@ def _stacked(weights: Weights, x: Tensor) -> Tensor:
     return torch.stack(columns, dim=-1)
 
 
-def inner(x: Tensor, y: Tensor) -> Tensor:
-    """<x, y> of each sample, (batch,) float64: of complex numbers as pairs of real ones.
+def inner(x: Tensor, y: Tensor, x2: Tensor, y2: Tensor) -> Tensor:
+    """<x, y> of each sample, given |x|^2 and |y|^2, in one pass where nothing is recorded.
 
-    Its bytes hang on the sample alone.
+    It is (|x|^2 + |t y|^2 - |x - t y|^2)/2t, with the t that makes |x| = |t y|: up to rounding of
+    |x||y|, as a sum of products is. (batch,) float64, of complex numbers as pairs of real ones; its
+    bytes hang on the sample alone.
     """
     if x.is_complex():
         x, y = torch.view_as_real(x), torch.view_as_real(y)
+    if in_transform() or is_recorded(x, y):
+        return sum_of_products(x, y)
+    t = (x2 / y2).sqrt().to(x.dtype).double().masked_fill(y2 == 0, 0.0)
+    apart = _squares(x, y, _stacked((1.0, -t), x))
+    return ((x2 + t.square() * y2 - apart) / (2 * t)).masked_fill(t == 0, 0.0)
+
+
+def sum_of_products(x: Tensor, y: Tensor) -> Tensor:
+    """<x, y> of each sample of real numbers likewise, in more passes."""
     products = (x * y).flatten(1) if x.dim() > 1 else (x * y).unsqueeze(1)
     return tree_sum(products, 1).double()
 
@@ -185,15 +223,34 @@ def squared(x: Tensor) -> Tensor:
     if x.is_complex():
         x = torch.view_as_real(x)
     if in_transform() or is_recorded(x):
-        return inner(x, x)
-    count = math.prod(x.shape[1:])
-    one = torch.eye(1, 2, dtype=torch.float64, device=x.device)[0]
-    return rk_error(x, x, [x], one, one).square() * count
+        return sum_of_products(x, x)
+    return _squares(x, x, _one(x))
 
 
-def quotient(x: Tensor, y: Tensor, where: Tensor) -> Tensor:
+def _squares(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+    """|w_0 x + w_1 y|^2 of each sample."""
+    return rk_error(x, x, [y], weights, _one(x)).square() * math.prod(x.shape[1:])
+
+
+def _one(x: Tensor) -> Tensor:
+    """1 and 0, as the kernels take them."""
+    if _on_host(x):
+        return _stacked((1.0, 0.0), x)
+    return torch.eye(1, 2, dtype=torch.float64, device=x.device)[0]
+
+
+def inverse(x: Tensor | float) -> Tensor | float:
+    """1/x of numbers that are not negative, and 0 of 0."""
+    if isinstance(x, Tensor):
+        return quotient(torch.ones_like(x), x, x > 0)
+    return 1 / x if x > 0 else 0.0
+
+
+def quotient(x: Tensor | float, y: Tensor, where: Tensor) -> Tensor:
     """x/y where that is asked for, and 0 elsewhere; so is its derivative."""
-    return torch.where(where, x / torch.where(where, y, 1.0), 0.0)
+    if torch.is_grad_enabled():
+        y = torch.where(where, y, 1.0)
+    return torch.where(where, x / y, 0.0)
 
 
 def signs_like(x: Tensor) -> Tensor:

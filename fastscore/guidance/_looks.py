@@ -19,9 +19,9 @@ from fastscore.derivatives.mixing import far_apart, mixes_samples
 from fastscore.guidance._denoised import (
     denoised,
     in_transform,
-    inner,
     refuse_half,
     signs_like,
+    sum_of_products,
 )
 from fastscore.scores.adapters import Wrapper
 
@@ -136,7 +136,7 @@ def _compare(call: Call, x: Tensor, level: Tensor, *, differentiates: bool) -> N
         rounded = along
         with torch.autocast(kind, enabled=False):
             along = product()
-        lost = (inner(rounded - along, rounded - along) / x[0].numel()).sqrt() * level
+        lost = (sum_of_products(rounded - along, rounded - along) / x[0].numel()).sqrt() * level
         if float(lost.nan_to_num().max()) > LOST:
             got = "one whose derivative autocast rounds, by what is more than a tenth of the "
             got += "score (autocast off, or a network with c_skip, as of EDMDenoiser)"
@@ -148,8 +148,8 @@ def _compare(call: Call, x: Tensor, level: Tensor, *, differentiates: bool) -> N
         shift = v * per_sample(step.to(x.dtype), x)
         ahead = mean(x + shift)
         terms = v * (ahead - mean(x - shift)) / per_sample(2 * step, x)
-    off = inner(v.double(), along.double() - v * terms).abs()
-    size = inner(terms.abs(), torch.ones_like(terms))
+    off = sum_of_products(v.double(), along.double() - v * terms).abs()
+    size = sum_of_products(terms.abs(), torch.ones_like(terms))
     rounding = ROUNDINGS * epsilon * size_of_x / step * x[0].numel() ** 0.5
     good = (step <= MOST_STEP * level) & off.isfinite()
     worst = (off - DISAGREE * size - rounding)[good].sum()

@@ -97,7 +97,7 @@ class Posterior(Guided):
 
     def _checked_levels(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         level = self._levels(x, sigma)
-        if torch.finfo(x.dtype).bits < 32:
+        if x.dtype.itemsize < 4:
             expected = "float32 or float64, for guidance takes small differences (model.float())"
             fail(type(self).__name__, "x", expected, x.dtype)
         return level
@@ -154,6 +154,14 @@ def check_noise(fn: str, noise: Any) -> float:
     return check_number(fn, "noise", noise, minimum=0.0)
 
 
-def variance_left(level2: Tensor, data_variance: float) -> Tensor:
+def variance_left(level2: Tensor | float, data_variance: float) -> Tensor | float:
     """r^2 of x_0 given x, of data N(m, v I) under noise of variance s^2: v s^2/(v + s^2)."""
     return data_variance * level2 / (data_variance + level2)
+
+
+def solved(operator: Any, y: Tensor, r2: Tensor | float, noise2: float) -> Tensor:
+    """(r^2 A A' + noise^2)^-1 y by the operator, told each sample's r^2."""
+    if not isinstance(r2, Tensor):  # by a number an operator would divide y more exactly
+        r2 = y.new_full(y.shape[:1], r2, dtype=torch.float64)
+    solution: Tensor = operator.solve(y, r2, noise2)
+    return solution

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
 from fastscore._support.checks import check_number
-from fastscore.guidance._denoised import Denoised, quotient, squared
+from fastscore.guidance._denoised import Denoised, squared
 from fastscore.guidance._posterior import Posterior, variance_left
 from fastscore.guidance._rows import Rows
 
@@ -85,12 +84,11 @@ class DPS(Posterior):
         if rows is None:
             square, count = squared(off), float(off[:1].numel() * (2 if off.is_complex() else 1))
         else:  # without what A never gives
-            square, count = squared(back) / rows.scale, rows.rank
+            square, count = squared(back), rows.scale * rows.rank
         far = square > 0  # a norm has no gradient at 0, nor is one needed
-        size = square.where(far, 1.0).sqrt()
-        left = variance_left(at.variance, self.data_variance).sqrt()
-        weight = quotient(self.scale * math.sqrt(count) / left, size, far)
-        return at.pulled(back, weight)
+        r2 = variance_left(at.variance, self.data_variance)
+        size = (r2 / count * square.where(far, 1.0)).rsqrt()
+        return at.pulled(back, (self.scale * size).where(far, 0.0))
 
     def extra_repr(self) -> str:
         """What it has been given, for ``repr``."""

@@ -11,8 +11,15 @@ from torch import Tensor
 from fastscore._support.checks import check_int
 from fastscore.guidance._conjugate_gradients import Product, Solved, conjugate_gradients
 from fastscore.guidance._denoised import Denoised, combined, squared
-from fastscore.guidance._posterior import Posterior, check_noise, full_precision, variance_left
+from fastscore.guidance._posterior import (
+    Posterior,
+    check_noise,
+    full_precision,
+    solved,
+    variance_left,
+)
 from fastscore.guidance._rows import Rows
+from fastscore.operators import Mask
 
 ROUNDINGS = 8.0  # of the terms of a curvature: what is below has no sign
 
@@ -123,21 +130,23 @@ class MMPS(Posterior):
         self, at: Denoised, y: Tensor, rows: Rows | None, *, want_residual: bool = False
     ) -> Solved:
         operator, noise2, variance = self.operator, self.noise**2, at.variance
-        off = y - operator.A(at.mean)
-        if rows is not None and not rows.complete:  # what A never gives would take an iteration
-            off = operator.A(operator.A_adjoint(off)) / rows.scale
+        masked = isinstance(operator, Mask)
+        off = operator.A(at.misfit(y)) if masked else y - operator.A(at.mean)
+        if rows is not None and not rows.complete and not masked:
+            off = operator.A(operator.A_adjoint(off)) / rows.scale  # the rest takes an iteration
         rounding = ROUNDINGS * torch.finfo(off.dtype).eps * variance
 
-        def multiply(p: Tensor) -> Product:
-            back = operator.A_adjoint(p)
+        def multiply(p: Tensor, p2: Tensor) -> Product:
+            back = p if masked else operator.A_adjoint(p)  # A' of what is masked is itself
             carried = at.pulled(back)
-            value = combined(operator.A(carried), [p], (variance, noise2))
-            return Product(value, carried, rounding * squared(back))
+            seen = operator.A(carried)
+            value = combined(seen, [p], (variance, noise2), out=seen if masked else None)
+            back2 = squared(back) if rows is None else rows.scale * p2
+            return Product(value, carried, rounding * back2)
 
         def precondition(p: Tensor) -> Tensor:
             # For data of variance 1. Whatever they are, it takes out the operator's own spread.
-            solved: Tensor = operator.solve(p, variance_left(variance, 1.0), noise2)
-            return solved
+            return solved(operator, p, variance_left(variance, 1.0), noise2)
 
         return conjugate_gradients(
             multiply,

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastscore._support.checks import check_int, check_number
 from fastscore.guidance._conjugate_gradients import Product, conjugate_gradients
-from fastscore.guidance._denoised import Denoised, combined, quotient
-from fastscore.guidance._posterior import Posterior, check_noise, variance_left
+from fastscore.guidance._denoised import Denoised, combined, inverse
+from fastscore.guidance._posterior import Posterior, check_noise, solved, variance_left
 from fastscore.guidance._rows import Rows
 
 
@@ -100,17 +99,16 @@ class PiGDM(Posterior):
         if rows is None:
             return at.pulled(self._back(y - self.operator.A(at.mean), r2))
         spread = rows.scale * r2 + self.noise**2
-        one = torch.ones_like(spread)
-        return at.pulled(self._off(at, y)[1], quotient(one, spread, spread > 0))
+        return at.pulled(self._off(at, y)[1], inverse(spread))
 
-    def _back(self, off: Tensor, r2: Tensor) -> Tensor:
+    def _back(self, off: Tensor, r2: Tensor | float) -> Tensor:
         """A'(r^2 A A' + noise^2)^-1 of what is off."""
         operator, noise2 = self.operator, self.noise**2
         if hasattr(operator, "solve"):
-            back: Tensor = operator.A_adjoint(operator.solve(off, r2, noise2))
+            back: Tensor = operator.A_adjoint(solved(operator, off, r2, noise2))
             return back
 
-        def multiply(p: Tensor) -> Product:
+        def multiply(p: Tensor, _: Tensor) -> Product:
             carried = operator.A_adjoint(p)
             value = combined(operator.A(carried), [p], (r2, noise2))
             return Product(value, carried, 0.0)
