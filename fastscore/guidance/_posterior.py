@@ -11,14 +11,16 @@ from torch import Tensor
 
 from fastscore._support.checks import check_number, check_tensor, fail
 from fastscore._support.inference import is_captured
-from fastscore._support.reach import modules_of
+from fastscore._support.lending import lend
+from fastscore._support.reach import tensors_of
 from fastscore._support.terms import Terms
 from fastscore.derivatives.call import Call
 from fastscore.guidance._denoised import Denoised, denoised, in_transform, is_recorded
 from fastscore.guidance._guided import Guided
 from fastscore.guidance._looks import Looks
-from fastscore.guidance._rows import Rows, rows_of
+from fastscore.guidance._rows import Rows, contents_of, rows_of
 from fastscore.operators import Mask, as_operator, check_measurement
+from fastscore.scores.adapters import Wrapper
 
 
 class Posterior(Guided):
@@ -43,6 +45,7 @@ class Posterior(Guided):
         self.register_buffer("measurement", measurement, persistent=False)
         self._looks = Looks()
         self._rows: dict[Any, Rows | None] = {}
+        self._contents: Any = None
 
     def forward(
         self,
@@ -71,25 +74,45 @@ class Posterior(Guided):
         """
         level = self._checked_levels(x, sigma)
         y = self._measurement_of(x, measurement)
-        with torch.set_grad_enabled(self._is_recorded(x, level, y)):
+        with torch.set_grad_enabled(self._is_recorded(model_kwargs, x, level, y)):
             at = self._denoised(x, level, model_kwargs)
             with full_precision(x):
                 guidance = self._guidance(at, y, self._rows_of(x, y))
         return Terms([(at.score, 1.0), (guidance, 1.0)])
 
-    def _is_recorded(self, *tensors: Tensor) -> bool:
+    def _is_recorded(self, model_kwargs: dict[str, Any], *tensors: Tensor) -> bool:
         """Whether a gradient can be asked for of what is returned; else no graph is kept."""
         if not torch.is_grad_enabled() or is_recorded(*tensors) or in_transform():
             return torch.is_grad_enabled()
-        return any(p.requires_grad for m in modules_of(self) for p in m.parameters(recurse=False))
+        held: list[Any] = [model_kwargs, self.operator, self]
+        while isinstance(held[-1], Wrapper):  # around what may be no module
+            held.append(held[-1].inner)
+        return any(tensor.requires_grad for tensor in tensors_of(held))
 
     def _off(self, at: Denoised, y: Tensor) -> tuple[Tensor, Tensor]:
         """y - A D, and A' of it."""
         if isinstance(self.operator, Mask):  # A' of it is itself
             off = self.operator.A(at.misfit(y))
             return off, off
-        off = y - self.operator.A(at.mean)
-        return off, self.operator.A_adjoint(off)
+        off = y - self._applied(at.mean)
+        return off, self._adjoint(off)
+
+    # An operator may write to what it is given, or return it.
+
+    def _applied(self, x: Tensor) -> Tensor:
+        """A x."""
+        found: Tensor = self.operator.A(lend(x))
+        return found
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        """A' y."""
+        found: Tensor = self.operator.A_adjoint(lend(y))
+        return found
+
+    def _solve(self, y: Tensor, r2: Tensor, noise2: float) -> Tensor:
+        """(r2 A A' + noise2)^-1 y of an operator that has it."""
+        found: Tensor = self.operator.solve(lend(y), r2, noise2)
+        return found
 
     def _guidance(self, at: Denoised, y: Tensor, rows: Rows | None) -> Tensor:
         """grad log p(y | x) at these points, of x's shape."""
@@ -117,21 +140,28 @@ class Posterior(Guided):
         if given is not None and own is not None:
             fail(name, "measurement", "given once, and the constructor has one", "another")
         y = own if given is None else given
+        way = 'one of each sample goes into model_kwargs={"measurement": y}'
         try:
             y = check_measurement(name, self.operator, x, y)
         except ValueError as error:
             if own is None:
                 raise
-            way = 'one of each sample goes into model_kwargs={"measurement": y}'
             raise ValueError(f"{error} ({way})") from None
+        if own is not None and len(y) != 1:  # samplers don't cut it with the samples
+            fail(name, "measurement", f"one for all samples ({way})", f"{len(y)} of them")
         return y.to(x.dtype.to_complex() if y.is_complex() else x.dtype)
 
     def _rows_of(self, x: Tensor, y: Tensor) -> Rows | None:
-        """What is known of the operator's rows: looked at once for each shape."""
+        """What is known of the operator's rows: looked at once for each shape, while it stays."""
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors_of(self.operator)):
+            return None  # a number has no gradient
         key = x.shape[1:], y.shape[1:], y.dtype, y.device
+        blind = in_transform() or is_captured(x) or not x.numel()  # no value can be looked at
+        if not blind and (contents := contents_of(self.operator)) != self._contents:
+            self._contents, self._rows = contents, {}
         if key not in self._rows:
-            if in_transform() or is_captured(x) or not x.numel():
-                return None  # no value can be looked at
+            if blind:
+                return None
             self._rows[key] = rows_of(self.operator, y.detach())
         return self._rows[key]
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fastscore.guidance._denoised import signs_like
+from fastscore._support.lending import lend
+from fastscore.guidance._denoised import signs_like, values_like
 
 ROUNDINGS = 20.0  # of A^T A A^T y over c A^T y, in the mean over elements
 
@@ -27,7 +28,9 @@ class Rows(NamedTuple):
 
 @torch.no_grad()
 def rows_of(operator: Any, y: Tensor) -> Rows | None:
-    """What an operator's rows are like, found by products with one measurement of signs.
+    """What an operator's rows are like, found by products with one measurement without a pattern.
+
+    (Not of signs, which are an eigenvector of any two rows of one length.)
 
     Args:
         operator: with ``A`` and ``A_adjoint``.
@@ -36,11 +39,11 @@ def rows_of(operator: Any, y: Tensor) -> Rows | None:
     Returns:
         None where rows are of several lengths, or not orthogonal. Waits for the device.
     """
-    one = signs_like(torch.view_as_real(y[:1]) if y.is_complex() else y[:1])
+    one = values_like(torch.view_as_real(y[:1]) if y.is_complex() else y[:1])
     there = torch.view_as_complex(one) if y.is_complex() else one
-    back = operator.A_adjoint(there)
-    again = operator.A(back)
-    third = operator.A_adjoint(again)
+    back = operator.A_adjoint(lend(there)).clone()  # it may use its memory again
+    again = operator.A(lend(back))
+    third = operator.A_adjoint(lend(again))
     size = float(back.double().square().sum())
     if not size > 0:
         return None
@@ -50,5 +53,36 @@ def rows_of(operator: Any, y: Tensor) -> Rows | None:
     if not off <= tolerance**2 * size:
         return None
     rest = float((again - scale * there).abs().double().square().sum())
-    complete = rest <= tolerance**2 * one.numel()
-    return Rows(scale, complete, one.numel() if complete else size / scale)
+    if rest <= tolerance**2 * one.numel():
+        return Rows(scale, True, one.numel())
+    signs = signs_like(one)  # of which a mask's share is the number of its rows
+    seen = operator.A_adjoint(torch.view_as_complex(signs) if y.is_complex() else signs)
+    return Rows(scale, False, float(seen.double().square().sum()) / scale)
+
+
+def contents_of(operator: Any) -> list[Any]:
+    """What an operator is and holds, to compare: numbers by value, tensors with their version."""
+    parts = operator.modules() if isinstance(operator, nn.Module) else [operator]
+    found: list[Any] = [_Same(operator)]
+    for part in parts:
+        own = getattr(part, "__dict__", {})
+        for held in (own, own.get("_buffers", {}), own.get("_parameters", {})):
+            for value in held.values():
+                if isinstance(value, Tensor):
+                    found.append((id(value), 0 if value.is_inference() else value._version))
+                elif isinstance(value, (int, float, complex, str)):
+                    found.append(value)
+    return found
+
+
+class _Same:
+    """Equal where it holds the same object."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)

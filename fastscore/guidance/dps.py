@@ -86,7 +86,7 @@ class DPS(Posterior):
             square, count = squared(off), float(off[:1].numel() * (2 if off.is_complex() else 1))
         else:  # without what A never gives
             square, count = squared(back) / rows.scale, rows.rank
-        far = square > 0  # a norm has no gradient at 0, nor is one needed
+        far = square != 0  # a norm has no gradient at 0, nor is one needed
         size = square.where(far, 1.0).sqrt()
         left = variance_left(at.variance, self.data_variance).sqrt()
         weight = quotient(self.scale * math.sqrt(count) / left, size, far)

@@ -122,28 +122,27 @@ class MMPS(Posterior):
     def _solved(
         self, at: Denoised, y: Tensor, rows: Rows | None, *, want_residual: bool = False
     ) -> Solved:
-        operator, noise2, variance = self.operator, self.noise**2, at.variance
-        off = y - operator.A(at.mean)
+        noise2, variance = self.noise**2, at.variance
+        off = y - self._applied(at.mean)
         if rows is not None and not rows.complete:  # what A never gives would take an iteration
-            off = operator.A(operator.A_adjoint(off)) / rows.scale
+            off = self._applied(self._adjoint(off)) / rows.scale
         rounding = ROUNDINGS * torch.finfo(off.dtype).eps * variance
 
         def multiply(p: Tensor) -> Product:
-            back = operator.A_adjoint(p)
+            back = self._adjoint(p)
             carried = at.pulled(back)
-            value = combined(operator.A(carried), [p], (variance, noise2))
+            value = combined(self._applied(carried), [p], (variance, noise2))
             return Product(value, carried, rounding * squared(back))
 
         def precondition(p: Tensor) -> Tensor:
             # For data of variance 1. Whatever they are, it takes out the operator's own spread.
-            solved: Tensor = operator.solve(p, variance_left(variance, 1.0), noise2)
-            return solved
+            return self._solve(p, variance_left(variance, 1.0), noise2)
 
         return conjugate_gradients(
             multiply,
             off,
             iterations=self.iterations,
-            precondition=precondition if rows is None and hasattr(operator, "solve") else None,
+            precondition=precondition if rows is None and hasattr(self.operator, "solve") else None,
             want_residual=want_residual,
         )
 

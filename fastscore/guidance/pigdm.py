@@ -98,21 +98,20 @@ class PiGDM(Posterior):
     def _guidance(self, at: Denoised, y: Tensor, rows: Rows | None) -> Tensor:
         r2 = variance_left(at.variance, self.data_variance)
         if rows is None:
-            return at.pulled(self._back(y - self.operator.A(at.mean), r2))
+            return at.pulled(self._back(y - self._applied(at.mean), r2))
         spread = rows.scale * r2 + self.noise**2
         one = torch.ones_like(spread)
         return at.pulled(self._off(at, y)[1], quotient(one, spread, spread > 0))
 
     def _back(self, off: Tensor, r2: Tensor) -> Tensor:
         """A'(r^2 A A' + noise^2)^-1 of what is off."""
-        operator, noise2 = self.operator, self.noise**2
-        if hasattr(operator, "solve"):
-            back: Tensor = operator.A_adjoint(operator.solve(off, r2, noise2))
-            return back
+        noise2 = self.noise**2
+        if hasattr(self.operator, "solve"):
+            return self._adjoint(self._solve(off, r2, noise2))
 
         def multiply(p: Tensor) -> Product:
-            carried = operator.A_adjoint(p)
-            value = combined(operator.A(carried), [p], (r2, noise2))
+            carried = self._adjoint(p)
+            value = combined(self._applied(carried), [p], (r2, noise2))
             return Product(value, carried, 0.0)
 
         return conjugate_gradients(multiply, off, iterations=self.iterations).carried
