@@ -216,6 +216,24 @@ def test_gradients_of_what_is_no_parameter_of_a_module(kind: Any, place: str) ->
     assert torch.autograd.gradcheck(score, (w,), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("mask", [[True, False, True], [True, True, True]])
+def test_dps_is_the_same_where_no_value_can_be_looked_at(mask: list[bool]) -> None:
+    """In transforms, in compiled code, and with an operator that is trained."""
+    x, level = points(3), torch.full((3,), 0.7, dtype=F64)
+    weights = torch.tensor(mask).double()
+
+    def new(trained: bool = False) -> DPS:
+        return DPS(Held(W), Weighted("", weights.clone().requires_grad_(trained)), Y)
+
+    want = new()(x, level).total()
+    torch.testing.assert_close(new(trained=True)(x, level).total().detach(), want)
+    inside, _ = torch.func.vjp(lambda x: new()(x, level).total(), x)
+    torch.testing.assert_close(inside, want)
+    model = new()
+    compiled = torch.compile(lambda x: model(x, level).total(), backend="eager")
+    torch.testing.assert_close(compiled(x).detach(), want)
+
+
 def test_a_mask_of_a_part_of_conjugated_numbers() -> None:
     x = torch.randn(2, 3, dtype=torch.complex64).conj().imag
     mask = torch.tensor([True, False, True])

@@ -153,10 +153,10 @@ class Posterior(Guided):
 
     def _rows_of(self, x: Tensor, y: Tensor) -> Rows | None:
         """What is known of the operator's rows: looked at once for each shape, while it stays."""
-        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors_of(self.operator)):
+        if self._is_trained():
             return None  # a number has no gradient
         key = x.shape[1:], y.shape[1:], y.dtype, y.device
-        blind = in_transform() or is_captured(x) or not x.numel()  # no value can be looked at
+        blind = _is_blind(x)
         if not blind and (contents := contents_of(self.operator)) != self._contents:
             self._contents, self._rows = contents, {}
         if key not in self._rows:
@@ -165,10 +165,24 @@ class Posterior(Guided):
             self._rows[key] = rows_of(self.operator, y.detach())
         return self._rows[key]
 
+    def _is_trained(self) -> bool:
+        """Whether a gradient may be asked for of the operator."""
+        held = tensors_of(self.operator) if torch.is_grad_enabled() else []
+        return any(tensor.requires_grad for tensor in held)
+
+    def _looks_at_rows(self, x: Tensor) -> bool:
+        """Whether ``None`` of ``_rows_of`` says that rows are not orthogonal, or nothing."""
+        return not (_is_blind(x) or self._is_trained())
+
     def extra_repr(self) -> str:
         """What it has been given, for ``repr``."""
         y = self.measurement
         return "" if y is None else f"measurement of shape {tuple(y.shape)}"
+
+
+def _is_blind(x: Tensor) -> bool:
+    """Whether no value can be looked at."""
+    return in_transform() or is_captured(x) or not x.numel()
 
 
 def full_precision(x: Tensor) -> contextlib.AbstractContextManager[Any]:

@@ -26,38 +26,53 @@ class Rows(NamedTuple):
     rank: float  # how many rows there are: the measurement's numbers without those always 0
 
 
-@torch.no_grad()
-def rows_of(operator: Any, y: Tensor) -> Rows | None:
-    """What an operator's rows are like, found by products with one measurement without a pattern.
+class Tried(NamedTuple):
+    """What products with one measurement give: numbers, on the device."""
 
-    (Not of signs, which are an eigenvector of any two rows of one length.)
+    scale: Tensor
+    orthogonal: Tensor  # bool
+    complete: Tensor  # bool
+    rank: Tensor
+
+
+def rows_of(operator: Any, y: Tensor) -> Rows | None:
+    """What an operator's rows are like. Waits for the device.
 
     Args:
         operator: with ``A`` and ``A_adjoint``.
         y: a measurement, (batch, ...), of any values.
 
     Returns:
-        None where rows are of several lengths, or not orthogonal. Waits for the device.
+        None where rows are of several lengths, or not orthogonal.
+    """
+    found = tried(operator, y)
+    if not bool(found.orthogonal):
+        return None
+    return Rows(float(found.scale), bool(found.complete), float(found.rank))
+
+
+@torch.no_grad()
+def tried(operator: Any, y: Tensor) -> Tried:
+    """What rows are like, found by products with one measurement without a pattern.
+
+    (Not of signs, which are an eigenvector of any two rows of one length.)
     """
     one = values_like(torch.view_as_real(y[:1]) if y.is_complex() else y[:1])
     there = torch.view_as_complex(one) if y.is_complex() else one
     back = operator.A_adjoint(lend(there)).clone()  # it may use its memory again
-    again = operator.A(lend(back))
+    again = operator.A(lend(back)).clone()
     third = operator.A_adjoint(lend(again))
-    size = float(back.double().square().sum())
-    if not size > 0:
-        return None
-    scale = float((third.double() * back.double()).sum()) / size
-    tolerance = ROUNDINGS * torch.finfo(back.dtype).eps * scale
-    off = float((third.double() - scale * back.double()).square().sum())
-    if not off <= tolerance**2 * size:
-        return None
-    rest = float((again - scale * there).abs().double().square().sum())
-    if rest <= tolerance**2 * one.numel():
-        return Rows(scale, True, one.numel())
+    size = back.double().square().sum()
+    scale = (third.double() * back.double()).sum() / torch.where(size > 0, size, 1.0)
+    tolerance = (ROUNDINGS * torch.finfo(back.dtype).eps * scale).square()
+    off = (third.double() - scale * back.double()).square().sum()
+    rest = (again - scale.to(one.dtype) * there).abs().double().square().sum()
+    complete = rest <= tolerance * one.numel()
     signs = signs_like(one)  # of which a mask's share is the number of its rows
     seen = operator.A_adjoint(torch.view_as_complex(signs) if y.is_complex() else signs)
-    return Rows(scale, False, float(seen.double().square().sum()) / scale)
+    rank = seen.double().square().sum() / scale
+    orthogonal = (size > 0) & (off <= tolerance * size)
+    return Tried(scale, orthogonal, complete, torch.where(complete, one.numel(), rank))
 
 
 def contents_of(operator: Any) -> list[Any]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastscore._support.checks import check_number
 from fastscore.guidance._denoised import Denoised, quotient, squared
 from fastscore.guidance._posterior import Posterior, variance_left
-from fastscore.guidance._rows import Rows
+from fastscore.guidance._rows import Rows, tried
 
 
 class DPS(Posterior):
@@ -82,14 +82,24 @@ class DPS(Posterior):
 
     def _guidance(self, at: Denoised, y: Tensor, rows: Rows | None) -> Tensor:
         off, back = self._off(at, y)
-        if rows is None:
-            square, count = squared(off), float(off[:1].numel() * (2 if off.is_complex() else 1))
-        else:  # without what A never gives
+        square: Tensor
+        count: Tensor | float = float(off[:1].numel() * (2 if off.is_complex() else 1))
+        if rows is not None:  # without what A never gives
             square, count = squared(back) / rows.scale, rows.rank
+        else:
+            square = squared(off)
+        if (
+            rows is None and at.x.numel() and not self._looks_at_rows(at.x)
+        ):  # the same by what is on the device
+            found = tried(self.operator, y.detach())
+            size, again = squared(back), squared(self._applied(back))
+            seen = quotient(size.square(), again, again > 0)
+            square = torch.where(found.orthogonal, seen, square)
+            count = torch.where(found.orthogonal, found.rank, count)
         far = square != 0  # a norm has no gradient at 0, nor is one needed
         size = square.where(far, 1.0).sqrt()
         left = variance_left(at.variance, self.data_variance).sqrt()
-        weight = quotient(self.scale * math.sqrt(count) / left, size, far)
+        weight = quotient(self.scale * count**0.5 / left, size, far)
         return at.pulled(back, weight)
 
     def extra_repr(self) -> str:
