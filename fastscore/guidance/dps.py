@@ -82,25 +82,24 @@ class DPS(Posterior):
 
     def _guidance(self, at: Denoised, y: Tensor, rows: Rows | None) -> Tensor:
         off, back = self._off(at, y)
-        square: Tensor
-        count: Tensor | float = float(off[:1].numel() * (2 if off.is_complex() else 1))
+        square, count = squared(off), float(off[:1].numel() * (2 if off.is_complex() else 1))
         if rows is not None:  # without what A never gives
             square, count = squared(back) / rows.scale, rows.rank
-        else:
-            square = squared(off)
-        if (
-            rows is None and at.x.numel() and not self._looks_at_rows(at.x)
-        ):  # the same by what is on the device
+        elif at.x.numel() and not self._looks_at_rows(at.x):  # so by numbers on the device
             found = tried(self.operator, y.detach())
             size, again = squared(back), squared(self._applied(back))
-            seen = quotient(size.square(), again, again > 0)
+            seen = quotient(size.square(), again, again != 0)
             square = torch.where(found.orthogonal, seen, square)
-            count = torch.where(found.orthogonal, found.rank, count)
+            rank = torch.where(found.orthogonal, found.rank, count)
+            return at.pulled(back, self._weight(at, square, rank))
+        return at.pulled(back, self._weight(at, square, count))
+
+    def _weight(self, at: Denoised, square: Tensor, count: Tensor | float) -> Tensor:
+        """scale sqrt(m)/(r |y - A D|)."""
         far = square != 0  # a norm has no gradient at 0, nor is one needed
         size = square.where(far, 1.0).sqrt()
         left = variance_left(at.variance, self.data_variance).sqrt()
-        weight = quotient(self.scale * count**0.5 / left, size, far)
-        return at.pulled(back, weight)
+        return quotient(self.scale * count**0.5 / left, size, far)
 
     def extra_repr(self) -> str:
         """What it has been given, for ``repr``."""
