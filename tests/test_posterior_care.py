@@ -165,6 +165,20 @@ def test_a_network_is_looked_at_again_under_autocast_and_when_it_is_another() ->
         model(x, 500.0)
 
 
+def test_a_network_is_looked_at_again_where_differences_tell_nothing() -> None:
+    """At noise so low that they are all rounding."""
+
+    class Detached(nn.Module):
+        def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+            return (torch.tanh(x.detach()) - x) / (1 + sigma[:, None] ** 2)
+
+    model = PiGDM(Detached(), Mask(torch.tensor([True, False, True])), Y.float())
+    x = points(3).float()
+    model(x, 1e-4)
+    with pytest.raises(ValueError, match="differentiable in x, all of it"):
+        model(x, 1.0)
+
+
 class Held:
     """A score that is no module, of a tensor that it holds."""
 

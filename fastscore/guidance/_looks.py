@@ -72,7 +72,9 @@ class Looks:
         situation = _situation(modules, x)
         seen, key = _seen_of(model, situation)
         if key not in seen:
-            look_at_score(call, x.detach(), level.detach(), differentiates=self.differentiates)
+            points = x.detach(), level.detach()
+            if not look_at_score(call, *points, differentiates=self.differentiates):
+                return
             seen.add(key)
         self.model, self.modules, self.situation = model, modules, situation
 
@@ -98,8 +100,11 @@ def _seen_of(model: Any, situation: tuple[Any, ...]) -> tuple[set[Any], Any]:
 
 
 @torch.no_grad()
-def look_at_score(call: Call, x: Tensor, level: Tensor, *, differentiates: bool) -> None:
-    """Refuse a score of which guidance would be wrong. Waits for the device."""
+def look_at_score(call: Call, x: Tensor, level: Tensor, *, differentiates: bool) -> bool:
+    """Refuse a score of which guidance would be wrong. Waits for the device.
+
+    Returns whether there was a sample to compare derivatives at: none at the lowest noise.
+    """
     fn = call.fn
     if isinstance(call.model, nn.Module) and mixes_samples(call.model):
         got = "one with a BatchNorm layer that takes the statistics of its batch (model.eval())"
@@ -118,11 +123,12 @@ def look_at_score(call: Call, x: Tensor, level: Tensor, *, differentiates: bool)
         if far_apart(output[::2], call.output(changed)[::2], largest(output[::2])):
             got = "one whose output for a sample changes with the others in its batch"
             fail(fn, "score", "one whose samples do not depend on one another", got)
-    _compare(call, x, level, differentiates=differentiates)
+    compared = _compare(call, x, level, differentiates=differentiates)
     before()
+    return compared
 
 
-def _compare(call: Call, x: Tensor, level: Tensor, *, differentiates: bool) -> None:
+def _compare(call: Call, x: Tensor, level: Tensor, *, differentiates: bool) -> bool:
     """v'(dD/dx)v by reverse mode with differences of D, and under autocast with float32."""
 
     def product() -> Tensor:
@@ -166,3 +172,4 @@ def _compare(call: Call, x: Tensor, level: Tensor, *, differentiates: bool) -> N
         got += "(a part without a graph, as a gradient that is taken inside without "
         got += "create_graph=True; or half precision inside)"
         fail(call.fn, "score", "differentiable in x, all of it", got)
+    return bool(good.any())

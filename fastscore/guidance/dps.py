@@ -82,10 +82,10 @@ class DPS(Posterior):
 
     def _guidance(self, at: Denoised, y: Tensor, rows: Rows | None) -> Tensor:
         off, back = self._off(at, y)
-        square, count = squared(off), float(off[:1].numel() * (2 if off.is_complex() else 1))
         if rows is not None:  # without what A never gives
-            square, count = squared(back) / rows.scale, rows.rank
-        elif at.x.numel() and not self._looks_at_rows(at.x):  # so by numbers on the device
+            return at.pulled(back, self._weight(at, squared(back) / rows.scale, rows.rank))
+        square, count = squared(off), float(off[:1].numel() * (2 if off.is_complex() else 1))
+        if at.x.numel() and not self._looks_at_rows(at.x):  # so by numbers on the device
             found = tried(self.operator, y.detach())
             size, again = squared(back), squared(self._applied(back))
             seen = quotient(size.square(), again, again != 0)
