@@ -11,7 +11,7 @@ from posteriors import F64, Gaussian, Matrix, some_gaussian
 from torch import Tensor, nn
 
 import fastscore
-from fastscore.guidance import DPS, MMPS, ClassifierFreeGuidance, PiGDM
+from fastscore.guidance import DPS, MMPS, ClassifierFreeGuidance, InBasis, PiGDM
 from fastscore.guidance._rows import rows_of
 from fastscore.operators import AveragePool, Blur, Mask
 
@@ -177,6 +177,40 @@ def test_a_network_is_looked_at_again_where_differences_tell_nothing() -> None:
     model(x, 1e-4)
     with pytest.raises(ValueError, match="differentiable in x, all of it"):
         model(x, 1.0)
+
+
+@pytest.mark.parametrize("kind", [PiGDM, MMPS])
+def test_no_noise_at_all_is_seen(kind: Any) -> None:
+    """Guidance is infinite there, and not 0."""
+    x, weights = points(3), (2.0, 0.5, 1.0)
+    level = torch.tensor([0.1, 0.0, 1.0], dtype=F64)
+    for operator in (Weighted("", weights), Weighted("", (2.0, 2.0, 0.0))):
+        found = kind(standard(3), operator, Y)(x, level).total().isfinite()
+        assert not found[1].any()
+        assert found[::2].all()
+    score, matrix = standard(3), torch.diag(torch.tensor(weights, dtype=F64))
+    got = kind(score, Weighted("", weights), Y, noise=0.3)(x, 0.0).total()
+    want = score.given(matrix, Y, 0.3)(x, torch.zeros(3, dtype=F64))
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_wrong_adjoint_is_warned_of(kind: Any) -> None:
+    class Wrong(Weighted):
+        def A_adjoint(self, y: Tensor) -> Tensor:
+            return 1.1 * super().A_adjoint(y)
+
+    with pytest.warns(UserWarning, match="Wrong: A_adjoint is not the adjoint of A"):
+        kind(standard(3), Wrong("", (2.0, 0.5, 1.0)), Y)(points(3), 0.6)
+
+
+def test_a_basis_that_has_changed_is_tried_again() -> None:
+    basis = Weighted("", (1.0, -1.0, 1.0))
+    model = InBasis(standard(3), basis)
+    model(points(3), 0.6)
+    basis.weights *= 2.0
+    with pytest.raises(ValueError, match="basis must be orthogonal"):
+        model(points(3), 0.6)
 
 
 class Held:

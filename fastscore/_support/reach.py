@@ -42,7 +42,8 @@ def tensors_of(model: Any) -> list[Tensor]:
     return found
 
 
-def _reached(model: Any) -> Iterator[Any]:
+def _reached(model: Any) -> list[Any]:
+    found: list[Any] = []
     seen: set[int] = set()
     left: list[Any] = [model]
     while left and len(seen) < _AT_MOST:
@@ -50,7 +51,7 @@ def _reached(model: Any) -> Iterator[Any]:
         if id(x) in seen:
             continue
         seen.add(id(x))
-        yield x
+        found.append(x)
         if isinstance(x, nn.Module):
             if x._modules:
                 left.extend(x._modules.values())
@@ -58,6 +59,7 @@ def _reached(model: Any) -> Iterator[Any]:
                 left.extend([value for value in vars(x).values() if type(value) in _FOLLOWED])
         elif x is not None:
             left.extend(_within(x))
+    return found
 
 
 @functools.cache

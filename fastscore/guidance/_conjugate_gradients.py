@@ -74,7 +74,8 @@ def conjugate_gradients(
         going = going & (step.square() * squared(product.value) <= most)
         step = quotient(square, curvature, going)
         if carried is None:
-            step = torch.where(square == square, step, square)  # NaN leads to NaN, and not to 0
+            both = square + curvature
+            step = torch.where(both == both, step, both)  # NaN leads to NaN, and not to 0
             carried = combined(product.carried, [product.carried], (step, 0.0))
         else:
             carried = combined(carried, [product.carried], (1.0, step), out=_own(carried, True))

@@ -59,7 +59,8 @@ class Posterior(Guided):
 
         Args:
             x: points, float32 or float64.
-            sigma: their noise levels, above 0.
+            sigma: their noise levels, above 0. (At 0, without noise in y, guidance is infinite:
+                NaN.)
             measurement: y of each sample, (batch, ...), where the constructor has none; of one
                 for all, (1, ...).
             model_kwargs: what else the score is given, by name.
@@ -201,3 +202,8 @@ def check_noise(fn: str, noise: Any) -> float:
 def variance_left(level2: Tensor, data_variance: float) -> Tensor:
     """r^2 of x_0 given x, of data N(m, v I) under noise of variance s^2: v s^2/(v + s^2)."""
     return data_variance * level2 / (data_variance + level2)
+
+
+def where_finite(level2: Tensor, noise: float) -> Tensor:
+    """1 of each sample, and NaN where neither it nor the measurement has noise."""
+    return torch.where(level2 + noise**2 > 0, 1.0, torch.nan).to(level2.dtype)

@@ -13,9 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from fastscore._support.lending import lend
-from fastscore.guidance._denoised import signs_like, values_like
+from fastscore._support.warn import warn_caller
+from fastscore.guidance._denoised import inner, signs_like, values_like
 
 ROUNDINGS = 20.0  # of A^T A A^T y over c A^T y, in the mean over elements
+
+MISMATCH = 1e-3  # of inner products; rounding is below 1e-5
 
 
 class Rows(NamedTuple):
@@ -33,10 +36,11 @@ class Tried(NamedTuple):
     orthogonal: Tensor  # bool
     complete: Tensor  # bool
     rank: Tensor
+    mismatch: Tensor  # of <A u, v> and <u, A_adjoint v>, u = A_adjoint v, relative
 
 
 def rows_of(operator: Any, y: Tensor) -> Rows | None:
-    """What an operator's rows are like. Waits for the device.
+    """What an operator's rows are like. Waits for the device; warns of a wrong adjoint.
 
     Args:
         operator: with ``A`` and ``A_adjoint``.
@@ -46,6 +50,13 @@ def rows_of(operator: Any, y: Tensor) -> Rows | None:
         None where rows are of several lengths, or not orthogonal.
     """
     found = tried(operator, y)
+    if float(found.mismatch) > MISMATCH:
+        warn_caller(
+            f"{type(operator).__name__}: A_adjoint is not the adjoint of A, <A u, v> and <u, "
+            f"A_adjoint v> are {float(found.mismatch):.2g} of |A u| |v| apart (see "
+            "fastscore.operators.check_adjoint): guidance is wrong by as much.",
+            UserWarning,
+        )
     if not bool(found.orthogonal):
         return None
     return Rows(float(found.scale), bool(found.complete), float(found.rank))
@@ -72,7 +83,11 @@ def tried(operator: Any, y: Tensor) -> Tried:
     seen = operator.A_adjoint(torch.view_as_complex(signs) if y.is_complex() else signs)
     rank = seen.double().square().sum() / scale
     orthogonal = (size > 0) & (off <= tolerance * size)
-    return Tried(scale, orthogonal, complete, torch.where(complete, one.numel(), rank))
+    rank = torch.where(complete, one.numel(), rank)
+    length = (again.abs().double().square().sum() * one.double().square().sum()).sqrt()
+    apart = (inner(again, there).sum() - size).abs()
+    mismatch = apart / torch.where(length > 0, length, 1.0)
+    return Tried(scale, orthogonal, complete, rank, mismatch)
 
 
 def contents_of(operator: Any) -> list[Any]:

@@ -11,7 +11,13 @@ from torch import Tensor
 from fastscore._support.checks import check_int
 from fastscore.guidance._conjugate_gradients import Product, Solved, conjugate_gradients
 from fastscore.guidance._denoised import Denoised, combined, squared
-from fastscore.guidance._posterior import Posterior, check_noise, full_precision, variance_left
+from fastscore.guidance._posterior import (
+    Posterior,
+    check_noise,
+    full_precision,
+    variance_left,
+    where_finite,
+)
 from fastscore.guidance._rows import Rows
 
 ROUNDINGS = 8.0  # of the terms of a curvature: what is below has no sign
@@ -126,6 +132,7 @@ class MMPS(Posterior):
         off = y - self._applied(at.mean)
         if rows is not None and not rows.complete:  # what A never gives would take an iteration
             off = self._applied(self._adjoint(off)) / rows.scale
+        variance = variance * where_finite(variance, self.noise)
         rounding = ROUNDINGS * torch.finfo(off.dtype).eps * variance
 
         def multiply(p: Tensor) -> Product:

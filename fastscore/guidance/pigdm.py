@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastscore._support.checks import check_int, check_number
 from fastscore.guidance._conjugate_gradients import Product, conjugate_gradients
-from fastscore.guidance._denoised import Denoised, combined, quotient
-from fastscore.guidance._posterior import Posterior, check_noise, variance_left
+from fastscore.guidance._denoised import Denoised, combined
+from fastscore.guidance._posterior import Posterior, check_noise, variance_left, where_finite
 from fastscore.guidance._rows import Rows
 
 
@@ -97,11 +96,10 @@ class PiGDM(Posterior):
 
     def _guidance(self, at: Denoised, y: Tensor, rows: Rows | None) -> Tensor:
         r2 = variance_left(at.variance, self.data_variance)
+        there = where_finite(at.variance, self.noise)
         if rows is None:
-            return at.pulled(self._back(y - self._applied(at.mean), r2))
-        spread = rows.scale * r2 + self.noise**2
-        one = torch.ones_like(spread)
-        return at.pulled(self._off(at, y)[1], quotient(one, spread, spread > 0))
+            return at.pulled(self._back(y - self._applied(at.mean), r2), there)
+        return at.pulled(self._off(at, y)[1], there / (rows.scale * r2 + self.noise**2))
 
     def _back(self, off: Tensor, r2: Tensor) -> Tensor:
         """A'(r^2 A A' + noise^2)^-1 of what is off."""
