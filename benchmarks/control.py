@@ -43,7 +43,7 @@ SHAPE = (1, 4, 4)
 NOISE = 0.05
 SIGMA_MIN, SIGMA_MAX = 0.01, 20.0
 STEPS = (30, 100, 300)
-MEASUREMENTS, SAMPLES = 4, 1024
+MEASUREMENTS, SAMPLES, SEEDS = 4, 1024, 4
 Job = Callable[[Any, Tensor, Tensor, int, int], Tensor]  # of score, y, noise, steps, seed
 
 
@@ -237,10 +237,17 @@ def pooled(physics: Any, shape: tuple[int, ...], noise: Any) -> Any:
 # ---- quality -------------------------------------------------------------------------------------
 
 
+def distance(drawn: list[Tensor], exact: list[Tensor]) -> float:
+    """The mean over measurements."""
+    pairs = zip(drawn, exact, strict=True)
+    return statistics.mean(sliced_wasserstein(a, b, seed=0) for a, b in pairs)
+
+
 def quality(quick: bool) -> dict[str, Any]:
-    """Sliced Wasserstein distances, mean over measurements, in units of what chance leaves."""
+    """Sliced Wasserstein distances, means over measurements and over seeds, with their errors."""
     prior, result = mixture(), {}
     measurements, samples, steps = (2, 256, (10, 30)) if quick else (MEASUREMENTS, SAMPLES, STEPS)
+    seeds = 2 if quick else SEEDS
     truth = prior.sample(measurements, seed=7)
     for task, operator, physics in tasks(SHAPE):
         clean = operator.A(truth)
@@ -250,22 +257,26 @@ def quality(quick: bool) -> dict[str, Any]:
         ys = clean + noise
         exact = [posterior_samples(prior, operator, y, samples, 11) for y in ys]
         others = [posterior_samples(prior, operator, y, samples, 12) for y in ys]
-        pairs = zip(exact, others, strict=True)
-        floor = statistics.mean(sliced_wasserstein(a, b, seed=0) for a, b in pairs)
-        z = torch.randn(samples, *SHAPE, generator=torch.Generator().manual_seed(5))
+        floor = distance(others, exact)
         rows: dict[str, Any] = {}
         for name, way in ways(task, operator, physics):
             found = {}
             for count in steps:
-                distances = [
-                    sliced_wasserstein(way(prior, y[None], z, count, 20 + i), exact[i], seed=0)
-                    for i, y in enumerate(ys)
-                ]
-                found[count] = statistics.mean(distances)
-            rows[name] = found
-            print(f"{task:5} {name:38}", *(f"{v / floor:8.2f}" for v in found.values()), flush=True)
+                means = []
+                for seed in range(seeds):
+                    generator = torch.Generator().manual_seed(50 + seed)
+                    z = torch.randn(samples, *SHAPE, generator=generator)
+                    drawn = [
+                        way(prior, y[None], z, count, 100 * seed + i) for i, y in enumerate(ys)
+                    ]
+                    means.append(distance(drawn, exact))
+                found[count] = statistics.mean(means), statistics.stdev(means) / len(means) ** 0.5
+            rows[name] = {k: {"mean": m, "standard_error": e} for k, (m, e) in found.items()}
+            shown = (f"{m / floor:7.2f} +- {e / floor:.2f}" for m, e in found.values())
+            print(f"{task:5} {name:38}", *shown, flush=True)
         result[task] = {"floor": floor, "distances": rows}
-    return {"noise": NOISE, "measurements": measurements, "samples": samples, "tasks": result}
+    sizes = {"measurements": measurements, "samples": samples, "seeds": seeds}
+    return {"noise": NOISE, **sizes, "tasks": result}
 
 
 # ---- time ----------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ evaluation    ``evaluation``: ``frechet_distance``, ``sliced_wasserstein``, ``en
 processes     ``sde``: ``VE``, ``VP``, ``SubVP``, ``Cosine``, ``DDPM``, ``RectifiedFlow``, any
               object with alpha(t) and sigma(t); ``ProcessScore``; ``conversions``, ``grids``
 control       ``guidance``: ``ClassifierGuidance``, ``ClassifierFreeGuidance``; of measurements
-              ``DPS``, ``PiGDM``, ``MMPS``
+              ``DPS``, ``PiGDM``, ``MMPS``; ``InBasis``
 measurements  ``operators``: ``Mask``, ``Blur``, ``MaskedFourier``, ``Radon`` and others
 networks      ``nn``: ``ScoreMLP``, ``ScoreConvNet``, ``NoisyClassifier``, ``EMA``; ``shared`` marks
               an argument that is not the samples'

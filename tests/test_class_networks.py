@@ -94,7 +94,8 @@ BAD_LABELS: list[tuple[Any, type[Exception], str]] = [
     (torch.tensor([0, -1]), ValueError, "got labels from -1 to 0"),
     (torch.zeros(2), ValueError, "label must be given, int64"),
     (torch.zeros(3).long(), ValueError, "for a batch of 2"),
-    (1, TypeError, "label must be given, int64"),
+    ([1], TypeError, "label must be given, int64"),
+    (4, ValueError, "label must be given, int64"),
 ]
 
 

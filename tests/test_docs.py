@@ -68,7 +68,7 @@ def test_readme_snippets_run_pasted_one_by_one(tmp_path, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
     text = README.read_text()
     snippets = re.findall(r"```python\n(.*?)```", text, re.S)
-    assert len(re.findall(r"range\(\d000\)", text)) == 4
+    assert len(re.findall(r"range\(\d000\)", text)) == 5
     prompt = Prompt()
     for snippet in snippets:
         for line in [*re.sub(r"range\(\d000\)", "range(20)", snippet).splitlines(), ""]:

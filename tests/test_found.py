@@ -22,8 +22,8 @@ from fastscore.nn import EMA, ScoreConvNet, ScoreMLP
 from fastscore.scores import DenoiserScore, EnergyScore, EpsScore, GaussianMixture, Parzen
 
 ROOMS = [
-    "derivatives", "evaluation", "losses", "nn", "ops", "random", "reference", "samplers",
-    "schedules", "scores", "sde",
+    "derivatives", "evaluation", "guidance", "losses", "nn", "operators", "ops", "random",
+    "reference", "samplers", "schedules", "scores", "sde",
 ]  # fmt: skip
 
 
@@ -101,7 +101,17 @@ def test_the_docstring_of_the_package_is_a_map_of_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "room", ["derivatives", "evaluation", "losses", "nn", "samplers", "scores"]
+    "room",
+    [
+        "derivatives",
+        "evaluation",
+        "guidance",
+        "losses",
+        "nn",
+        "operators",
+        "samplers",
+        "scores",
+    ],
 )
 def test_the_docstring_of_a_room_is_a_map_of_it(room: str) -> None:
     module = getattr(fastscore, room)

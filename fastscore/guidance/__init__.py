@@ -10,6 +10,15 @@ Everything conditional is the same samplers with another score, score(x) + grad 
 ``MMPS``                    the same, with the covariance that the score's own Jacobian says
 ``InBasis``                 of the data in another orthogonal basis: colorization as inpainting
 ==========================  ========================================================================
+
+>>> import torch, fastscore
+>>> score = fastscore.scores.GaussianMixture([1.0], [[0.0, 0.0]], 1.0)
+>>> first = fastscore.operators.Mask(torch.tensor([True, False]))
+>>> posterior = PiGDM(score, first, torch.tensor([2.0, 0.0]), noise=0.1)
+>>> sde = fastscore.sde.VE(0.01, 10.0)
+>>> x = fastscore.reverse_sde(posterior, sde, steps=50, shape=(1000, 2), seed=0)
+>>> bool((x.mean(0) - torch.tensor([1.98, 0.0])).abs().max() < 0.1)
+True
 """
 
 from fastscore.guidance.basis import InBasis

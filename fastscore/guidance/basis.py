@@ -124,6 +124,10 @@ class InBasis(Guided):
             x: Tensor = self.basis.A_adjoint(lend(z))
         return _fitting("A_adjoint", x, z.shape[:1])
 
+    def extra_repr(self) -> str:
+        """The basis where it is no module, for ``repr``: modules show below."""
+        return "" if isinstance(self.basis, torch.nn.Module) else f"basis={self.basis!r}"
+
     def _try(self, z: Tensor) -> None:
         """That Q Q^T z = z and Q^T z is as long as z, once: it waits for the device then."""
         kind = (z.shape[1:], z.dtype, z.device)

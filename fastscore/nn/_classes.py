@@ -19,10 +19,14 @@ class ClassEmbedding(nn.Embedding):
         super().__init__(classes + 1, width)
 
     def of(self, label: Any, x: Tensor) -> Tensor:
-        """The vectors of int64 labels (batch,), (batch, width)."""
+        """The vectors of int64 labels (batch,), or of one number for all, (batch, width)."""
         way = f"given, int64 (batch,) in [0, {self.classes}), or {self.classes} for no class"
         if label is None:
             fail(self.fn, "label", way, None)
+        if isinstance(label, int) and not isinstance(label, bool):
+            if not 0 <= label <= self.classes:
+                fail(self.fn, "label", way, label)
+            return self(torch.full(x.shape[:1], label, device=x.device))
         if not isinstance(label, Tensor):
             fail_type(self.fn, "label", way, label)
         if label.dtype != torch.int64 or label.shape != x.shape[:1]:

@@ -64,6 +64,15 @@ class LinearOperator(nn.Module):
         """``A``."""
         return self.A(x)
 
+    def __init__(self) -> None:
+        """One without numbers of its own."""
+        super().__init__()
+
+    def extra_repr(self) -> str:
+        """What it was made with, for ``repr``: the shapes of its numbers."""
+        numbers = ((name, value) for name, value in self.named_buffers(recurse=False))
+        return ", ".join(f"{name} {tuple(value.shape)}" for name, value in numbers)
+
     def __matmul__(self, other: Any) -> Compose:
         return Compose(self, other)
 

@@ -96,6 +96,7 @@ def warn_of_divergence(
         f"{fn}: {what}. {advice}The chain diverges where {plan.step_size} is too large, where the "
         "model returns something else than the score (of a network that predicts the noise or the "
         'data, say prediction="eps" or "x0", or make it a score by fastscore.scores.EpsScore or '
-        "DenoiserScore), or where it is called with another conditioning than it was trained with.",
+        "DenoiserScore), or where it is called with another conditioning than it was trained with, "
+        "or at noise levels that it was not trained on (sigma_range=).",
         UserWarning,
     )

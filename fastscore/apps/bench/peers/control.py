@@ -8,6 +8,7 @@ so that each side asks the network at the same levels.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,34 +37,55 @@ def sample_azula(
 ) -> Tensor:
     """``method``: "mmps" (on its DDPM sampler), "pigdm" (which knows no noise), or "dps".
 
-    DPS and PiGDM are samplers there, with steps of their own; MMPS is a denoiser.
+    DPS and PiGDM are samplers there, with steps of their own; MMPS is a denoiser. Its data are
+    rows of numbers, which its linear solvers take one by one.
     """
     from azula import guidance
-    from azula.linalg.covariance import IsotropicCovariance
 
     module, denoiser_of = azula_modules()
-    denoiser: Any = denoiser_of(net)
+    shape = x.shape[1:]
+
+    def flat_net(x: Tensor, sigma: Tensor) -> Tensor:
+        return net(x.reshape(-1, *shape), sigma).flatten(1)
+
+    def measured(x: Tensor) -> Tensor:
+        return operator.A(x.reshape(-1, *shape)).flatten(1)
+
+    denoiser: Any = denoiser_of(flat_net)
     options: dict[str, Any] = {"steps": len(sigmas) - 1, "silent": True}
     if method == "mmps":
-        covariance = IsotropicCovariance(torch.tensor(noise**2, dtype=x.dtype))
         base: Any = module.DDPMSampler
         given: tuple[Any, ...] = (
-            guidance.MMPSDenoiser(
-                denoiser, y, operator.A, covariance, solver=solver, iterations=iterations
-            ),
+            azula_mmps(denoiser, measured, y.flatten(1), noise, solver, iterations),
         )
     elif method == "pigdm":
         base, options["eta"] = guidance.PGDMSampler, 1.0
-        given = (denoiser, y, operator.A, operator.A_dagger)
+
+        def inverse(y_: Tensor) -> Tensor:
+            return operator.A_dagger(y_.reshape(-1, *y.shape[1:])).flatten(1)
+
+        given = (denoiser, y.flatten(1), measured, inverse)
     else:
         base, options["zeta"] = guidance.DPSSampler, zeta
-        given = (denoiser, y, operator.A)
+        given = (denoiser, y.flatten(1), measured)
 
     class OnGrid(base):
         timesteps = torch.as_tensor(sigmas).to(torch.float32)
 
-    samples: Tensor = OnGrid(*given, **options)(x)
-    return samples
+    samples: Tensor = OnGrid(*given, **options)(x.flatten(1))
+    return samples.reshape(-1, *shape)
+
+
+def azula_mmps(
+    denoiser: Any, measured: Callable[[Tensor], Tensor], y: Tensor, noise: float, solver: str,
+    iterations: int,
+) -> Any:  # fmt: skip
+    """Its denoiser given y, of rows of numbers."""
+    from azula.guidance import MMPSDenoiser
+    from azula.linalg.covariance import IsotropicCovariance
+
+    covariance = IsotropicCovariance(torch.tensor(noise**2, dtype=y.dtype))
+    return MMPSDenoiser(denoiser, y, measured, covariance, solver=solver, iterations=iterations)
 
 
 # ---- deepinv -----------------------------------------------------------------------------------
@@ -71,6 +93,7 @@ def sample_azula(
 _declared: list[Any] = []  # operators stay as long as what declared them
 
 
+@functools.cache
 def deepinv_package() -> Any:
     """deepinv; it needs torchvision, which a CPU build of torch may not import as it is."""
     try:
