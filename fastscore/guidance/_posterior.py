@@ -62,7 +62,9 @@ class Posterior(Guided):
             sigma: their noise levels, above 0. (At 0, without noise in y, guidance is infinite:
                 NaN.)
             measurement: y of each sample, (batch, ...), where the constructor has none; of one
-                for all, (1, ...).
+                for all, (1, ...). Where A's rows are orthogonal and of one length, as those of a
+                mask, what it never gives is left out, be it NaN; elsewhere, as of a mask after a
+                blur, let it be 0: NaN leads to NaN.
             model_kwargs: what else the score is given, by name.
 
         Returns:
@@ -72,6 +74,9 @@ class Posterior(Guided):
         Raises:
             ValueError: a measurement that the operator can't give, or none, or two; x in half
                 precision; a score whose derivative is missing or would be wrong, looked at once.
+
+        Warns:
+            UserWarning: an ``A_adjoint`` that is not the adjoint of ``A``, looked at once.
         """
         level = self._checked_levels(x, sigma)
         y = self._measurement_of(x, measurement)
