@@ -27,7 +27,23 @@ def modules_of(model: Any) -> list[nn.Module]:
     Those below a module, and those that a function has in its closure, its defaults, its
     ``partial`` arguments or the object that it is bound to, or that it names as globals.
     """
-    found: list[nn.Module] = []
+    return [x for x in _reached(model) if isinstance(x, nn.Module)]
+
+
+def tensors_of(model: Any) -> list[Tensor]:
+    """The tensors that a model reaches in the same ways; those of a module, all that it holds."""
+    found: list[Tensor] = []
+    for x in _reached(model):
+        if isinstance(x, Tensor):
+            found.append(x)
+        elif isinstance(x, nn.Module):
+            held = (*vars(x).values(), *x._parameters.values(), *x._buffers.values())
+            found.extend(value for value in held if isinstance(value, Tensor))
+    return found
+
+
+def _reached(model: Any) -> list[Any]:
+    found: list[Any] = []
     seen: set[int] = set()
     left: list[Any] = [model]
     while left and len(seen) < _AT_MOST:
@@ -35,8 +51,8 @@ def modules_of(model: Any) -> list[nn.Module]:
         if id(x) in seen:
             continue
         seen.add(id(x))
+        found.append(x)
         if isinstance(x, nn.Module):
-            found.append(x)
             if x._modules:
                 left.extend(x._modules.values())
             if not _is_of_pytorch(type(x).__module__) or "forward" in vars(x):

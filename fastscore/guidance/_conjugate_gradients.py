@@ -79,6 +79,9 @@ def conjugate_gradients(
         going = going & (step.square() * change <= most)
         parts.append(product.carried)
         step = step.where(going, 0.0)
+        if i == 0:
+            both = square + curvature
+            step = torch.where(both == both, step, both)  # NaN leads to NaN, and not to 0
         steps.append(step)
         if len(parts) == AT_ONCE or i + 1 == iterations:
             parts, steps = [combined(parts[0], parts[1:], steps)], [1.0]

@@ -240,10 +240,10 @@ def _one(x: Tensor) -> Tensor:
 
 
 def inverse(x: Tensor | float) -> Tensor | float:
-    """1/x of numbers that are not negative, and 0 of 0."""
+    """1/x of numbers that are not negative, and NaN of 0."""
     if isinstance(x, Tensor):
-        return quotient(torch.ones_like(x), x, x > 0)
-    return 1 / x if x > 0 else 0.0
+        return torch.where(x > 0, 1 / x, torch.nan)
+    return 1 / x if x > 0 else math.nan
 
 
 def quotient(x: Tensor | float, y: Tensor, where: Tensor) -> Tensor:
@@ -255,8 +255,21 @@ def quotient(x: Tensor | float, y: Tensor, where: Tensor) -> Tensor:
 
 def signs_like(x: Tensor) -> Tensor:
     """Signs without a pattern, the same at each sample, of x's shape."""
+    return _like(1 - 2 * ((_mixed(x) >> 7) & 1), x)
+
+
+def values_like(x: Tensor) -> Tensor:
+    """The same with sizes from 1/2 to 3/2."""
+    return _like(0.5 + (_mixed(x) >> 8).double() / 2**24, x) * signs_like(x)
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """32 bits without a pattern for each element of a sample."""
     n = torch.arange(x[0].numel(), device=x.device)
     mixed = (n * 2654435761 + 12345) % 2**32
     mixed = ((mixed ^ (mixed >> 15)) * 2246822519) % 2**32
-    signs = 1 - 2 * (((mixed ^ (mixed >> 13)) >> 7) & 1)
-    return signs.to(x.dtype).view(x.shape[1:]).expand_as(x).contiguous()
+    return mixed ^ (mixed >> 13)
+
+
+def _like(values: Tensor, x: Tensor) -> Tensor:
+    return values.to(x.dtype).view(x.shape[1:]).expand_as(x).contiguous()

@@ -35,13 +35,14 @@ LOST = 0.1  # of the score, by what half precision makes of the guidance
 class Looks:
     """What has been looked at, of one guided score: again when a module changes its mode.
 
-    Of a module it is remembered beyond the one: by the network, the adapters around it, its modes
-    and the precision.
+    Of a module it is remembered beyond the one: by the network, the adapters around it, its modes,
+    the precision, and whether there was more than one sample to look at.
     """
 
     def __init__(self) -> None:
-        self.modules: list[nn.Module] | None = None
-        self.modes: list[bool] = []
+        self.model: Any = None
+        self.modules: list[nn.Module] = []
+        self.situation: Any = None
         self.differentiates = False  # whether the score takes a derivative itself
 
     def __deepcopy__(self, memo: Any) -> Looks:
@@ -59,31 +60,39 @@ class Looks:
             ValueError: it draws random numbers, mixes its samples, has half precision, or is not
                 differentiable in x, all of it.
         """
-        if self.modules is not None and [m.training for m in self.modules] == self.modes:
+        model, modules = call.model, self.modules
+        if model is self.model and _situation(modules, x) == self.situation:
             return
-        modules = modules_of(call.model)
+        modules = modules_of(model)
         self.differentiates = any(getattr(m, "differentiates_energy", False) for m in modules)
         if in_transform() or is_captured(x):
             return  # where no value can be looked at: the next call is
         if not x.numel():
             return
-        modes = [m.training for m in modules]
-        seen, key = _seen_of(call.model, modes, x)
+        situation = _situation(modules, x)
+        seen, key = _seen_of(model, situation)
         if key not in seen:
-            look_at_score(call, x.detach(), level.detach(), differentiates=self.differentiates)
+            points = x.detach(), level.detach()
+            if not look_at_score(call, *points, differentiates=self.differentiates):
+                return
             seen.add(key)
-        self.modules, self.modes = modules, modes
+        self.model, self.modules, self.situation = model, modules, situation
 
 
-def _seen_of(model: Any, modes: list[bool], x: Tensor) -> tuple[set[Any], Any]:
+def _situation(modules: list[nn.Module], x: Tensor) -> tuple[Any, ...]:
+    """What the answer may hang on beside the model."""
+    kind = x.device.type
+    autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    return (*(m.training for m in modules), x.dtype, x.shape[1:], len(x) > 1, autocast)
+
+
+def _seen_of(model: Any, situation: tuple[Any, ...]) -> tuple[set[Any], Any]:
     """How a network has been looked at, and this way of it; a function has no such memory."""
     adapters: list[str] = []
     while isinstance(model, Wrapper) and isinstance(model.inner, nn.Module):
         adapters.append(repr((type(model), model.net_conditioning, model.extra_repr())))
         model = model.inner
-    kind = x.device.type
-    autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    key = (*adapters, *modes, x.dtype, x.shape[1:], autocast)
+    key = (*adapters, *situation)
     if not isinstance(model, nn.Module):
         return set(), key
     seen: set[Any] = known_of(model).setdefault("guided", set())
@@ -91,8 +100,11 @@ def _seen_of(model: Any, modes: list[bool], x: Tensor) -> tuple[set[Any], Any]:
 
 
 @torch.no_grad()
-def look_at_score(call: Call, x: Tensor, level: Tensor, *, differentiates: bool) -> None:
-    """Refuse a score of which guidance would be wrong. Waits for the device."""
+def look_at_score(call: Call, x: Tensor, level: Tensor, *, differentiates: bool) -> bool:
+    """Refuse a score of which guidance would be wrong. Waits for the device.
+
+    Returns whether there was a sample to compare derivatives at: none at the lowest noise.
+    """
     fn = call.fn
     if isinstance(call.model, nn.Module) and mixes_samples(call.model):
         got = "one with a BatchNorm layer that takes the statistics of its batch (model.eval())"
@@ -111,11 +123,12 @@ def look_at_score(call: Call, x: Tensor, level: Tensor, *, differentiates: bool)
         if far_apart(output[::2], call.output(changed)[::2], largest(output[::2])):
             got = "one whose output for a sample changes with the others in its batch"
             fail(fn, "score", "one whose samples do not depend on one another", got)
-    _compare(call, x, level, differentiates=differentiates)
+    compared = _compare(call, x, level, differentiates=differentiates)
     before()
+    return compared
 
 
-def _compare(call: Call, x: Tensor, level: Tensor, *, differentiates: bool) -> None:
+def _compare(call: Call, x: Tensor, level: Tensor, *, differentiates: bool) -> bool:
     """v'(dD/dx)v by reverse mode with differences of D, and under autocast with float32."""
 
     def product() -> Tensor:
@@ -159,3 +172,4 @@ def _compare(call: Call, x: Tensor, level: Tensor, *, differentiates: bool) -> N
         got += "(a part without a graph, as a gradient that is taken inside without "
         got += "create_graph=True; or half precision inside)"
         fail(call.fn, "score", "differentiable in x, all of it", got)
+    return bool(good.any())

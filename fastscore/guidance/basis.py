@@ -16,6 +16,7 @@ from fastscore._support.lending import lend, lent
 from fastscore._support.terms import Terms, summed
 from fastscore.derivatives.known import Keeping, Known
 from fastscore.guidance._guided import Guided
+from fastscore.guidance._rows import contents_of
 
 TOLERANCE = 1e-4  # of Q Q^T z = z, over the largest element of z; more in half precision
 SEED = 0
@@ -32,7 +33,8 @@ class InBasis(Guided):
     Args:
         score: a model of (x, sigma), or one that says by its attributes how it is called.
         basis: Q, any object with ``A(x)``, Q x, and ``A_adjoint(z)``, Q^T z, on batches, such as
-            those of :mod:`fastscore.operators`. It is tried once, at the first call, on noise.
+            those of :mod:`fastscore.operators`. It is tried once, at the first call, on noise, and
+            again when what it holds has changed.
 
     Attributes:
         score, basis: as given.
@@ -68,6 +70,7 @@ class InBasis(Guided):
                 raise TypeError(f"InBasis: basis must be {expected}, got {got}")
         self.basis = basis
         self._tried: set[tuple[torch.Size, torch.dtype, torch.device]] = set()
+        self._contents: Any = None
         if self.data_shape is not None:
             with torch.no_grad():
                 turned = basis.A(torch.zeros(1, *self.data_shape, device=_device_of(basis)))
@@ -126,9 +129,13 @@ class InBasis(Guided):
         return "" if isinstance(self.basis, torch.nn.Module) else f"basis={self.basis!r}"
 
     def _try(self, z: Tensor) -> None:
-        """That Q Q^T z = z and Q^T z is as long as z, once: it waits for the device."""
+        """That Q Q^T z = z and Q^T z is as long as z, once: it waits for the device then."""
         kind = (z.shape[1:], z.dtype, z.device)
-        if torch.compiler.is_compiling() or kind in self._tried or not z.numel() or _capturing(z):
+        if torch.compiler.is_compiling() or not z.numel() or _capturing(z):
+            return
+        if (contents := contents_of(self.basis)) != self._contents:
+            self._contents, self._tried = contents, set()
+        if kind in self._tried:
             return
         with torch.no_grad():
             noise = random.normal(random.key(SEED, device=z.device), z.shape, dtype=z.dtype)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastscore._support.checks import check_number
-from fastscore.guidance._denoised import Denoised, squared
+from fastscore.guidance._denoised import Denoised, quotient, squared
 from fastscore.guidance._posterior import Posterior, variance_left
-from fastscore.guidance._rows import Rows
+from fastscore.guidance._rows import Rows, tried
 
 
 class DPS(Posterior):
@@ -81,14 +82,24 @@ class DPS(Posterior):
 
     def _guidance(self, at: Denoised, y: Tensor, rows: Rows | None) -> Tensor:
         off, back = self._off(at, y)
-        if rows is None:
-            square, count = squared(off), float(off[:1].numel() * (2 if off.is_complex() else 1))
-        else:  # without what A never gives
-            square, count = squared(back), rows.scale * rows.rank
-        far = square > 0  # a norm has no gradient at 0, nor is one needed
+        if rows is not None:  # without what A never gives
+            return at.pulled(back, self._weight(at, squared(back), rows.scale * rows.rank))
+        square, count = squared(off), float(off[:1].numel() * (2 if off.is_complex() else 1))
+        if at.x.numel() and not self._looks_at_rows(at.x):  # so by numbers on the device
+            found = tried(self.operator, y.detach())
+            size, again = squared(back), squared(self._applied(back))
+            seen = quotient(size.square(), again, again != 0)
+            square = torch.where(found.orthogonal, seen, square)
+            rank = torch.where(found.orthogonal, found.rank, count)
+            return at.pulled(back, self._weight(at, square, rank))
+        return at.pulled(back, self._weight(at, square, count))
+
+    def _weight(self, at: Denoised, square: Tensor, count: Tensor | float) -> Tensor:
+        """scale sqrt(m)/(r |y - A D|)."""
+        far = square != 0  # a norm has no gradient at 0, nor is one needed
         r2 = variance_left(at.variance, self.data_variance)
         size = (r2 / count * square.where(far, 1.0)).rsqrt()
-        return at.pulled(back, (self.scale * size).where(far, 0.0))
+        return (self.scale * size).where(far, 0.0)
 
     def extra_repr(self) -> str:
         """What it has been given, for ``repr``."""

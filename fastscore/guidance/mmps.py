@@ -15,8 +15,8 @@ from fastscore.guidance._posterior import (
     Posterior,
     check_noise,
     full_precision,
-    solved,
     variance_left,
+    where_finite,
 )
 from fastscore.guidance._rows import Rows
 from fastscore.operators import Mask
@@ -129,30 +129,31 @@ class MMPS(Posterior):
     def _solved(
         self, at: Denoised, y: Tensor, rows: Rows | None, *, want_residual: bool = False
     ) -> Solved:
-        operator, noise2, variance = self.operator, self.noise**2, at.variance
-        masked = isinstance(operator, Mask)
-        off = operator.A(at.misfit(y)) if masked else y - operator.A(at.mean)
+        noise2, variance = self.noise**2, at.variance
+        masked = isinstance(self.operator, Mask)
+        off = self.operator.A(at.misfit(y)) if masked else y - self._applied(at.mean)
         if rows is not None and not rows.complete and not masked:
-            off = operator.A(operator.A_adjoint(off)) / rows.scale  # the rest takes an iteration
+            off = self._applied(self._adjoint(off)) / rows.scale  # the rest takes an iteration
+        variance = variance * where_finite(variance, self.noise)
         rounding = ROUNDINGS * torch.finfo(off.dtype).eps * variance
 
         def multiply(p: Tensor, p2: Tensor) -> Product:
-            back = p if masked else operator.A_adjoint(p)  # A' of what is masked is itself
+            back = p if masked else self._adjoint(p)  # A' of what is masked is itself
             carried = at.pulled(back)
-            seen = operator.A(carried)
+            seen = self._applied(carried)
             value = combined(seen, [p], (variance, noise2), out=seen if masked else None)
             back2 = squared(back) if rows is None else rows.scale * p2
             return Product(value, carried, rounding * back2)
 
         def precondition(p: Tensor) -> Tensor:
             # For data of variance 1. Whatever they are, it takes out the operator's own spread.
-            return solved(operator, p, variance_left(variance, 1.0), noise2)
+            return self._solve(p, variance_left(variance, 1.0), noise2)
 
         return conjugate_gradients(
             multiply,
             off,
             iterations=self.iterations,
-            precondition=precondition if rows is None and hasattr(operator, "solve") else None,
+            precondition=precondition if rows is None and hasattr(self.operator, "solve") else None,
             want_residual=want_residual,
         )
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from fastscore._support.checks import check_int, check_number
 from fastscore.guidance._conjugate_gradients import Product, conjugate_gradients
 from fastscore.guidance._denoised import Denoised, combined, inverse
-from fastscore.guidance._posterior import Posterior, check_noise, solved, variance_left
+from fastscore.guidance._posterior import Posterior, check_noise, variance_left, where_finite
 from fastscore.guidance._rows import Rows
 
 
@@ -97,20 +97,19 @@ class PiGDM(Posterior):
     def _guidance(self, at: Denoised, y: Tensor, rows: Rows | None) -> Tensor:
         r2 = variance_left(at.variance, self.data_variance)
         if rows is None:
-            return at.pulled(self._back(y - self.operator.A(at.mean), r2))
-        spread = rows.scale * r2 + self.noise**2
-        return at.pulled(self._off(at, y)[1], inverse(spread))
+            there = where_finite(at.variance, self.noise)
+            return at.pulled(self._back(y - self._applied(at.mean), r2), there)
+        return at.pulled(self._off(at, y)[1], inverse(rows.scale * r2 + self.noise**2))
 
     def _back(self, off: Tensor, r2: Tensor | float) -> Tensor:
         """A'(r^2 A A' + noise^2)^-1 of what is off."""
-        operator, noise2 = self.operator, self.noise**2
-        if hasattr(operator, "solve"):
-            back: Tensor = operator.A_adjoint(solved(operator, off, r2, noise2))
-            return back
+        noise2 = self.noise**2
+        if hasattr(self.operator, "solve"):
+            return self._adjoint(self._solve(off, r2, noise2))
 
         def multiply(p: Tensor, _: Tensor) -> Product:
-            carried = operator.A_adjoint(p)
-            value = combined(operator.A(carried), [p], (r2, noise2))
+            carried = self._adjoint(p).clone()  # several are kept: the operator's own memory
+            value = combined(self._applied(carried), [p], (r2, noise2))
             return Product(value, carried, 0.0)
 
         return conjugate_gradients(multiply, off, iterations=self.iterations).carried
