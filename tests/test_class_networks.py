@@ -250,7 +250,7 @@ def test_nothing_is_dropped_unless_asked_for() -> None:
     for options, message in (
         ({"drop": 1.5}, "drop must be a probability"),
         ({"drop": 0.1}, "null must be a dictionary .* with drop, got None"),
-        ({"drop": 0.1, "null": {"y": 1}}, "null must be of names in model_kwargs"),
+        ({"drop": 0.1, "null": {"y": 1}}, "y must be given by name"),
     ):
         with pytest.raises(ValueError, match=f"dsm_loss: {message}"):
             dsm_loss(kept, x, SIGMAS, model_kwargs={"label": labels}, **options)

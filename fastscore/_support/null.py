@@ -56,7 +56,9 @@ def without_conditions(
     changed = dict(model_kwargs)
     for name, value in null.items():
         if name not in model_kwargs:
-            fail(fn, "null", f"of names in model_kwargs ({', '.join(model_kwargs)})", repr(name))
+            got = ", ".join(map(repr, model_kwargs)) or "nothing"
+            expected = f'given by name, as model_kwargs={{"{name}": ...}}, for null has one'
+            fail(fn, name, expected, got)
         changed[name] = _replaced(fn, name, model_kwargs[name], value, batch, without)
     return changed
 
@@ -64,7 +66,7 @@ def without_conditions(
 def _replaced(
     fn: str, name: str, entry: Any, value: Tensor | float, batch: int, without: Tensor | None
 ) -> Tensor:
-    arg, expected = f"model_kwargs[{name!r}]", f"a tensor of shape ({batch}, ...), to drop"
+    arg, expected = f"model_kwargs[{name!r}]", f"a tensor of shape ({batch}, ...), for null"
     if not isinstance(entry, Tensor):
         fail_type(fn, arg, expected, entry)
     if not entry.dim() or entry.shape[0] != batch:

@@ -39,6 +39,11 @@ class MMPS(Posterior):
     the posterior than by a :class:`PiGDM` that is told the variance of all data, and farther than
     by one that is told the variance within a cluster.
 
+    Of data that are not Gaussian the guided scores of different levels do not quite belong to one
+    diffusion, and more steps do not help; a corrector does (``reverse_sde(..., corrector=
+    "annealed", snr=0.5)``). A network's Jacobian is not smooth: the likelihood of its posterior
+    score may take hundreds of evaluations, or not be found.
+
     The inverse is that of a few conjugate gradients, each of them one reverse pass through the
     score: ``iterations`` in all, for the products that the guidance needs at last are those of the
     iterations. (Reverse mode, for all share one forward pass: another pass with tangents costs 1.4
@@ -53,8 +58,9 @@ class MMPS(Posterior):
             or another's.
         measurement: y, one for all samples: of the shape that A gives, with or without a batch
             of 1. For one of each sample: None here, and ``model_kwargs={"measurement": y}``.
-        noise: the standard deviation of the noise in y, at least 0; of complex numbers, that of
-            the real part.
+        noise: the standard deviation of the noise in y, at least 0, one for all; of complex
+            numbers, that of the real part. What is left out here is fitted; and with none a
+            network's Jacobian, which is not quite a covariance, has nothing to hold it.
         iterations: of conjugate gradients, at least 1. On mixtures more than 3 change little.
 
     Attributes:

@@ -39,12 +39,12 @@ class PiGDM(Posterior):
             or another's.
         measurement: y, one for all samples: of the shape that A gives, with or without a batch
             of 1. For one of each sample: None here, and ``model_kwargs={"measurement": y}``.
-        noise: the standard deviation of the noise in y, at least 0; of complex numbers, that of
-            the real part.
-        data_variance: v, of the data. Where elements depend on one another, as those of pictures
-            do, their variance in the direction of the largest: the first eigenvalue of their
-            covariance. With less, each step goes too far, and samples may diverge. Of clusters of
-            independent elements that within one is nearer to what is left at low noise.
+        noise: the standard deviation of the noise in y, at least 0, one for all; of complex
+            numbers, that of the real part. What is left out here is fitted.
+        data_variance: v, of the data. Begin with that of an element (``x.var(0).mean()``; within a
+            cluster, where there are clusters). Where elements depend on one another, as those of
+            pictures do, each step goes too far with it, and samples may diverge: go up, at most to
+            the first eigenvalue of their covariance, which never does.
         iterations: of conjugate gradients, where nothing else gives the inverse.
 
     Attributes:
