@@ -7,8 +7,9 @@ RePaint's resampling take the measurement for exact.
 
 ``time``: whole jobs with a convolutional network, each method and the same of another package,
 taking turns; and with a score that costs next to nothing, which leaves the library's own part.
+``step``: that part beside the same written in eager PyTorch.
 
-Run: python benchmarks/control.py [--out benchmarks/results] [--quick] [--parts quality time]
+Run: python benchmarks/control.py [--out benchmarks/results] [--quick] [--parts quality time step]
 Writes control.json. Packages that are not installed (pip install "fastscore[peers]") are left out,
 and the JSON says so.
 """
@@ -31,9 +32,11 @@ from torch import Tensor
 import fastscore
 from fastscore import guidance, operators, sde
 from fastscore._support.files import prepare_directory
-from fastscore.apps.bench.cases import networks
+from fastscore.apps.bench.case import Case
+from fastscore.apps.bench.cases import guided as guided_jobs
+from fastscore.apps.bench.cases import langevin, networks
 from fastscore.apps.bench.machine import prepare_process
-from fastscore.apps.bench.measure import quantiles
+from fastscore.apps.bench.measure import Effort, measure, quantiles
 from fastscore.apps.bench.peers import control as peers
 from fastscore.apps.info import info
 from fastscore.evaluation.distances import sliced_wasserstein
@@ -332,6 +335,33 @@ def timing(quick: bool) -> dict[str, Any]:
     return result
 
 
+def step(quick: bool) -> dict[str, Any]:
+    """The library's part of a guided step beside eager code, alone and in jobs with no network."""
+    shape, result = (2, 3, 32, 32) if quick else (64, 3, 32, 32), {}
+    where = prepare_process()
+    cases = {
+        kind: Case(
+            "sample_guided", "jobs", guided_jobs.build(None, kind), shape, params={"steps": 30},
+            clock="host",
+        )
+        for kind in ("classifier-free", "pigdm")
+    }  # fmt: skip
+    sides = ("fastscore", "eager")
+    cases["step of two terms"] = Case(
+        "langevin_step_", "langevin", langevin.build_guided, shape, params={"terms": 2},
+        providers=sides,
+    )  # fmt: skip
+    for name, case in cases.items():
+        rows = {row["provider"]: row for row in measure(case, Effort(quick=quick), where)}
+        ours = rows["fastscore"]
+        result[name] = {
+            "seconds": {side: rows[side]["seconds"]["p50"] for side in sides},
+            "eager_over_ours": ours["ratios"]["eager"],
+        }
+        print(name, result[name], flush=True)
+    return {"shape": shape, "threads": torch.get_num_threads(), "cases": result}
+
+
 def in_turns(
     sides: dict[str, Job], run: Callable[[Job], Any], turns: int
 ) -> dict[str, dict[str, Any]]:
@@ -357,7 +387,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--quick", action="store_true", help="small, to see that it runs")
-    parser.add_argument("--parts", nargs="+", choices=("quality", "time"))
+    parser.add_argument("--parts", nargs="+", choices=("quality", "time", "step"))
     args = parser.parse_args()
     prepare_directory("benchmarks/control.py", args.out)
     prepare_process()
@@ -366,8 +396,8 @@ def main() -> None:
     packages = ("azula", "deepinv")
     found["packages"] = {p: importlib.util.find_spec(p) is not None for p in packages}
     found["info"] = info()
-    for part in args.parts or ("quality", "time"):
-        found[part] = {"quality": quality, "time": timing}[part](args.quick)
+    for part in args.parts or ("quality", "time", "step"):
+        found[part] = {"quality": quality, "time": timing, "step": step}[part](args.quick)
         path.write_text(json.dumps(found, indent=1) + "\n")
 
 
