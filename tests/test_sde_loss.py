@@ -415,7 +415,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"drop": 1.5}, ValueError, "drop must be a probability"),
     ({"drop": 0.1}, ValueError, "null must be a dictionary .* with drop, got None"),
     ({"drop": 0.1, "null": 10}, TypeError, "null must be a dictionary"),
-    ({**DROP, "null": {"class": 1}}, ValueError, r"null must be of names in .*\(label\), got 'cla"),
+    ({**DROP, "null": {"class": 1}}, ValueError, "class must be given by name, .*, got 'label'"),
     ({**DROP, "null": {"label": 0.5}}, ValueError, r"null\['label'\] must be a whole number"),
     ({**DROP, "null": {"label": torch.ones(2)}}, ValueError, r"null\['label'\] must be a number"),
     ({**DROP, "null": {"label": torch.ones(())}}, ValueError, r"null\['label'\] must be of whole"),
