@@ -59,9 +59,8 @@ class ClassifierFreeGuidance(Guided):
         sigma_interval: (lo, hi), the noise levels between which there is guidance; None for all.
         batched: evaluate the network once, for twice the samples. By default twice, which is right
             for every network (one whose samples depend on one another, too), keeps the closed forms
-            of derivatives, and holds half the activations. Which is faster hangs on the network: on
-            a CPU core once took 0.6 of the time for ``ScoreMLP(64)`` and 8 samples and 0.9 for 64,
-            but 1.0 to 1.4 times as long for ``ScoreConvNet``.
+            of derivatives, and holds half the activations. Which is faster hangs on the network:
+            on a CPU a small perceptron gains by it, a convolutional network does not.
 
     Attributes:
         data_shape, sigma_range: those of ``score``, None where it has none.

@@ -32,8 +32,8 @@ class DPS(Posterior):
     process: with 1000 steps of the VP process, m = 12288 and ``scale`` 1 from 0.7 to 2.2.
 
     It is exact for nothing, and does not ask how noisy y is: it pulls y - A D to 0, with the
-    default of 2 harder than is right, which on mixtures comes nearest (for noise well above the
-    data's resolution 0.5 to 1). Where A A^T has a closed form, or several products can be paid,
+    default of 2 harder than is right, which on mixtures comes nearest (for much noise less
+    does). Where A A^T has a closed form, or several products can be paid,
     :class:`PiGDM` and :class:`MMPS` are better. A call takes one of the score and one reverse
     pass through it.
 

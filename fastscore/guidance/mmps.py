@@ -46,8 +46,8 @@ class MMPS(Posterior):
 
     The inverse is that of a few conjugate gradients, each of them one reverse pass through the
     score: ``iterations`` in all, for the products that the guidance needs at last are those of the
-    iterations. (Reverse mode, for all share one forward pass: another pass with tangents costs 1.4
-    to 2 times as much. Of a network J is nearly symmetric only, and J^T what gradients need.) An
+    iterations. (Reverse mode, for all share one forward pass: another pass with tangents costs
+    more. Of a network J is nearly symmetric only, and J^T what gradients need.) An
     operator's ``solve`` is their preconditioner, where its rows are not orthogonal. A sample where
     the Jacobian is not positive, or where rounding is reached, stops by itself; :meth:`residual`
     says what is left.
